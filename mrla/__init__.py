@@ -1,0 +1,29 @@
+"""Layer attention for any vision backbone: `attach` adds it, `detach` removes it, `compare` says whether it helped."""
+
+from typing import TYPE_CHECKING, Any
+
+from . import ops as ops
+from .models import attach as attach
+from .models import detach as detach
+from .models import load as load
+from .models import save as save
+
+if TYPE_CHECKING:
+    from .analysis import compare as compare
+    from .train import evaluate as evaluate
+    from .train import fit as fit
+
+# Loaded when first used: they bring Lightning, scikit-learn and matplotlib.
+_LATER = {"fit": "train", "evaluate": "train", "compare": "analysis"}
+
+
+def __getattr__(name: str) -> Any:
+    if name not in _LATER:
+        raise AttributeError(f"module 'mrla' has no attribute {name!r}")
+    from importlib import import_module
+
+    return getattr(import_module(f"mrla.{_LATER[name]}"), name)
+
+
+def __dir__() -> list[str]:
+    return sorted([*globals(), *_LATER])

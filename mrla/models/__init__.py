@@ -1,0 +1,15 @@
+"""Mixers in backbones: attach and detach, named models, saving and loading."""
+
+from .attachment import attach as attach
+from .attachment import attach_recipe as attach_recipe
+from .attachment import detach as detach
+from .attachment import is_attached as is_attached
+from .chain_search import Chain as Chain
+from .chain_search import find_chains as find_chains
+from .checkpoints import build as build
+from .checkpoints import load as load
+from .checkpoints import read_config as read_config
+from .checkpoints import save as save
+from .initialisation import initialise_as_notebook as initialise_as_notebook
+from .named_resnets import build_resnet as build_resnet
+from .stage import Stage as Stage

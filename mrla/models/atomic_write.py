@@ -1,0 +1,69 @@
+"""Writing a file whole or not at all."""
+
+import os
+import tempfile
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+
+@contextmanager
+def written_whole(path: Path) -> Iterator[Path]:
+    """Gives a temporary path beside `path` to write to, and renames it to `path` if the body succeeds.
+
+    Args:
+        path: The file to make or replace; its folder is made if need be.
+
+    Yields:
+        A path in the same folder with the same suffix. It is removed if the body raises.
+
+    Raises:
+        ValueError: If the folder cannot be made or written to.
+
+    Example:
+        >>> import tempfile
+        >>> target = Path(tempfile.mkdtemp()) / "note.txt"
+        >>> with written_whole(target) as beside:
+        ...     _ = beside.write_text("done")
+        >>> target.read_text()
+        'done'
+    """
+    make_folder(path.parent)
+    handle, name = tempfile.mkstemp(prefix=f".{path.stem}-", suffix=path.suffix, dir=path.parent)
+    os.close(handle)
+    beside = Path(name)
+    try:
+        yield beside
+        beside.chmod(0o666 & ~_umask())  # mkstemp's file is for its owner alone
+        beside.replace(path)
+    finally:
+        beside.unlink(missing_ok=True)
+
+
+def make_folder(folder: Path) -> Path:
+    """Makes `folder` and its parents, and checks that it can be written to.
+
+    Args:
+        folder: The folder; it may exist.
+
+    Returns:
+        `folder`.
+
+    Raises:
+        ValueError: If it cannot be made, is a file, or gives no write permission.
+    """
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        with tempfile.TemporaryFile(dir=folder):
+            pass
+    except OSError as error:
+        raise ValueError(
+            f"the output folder must be writable: got {folder} ({error.strerror}); choose another folder or its rights"
+        ) from error
+    return folder
+
+
+def _umask() -> int:
+    mask = os.umask(0)
+    os.umask(mask)
+    return mask

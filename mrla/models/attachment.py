@@ -1,0 +1,168 @@
+"""Adding mixers to a built network, and taking them off again."""
+
+import difflib
+import inspect
+from typing import Any, TypeVar
+
+import torch
+from torch import nn
+
+from mrla.ops import METHODS, ChainPlace, LayerMixer
+
+from .chain_search import Chain, find_chains
+from .stage import MIXER, Stage
+
+ModelT = TypeVar("ModelT", bound=nn.Module)
+
+_OURS = {"self", "channels", "place", "has_shortcut", "device", "dtype"}
+_CLASSES_TO_ATTACH_BEFORE = ("DistributedDataParallel", "FullyShardedDataParallel", "OptimizedModule", "DataParallel")
+
+
+def attach(
+    model: ModelT,
+    method: str = "light",
+    *,
+    head_dim: int | None = None,
+    heads: int | None = None,
+    init: str = "identity",
+    drop_path: float = 0.0,
+    **options: Any,
+) -> ModelT:
+    """Gives every block of a network a mixer through which it hears the blocks before it.
+
+    It works in place. With ``init="identity"`` the network says bit for bit what it said before; old parameters keep
+    their names, and a plain checkpoint still loads with only ``*.mrla.*`` missing.
+
+    Args:
+        model: A ResNet, ResNeXt or Wide ResNet of timm or torchvision, trained or not.
+        method: ``"light"``, or ``"dw"`` for the control with no attention.
+        head_dim: Channels per head; the method's own where neither this nor `heads` is given.
+        heads: Number of heads, in place of `head_dim`.
+        init: ``"identity"`` for a trained network; ``"released"`` or ``"notebook"`` to train from scratch as the
+            authors' code or the Paddle notebook does. Only the mixers are drawn.
+        drop_path: Probability of leaving a mixer's branch out for an image, in training.
+        options: The method's own: `carry` for ``"light"``, `norm` for both.
+
+    Returns:
+        `model` itself.
+
+    Raises:
+        ValueError: If the network has no chain of known blocks, already has mixers, is wrapped (DDP, compiled,
+            scripted), or an option's value does not fit.
+        TypeError: If the method has no such option, or `model` is not a module.
+
+    Example:
+        >>> import mrla, timm, torch
+        >>> model = timm.create_model("resnet18", num_classes=10).eval()
+        >>> image = torch.randn(1, 3, 64, 64)
+        >>> before = model(image)
+        >>> torch.equal(mrla.attach(model, "light")(image), before)
+        True
+    """
+    recipe = {"method": method, "head_dim": head_dim, "heads": heads, "init": init, "drop_path": drop_path, **options}
+    _check_attachable(model)
+    arguments = _mixer_arguments(recipe)
+    # Everything that can fail comes before the first change to the model.
+    chains = find_chains(model)
+    mixers = [_make_mixers(model, chain, METHODS[method], arguments) for chain in chains]
+    for chain, chain_mixers in zip(chains, mixers, strict=True):
+        container = model.get_submodule(chain.name)
+        for name, mixer in zip(chain.blocks, chain_mixers, strict=True):
+            block = container.get_submodule(name)
+            block.add_module(MIXER, mixer.train(block.training))
+        plain_class = type(container)
+        container.__class__ = Stage
+        assert isinstance(container, Stage)
+        container.plain_class = plain_class
+    model.mrla_recipe = recipe  # type: ignore[assignment]
+    return model
+
+
+def detach(model: ModelT) -> ModelT:
+    """Takes every mixer off again and gives the original network back, bit for bit.
+
+    Args:
+        model: A network that `attach` has worked on.
+
+    Returns:
+        `model` itself, with the classes, keys and key order that it had before.
+
+    Raises:
+        ValueError: If the network has no mixers.
+
+    Example:
+        >>> import mrla, timm
+        >>> model = timm.create_model("resnet18")
+        >>> keys = list(model.state_dict())
+        >>> list(mrla.detach(mrla.attach(model)).state_dict()) == keys
+        True
+    """
+    if not is_attached(model):
+        raise ValueError(f"detach takes off what attach has added: this {type(model).__name__} has no mixers")
+    for stage in [module for module in model.modules() if isinstance(module, Stage)]:
+        for block in stage.children():
+            block._modules.pop(MIXER, None)
+        plain_class = stage.plain_class
+        del stage.plain_class
+        stage.__class__ = plain_class  # type: ignore[assignment]
+    del model.mrla_recipe
+    return model
+
+
+def is_attached(model: nn.Module) -> bool:
+    """Whether any block of `model` has a mixer."""
+    return any(isinstance(module, LayerMixer) for module in model.modules())
+
+
+def attach_recipe(model: nn.Module) -> dict[str, Any] | None:
+    """The arguments that `attach` was called with, or None for a plain network."""
+    recipe = getattr(model, "mrla_recipe", None)
+    return dict(recipe) if isinstance(recipe, dict) else None
+
+
+def _check_attachable(model: nn.Module) -> None:
+    if not isinstance(model, nn.Module):
+        raise TypeError(f"attach needs a torch.nn.Module: got {type(model).__name__}")
+    if is_attached(model):
+        raise ValueError(f"this {type(model).__name__} already has mixers: call mrla.detach(model) first")
+    if isinstance(model, torch.jit.ScriptModule) or type(model).__name__ in _CLASSES_TO_ATTACH_BEFORE:
+        raise ValueError(f"attach before wrapping: {type(model).__name__} hides the blocks; attach first, then wrap")
+
+
+def _mixer_arguments(recipe: dict[str, Any]) -> dict[str, Any]:
+    """What the method's mixer is built with, checked against what it takes."""
+    arguments = dict(recipe)
+    method = arguments.pop("method")
+    if method not in METHODS:
+        near = difflib.get_close_matches(str(method), METHODS, n=1)
+        hint = f"; did you mean {near[0]!r}?" if near else ""
+        raise ValueError(f"method must be one of {', '.join(map(repr, METHODS))}: got {method!r}{hint}")
+    accepted = set(inspect.signature(METHODS[method].__init__).parameters) - _OURS
+    for name in ("head_dim", "heads"):  # attach has these for every method; not every method has heads
+        if name not in accepted and arguments[name] is None:
+            del arguments[name]
+    if unknown := sorted(set(arguments) - accepted):
+        raise TypeError(f"method {method!r} takes {', '.join(sorted(accepted))}: got {', '.join(unknown)}")
+    return arguments
+
+
+def _make_mixers(
+    model: nn.Module, chain: Chain, mixer_class: type[LayerMixer], arguments: dict[str, Any]
+) -> list[LayerMixer]:
+    mixers = []
+    container = model.get_submodule(chain.name)
+    # Made outside inference mode (such parameters could never train), without touching the global random state.
+    with torch.inference_mode(False), torch.random.fork_rng(devices=[]):
+        for index, name in enumerate(chain.blocks):
+            reference = next(
+                parameter for parameter in container.get_submodule(name).parameters() if parameter.ndim == 4
+            )
+            on_meta = reference.device.type == "meta"
+            mixer: LayerMixer = mixer_class(  # type: ignore[call-arg]
+                chain.channels,  # type: ignore[arg-type]
+                place=ChainPlace(index, len(chain.blocks)),
+                device="meta" if on_meta else "cpu",
+                **arguments,
+            )
+            mixers.append(mixer.to(device=reference.device, dtype=reference.dtype))
+    return mixers

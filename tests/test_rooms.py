@@ -1,0 +1,94 @@
+"""The rule of the rooms (design.md, section 5), read off the import statements of every file."""
+
+import ast
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+PACKAGE = Path(__file__).parents[1] / "mrla"
+ORDER = ["ops", "models", "dense", "deploy", "train", "analysis", "cli"]
+SIDE_BY_SIDE = {"dense", "deploy"}
+EVERYWHERE = {"torch", "numpy", "timm", "jaxtyping", "mrla"}
+OUTSIDE = {
+    "ops": {"numba"},
+    "models": {"safetensors", "huggingface_hub", "torchvision"},
+    "dense": {"torchvision"},
+    "deploy": {"onnx", "onnxscript", "onnxruntime"},
+    "train": {"lightning", "torchmetrics", "torchvision", "sklearn", "safetensors"},
+    "analysis": {"scipy", "matplotlib", "jinja2", "captum", "filelock", "lightning"},
+    "cli": {"jsonargparse", "rich"},
+    "": set(),
+}
+FILES = sorted(PACKAGE.rglob("*.py"))
+
+
+def room_of(path: Path) -> str:
+    first = path.relative_to(PACKAGE).parts[0].removesuffix(".py")
+    return "" if first == "__init__" else first
+
+
+def imports(path: Path) -> set[str]:
+    """Full dotted names that a file imports, relative ones resolved."""
+    found = set()
+    package = ["mrla", *path.relative_to(PACKAGE).parts[:-1]]
+    for node in ast.walk(ast.parse(path.read_text())):
+        if isinstance(node, ast.Import):
+            found |= {alias.name for alias in node.names}
+        elif isinstance(node, ast.ImportFrom) and node.level == 0:
+            found |= {f"{node.module}.{alias.name}" for alias in node.names}
+        elif isinstance(node, ast.ImportFrom):
+            base = package[: len(package) - node.level + 1]
+            found |= {".".join([*base, *(node.module or "").split("."), alias.name]) for alias in node.names}
+    return found
+
+
+@pytest.mark.parametrize("path", FILES, ids=lambda path: str(path.relative_to(PACKAGE)))
+def test_a_room_imports_only_those_to_its_left(path):
+    room = room_of(path)
+    for name in imports(path):
+        parts = name.split(".")
+        if parts[0] == "mrla" and len(parts) > 1 and parts[1] in ORDER and room:
+            other = parts[1]
+            assert other == room or ORDER.index(other) < ORDER.index(room), f"{path}: {room} must not import {other}"
+            assert not {room, other} == SIDE_BY_SIDE, f"{path}: dense and deploy do not import each other"
+
+
+@pytest.mark.parametrize("path", FILES, ids=lambda path: str(path.relative_to(PACKAGE)))
+def test_a_room_takes_only_the_outside_packages_it_is_allowed(path):
+    allowed = EVERYWHERE | OUTSIDE[room_of(path)] | set(sys.stdlib_module_names)
+    assert {name.split(".")[0] for name in imports(path) if name} <= allowed
+
+
+def test_no_room_is_called_utils():
+    names = {part for path in FILES for part in path.relative_to(PACKAGE).with_suffix("").parts}
+    assert not names & {"utils", "common", "core", "helpers", "misc"}
+
+
+def test_no_file_carries_a_timm_module_name():
+    import timm.models
+
+    theirs = set(timm.models._registry._module_to_models) - {"named_resnets"}
+    assert not {path.stem for path in (PACKAGE / "models").glob("*.py")} & theirs
+
+
+def test_no_public_function_has_the_name_of_a_room_or_file():
+    import mrla
+
+    names = {path.stem for path in FILES} | {path.name for path in PACKAGE.iterdir() if path.is_dir()}
+    public = {name for name in dir(mrla) if not name.startswith("_") and callable(getattr(mrla, name))}
+    assert {"attach", "detach", "save", "load", "fit", "evaluate", "compare"} <= public
+    assert not public & names
+
+
+def test_every_room_has_its_page():
+    rooms = [path for path in PACKAGE.iterdir() if path.is_dir() and path.name != "__pycache__"]
+    assert all((room / "README.md").is_file() for room in rooms)
+
+
+def test_import_is_light():
+    heavy = {"lightning", "matplotlib", "sklearn", "scipy", "jsonargparse", "rich", "onnx", "numba", "torchmetrics"}
+    code = "import sys, torch, timm; before = set(sys.modules); import mrla; print(*set(sys.modules) - before)"
+    result = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert not heavy & {name.split(".")[0] for name in result.stdout.split()}
