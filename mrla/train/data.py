@@ -1,0 +1,433 @@
+"""Data descriptions: what the images are and where they lie, as frozen data; `open_split` opens them."""
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from functools import lru_cache, partial
+from pathlib import Path
+from typing import Any, Literal
+
+import torch
+from torch import Tensor
+from torch.utils.data import DataLoader, Dataset, default_collate
+
+from .randomness import derive_seed, seeded
+from .sampling import PADDING, EpochSampler, SampleKey
+
+Split = Literal["train", "val", "test"]
+
+IGNORE_LABEL = -100
+"""The label of a padding sample, which `torch.nn.functional.cross_entropy` ignores."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Digits:
+    """scikit-learn's 1,797 scans of handwritten digits, 8x8, grey: real images that come with the installation.
+
+    Split once, fixed and stratified: half for training, a quarter for validation, a quarter (``test``) for a last look
+    that is never used to choose anything.
+
+    Attributes:
+        kind: ``digits``.
+        workers: Processes that load images; the images are in memory, so none is fastest.
+    """
+
+    kind: Literal["digits"] = "digits"
+    workers: int = 0
+
+    def __post_init__(self):
+        _check_workers(self.workers)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Cifar10:
+    """CIFAR-10 from its standard archive, with the Paddle notebook's transforms.
+
+    The archive has two parts. The notebook validates on the second, and so does ``val``; there is no third, so ``test``
+    is the same 10,000 images.
+
+    Attributes:
+        kind: ``cifar10``.
+        root: Folder that holds ``cifar-10-python.tar.gz`` or the folder unpacked from it.
+        download: Whether to fetch the archive into `root` if it is not there.
+        workers: Processes that load images.
+    """
+
+    kind: Literal["cifar10"] = "cifar10"
+    root: str = "data"
+    download: bool = False
+    workers: int = 4
+
+    def __post_init__(self):
+        _check_workers(self.workers)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Cifar100:
+    """CIFAR-100 from its standard archive, with the Paddle notebook's transforms for CIFAR-10; parts as in `Cifar10`.
+
+    Attributes:
+        kind: ``cifar100``.
+        root: Folder that holds ``cifar-100-python.tar.gz`` or the folder unpacked from it.
+        download: Whether to fetch the archive into `root` if it is not there.
+        workers: Processes that load images.
+    """
+
+    kind: Literal["cifar100"] = "cifar100"
+    root: str = "data"
+    download: bool = False
+    workers: int = 4
+
+    def __post_init__(self):
+        _check_workers(self.workers)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Folder:
+    """Your own images: ``root/train/CLASS/*`` and ``root/val/CLASS/*``, and ``root/test/CLASS/*`` if there is one.
+
+    Attributes:
+        kind: ``folder``.
+        root: The folder.
+        size: Height and width that images are brought to, in pixels.
+        mean: Mean of each channel, for normalisation (ImageNet's).
+        std: Standard deviation of each channel, likewise.
+        interpolation: How images are resized.
+        crop_pct: Part of the resized image that validation looks at.
+        auto_augment: timm's name of a further augmentation, such as ``rand-m9-mstd0.5-inc1``, or None.
+        workers: Processes that load images.
+    """
+
+    kind: Literal["folder"] = "folder"
+    root: str = "data"
+    size: int = 224
+    mean: tuple[float, float, float] = (0.485, 0.456, 0.406)
+    std: tuple[float, float, float] = (0.229, 0.224, 0.225)
+    interpolation: Literal["bilinear", "bicubic"] = "bilinear"
+    crop_pct: float = 0.875
+    auto_augment: str | None = None
+    workers: int = 4
+
+    def __post_init__(self):
+        _check_workers(self.workers)
+        if self.size < 1:
+            raise ValueError(f"data.size must be a positive number of pixels: got {self.size}")
+        if not 0 < self.crop_pct <= 1:
+            raise ValueError(f"data.crop_pct must be in (0, 1]: got {self.crop_pct}")
+        if not all(std > 0 for std in self.std):
+            raise ValueError(f"data.std must be positive for every channel: got {self.std}")
+
+
+Data = Digits | Cifar10 | Cifar100 | Folder
+DATA_KINDS: dict[str, type[Data]] = {"digits": Digits, "cifar10": Cifar10, "cifar100": Cifar100, "folder": Folder}
+
+
+@dataclass(frozen=True, kw_only=True)
+class ImageFacts:
+    """What a network must know of its images.
+
+    Attributes:
+        in_chans: Channels of an image.
+        size: Its height and width, in pixels.
+        mean: Mean of each channel that it is normalised with.
+        std: Standard deviation, likewise.
+        class_names: Names of the classes, in the order of the labels.
+    """
+
+    in_chans: int
+    size: int
+    mean: tuple[float, ...]
+    std: tuple[float, ...]
+    class_names: tuple[str, ...]
+
+
+class Samples(Dataset[tuple[Tensor, int]]):
+    """One part of a data set, asked by key, so that an augmentation is a function of seed, epoch and index.
+
+    Args:
+        images: Opens the image of an index.
+        labels: Label of each index.
+        transform: Makes a tensor of an opened image.
+        class_names: Names of the classes, in the order of the labels.
+        seed: Decides the augmentations.
+    """
+
+    def __init__(
+        self,
+        images: Callable[[int], Any],
+        labels: Sequence[int],
+        transform: Callable[[Any], Tensor],
+        class_names: Sequence[str],
+        seed: int = 0,
+    ):
+        self.images, self.labels, self.transform, self.seed = images, labels, transform, seed
+        self.class_names = tuple(class_names)
+
+    def __len__(self) -> int:
+        return len(self.labels)
+
+    def __getitem__(self, key: SampleKey) -> tuple[Tensor, int]:
+        epoch, index = key
+        place = 0 if index == PADDING else index
+        with seeded(derive_seed(self.seed, "sample", epoch, place)):
+            image = self.transform(self.images(place))
+        return image, IGNORE_LABEL if index == PADDING else int(self.labels[place])
+
+
+class TensorSamples(Samples):
+    """Samples that are tensors in memory and not augmented: a batch is one indexing operation."""
+
+    def __init__(self, images: Tensor, labels: Tensor, class_names: Sequence[str]):
+        super().__init__(images.__getitem__, labels.tolist(), lambda image: image, class_names)
+        self.tensors = images, labels
+
+    def __getitems__(self, keys: Sequence[SampleKey]) -> tuple[Tensor, Tensor]:
+        places = torch.tensor([key.index for key in keys])
+        images, labels = self.tensors
+        padding = places == PADDING
+        places = places.clamp(min=0)
+        return images[places], labels[places].masked_fill(padding, IGNORE_LABEL)
+
+
+def image_facts(data: Data) -> ImageFacts:
+    """What a network must know of these images, without opening more than their class names.
+
+    Args:
+        data: The description.
+
+    Returns:
+        Channels, size, normalisation and class names.
+
+    Raises:
+        ValueError: If the data are not there or not as described.
+
+    Example:
+        >>> image_facts(Digits()).class_names[:3]
+        ('0', '1', '2')
+    """
+    if isinstance(data, Digits):
+        names = tuple(map(str, range(10)))
+        return ImageFacts(in_chans=1, size=8, mean=(_DIGITS_MEAN,), std=(_DIGITS_STD,), class_names=names)
+    if isinstance(data, Folder):
+        names = _class_folders(data, "train")
+        return ImageFacts(in_chans=3, size=data.size, mean=data.mean, std=data.std, class_names=names)
+    names = tuple(_cifar(data, train=False).classes)
+    return ImageFacts(in_chans=3, size=32, mean=(0.5,) * 3, std=(0.5,) * 3, class_names=names)
+
+
+def open_split(data: Data, split: Split, *, seed: int = 0) -> Samples:
+    """Opens one part of the data; the training part is augmented.
+
+    Args:
+        data: The description.
+        split: ``train``, ``val`` or ``test``.
+        seed: Decides the augmentations, together with epoch and index.
+
+    Returns:
+        The samples, asked by `SampleKey`.
+
+    Raises:
+        ValueError: If the data are not there or not as described: the message names the file or folder.
+
+    Example:
+        >>> [len(open_split(Digits(), split)) for split in ("train", "val", "test")]
+        [898, 449, 450]
+    """
+    if split not in ("train", "val", "test"):
+        raise ValueError(f"split must be 'train', 'val' or 'test': got {split!r}")
+    if isinstance(data, Digits):
+        return _open_digits(split)
+    if isinstance(data, Folder):
+        return _open_folder(data, split, seed)
+    return _open_cifar(data, split, seed)
+
+
+def loader(
+    samples: Samples,
+    *,
+    batch_size: int,
+    seed: int = 0,
+    shuffle: bool = False,
+    drop_last: bool = False,
+    workers: int = 0,
+    rank: int = 0,
+    world_size: int = 1,
+    pin_memory: bool = False,
+) -> DataLoader:
+    """A DataLoader over this process's part of every batch.
+
+    Args:
+        samples: What to load.
+        batch_size: Samples in one batch over all processes.
+        seed: Decides the order.
+        shuffle: Whether the order is drawn anew each epoch: for training.
+        drop_last: Whether a last, smaller batch is left out.
+        workers: Processes that load images.
+        rank: This process.
+        world_size: Number of processes.
+        pin_memory: Whether batches are put in page-locked memory, for a GPU.
+
+    Returns:
+        The loader; its sampler has `set_epoch`.
+
+    Raises:
+        ValueError: If there is not one batch, or it does not divide by the processes.
+    """
+    sampler = EpochSampler(
+        size=len(samples),
+        batch_size=batch_size,
+        seed=seed,
+        shuffle=shuffle,
+        drop_last=drop_last,
+        pad=not shuffle,
+        rank=rank,
+        world_size=world_size,
+    )
+    return DataLoader(
+        samples,
+        batch_size=sampler.local_batch_size,
+        sampler=sampler,
+        num_workers=workers,
+        collate_fn=_collate,
+        persistent_workers=workers > 0,
+        pin_memory=pin_memory,
+    )
+
+
+def _collate(batch: Any) -> Any:
+    return batch if isinstance(batch, tuple) else default_collate(batch)  # TensorSamples gives whole batches
+
+
+def _check_workers(workers: int) -> None:
+    if workers < 0:
+        raise ValueError(f"data.workers must be zero or more processes: got {workers}")
+
+
+# Mean and standard deviation of the training half, grey values from 0 to 1; a test measures them again.
+_DIGITS_MEAN, _DIGITS_STD = 0.3056, 0.3765
+_DIGITS_SPLIT_SEED = 2302_03985
+
+
+def _open_digits(split: Split) -> TensorSamples:
+    images, labels, parts = _digits()
+    index = torch.tensor(parts[split])
+    return TensorSamples(images[index], labels[index], list(map(str, range(10))))
+
+
+@lru_cache(maxsize=1)
+def _digits() -> tuple[Tensor, Tensor, dict[str, list[int]]]:
+    from sklearn.datasets import load_digits
+    from sklearn.model_selection import train_test_split
+
+    digits: Any = load_digits()
+    everything = list(range(len(digits.target)))
+    train, rest = train_test_split(everything, train_size=0.5, stratify=digits.target, random_state=_DIGITS_SPLIT_SEED)
+    val, test = train_test_split(rest, train_size=0.5, stratify=digits.target[rest], random_state=_DIGITS_SPLIT_SEED)
+    images = torch.tensor(digits.images, dtype=torch.float32).unsqueeze(1) / 16
+    parts = {"train": train, "val": val, "test": test}
+    return (images - _DIGITS_MEAN) / _DIGITS_STD, torch.tensor(digits.target), parts
+
+
+def _open_cifar(data: Cifar10 | Cifar100, split: Split, seed: int) -> Samples:
+    from PIL import Image
+    from torchvision import transforms
+
+    archive = _cifar(data, train=split == "train")
+    finish = [transforms.ToTensor(), transforms.Normalize((0.5,) * 3, (0.5,) * 3)]
+    if split == "train":
+        transform = transforms.Compose([transforms.RandomResizedCrop(32), transforms.RandomHorizontalFlip(), *finish])
+    else:
+        transform = transforms.Compose([transforms.Resize(32), *finish])
+    pixels = archive.data
+    return Samples(partial(_from_array, Image.fromarray, pixels), archive.targets, transform, archive.classes, seed)
+
+
+def _from_array(open_array: Callable[[Any], Any], pixels: Any, index: int) -> Any:
+    return open_array(pixels[index])
+
+
+@lru_cache(maxsize=4)
+def _cifar(data: Cifar10 | Cifar100, *, train: bool) -> Any:
+    """torchvision's CIFAR from the unpacked folder in root, or from the archive, which is unpacked and removed again."""
+    import tarfile
+    import tempfile
+
+    from torchvision import datasets
+    from torchvision.datasets.utils import calculate_md5
+
+    dataset = datasets.CIFAR10 if data.kind == "cifar10" else datasets.CIFAR100
+    root = Path(data.root)
+    archive, unpacked = root / dataset.filename, root / dataset.base_folder
+    if data.download:
+        return dataset(str(root), train=train, download=True)
+    if unpacked.is_dir():
+        try:
+            return dataset(str(root), train=train)
+        except (RuntimeError, OSError, EOFError) as error:
+            raise ValueError(
+                f"{unpacked} is not the standard {data.kind} folder, a file is missing or fails its checksum: "
+                f"unpack {dataset.filename} again"
+            ) from error
+    if not archive.is_file():
+        raise ValueError(
+            f"data.root must hold {dataset.filename} or {dataset.base_folder}: {root} has neither; "
+            f"put the archive there, or say --data.download true"
+        )
+    if (found := calculate_md5(str(archive))) != dataset.tgz_md5:
+        raise ValueError(
+            f"{archive} is truncated or not the standard archive: its MD5 is {found}, not {dataset.tgz_md5}; fetch it again"
+        )
+    with tempfile.TemporaryDirectory() as folder:
+        with tarfile.open(archive) as tar:
+            tar.extractall(folder, filter="data")
+        return dataset(folder, train=train)
+
+
+def _open_folder(data: Folder, split: Split, seed: int) -> Samples:
+    from timm.data.transforms_factory import create_transform
+    from torchvision.datasets.folder import IMG_EXTENSIONS, make_dataset
+
+    names = _class_folders(data, split)
+    if split != "train" and (wrong := set(names) ^ set(trained := _class_folders(data, "train"))):
+        where = {name: "train" if name in trained else split for name in wrong}
+        shown = ", ".join(f"{name!r} is only in {where[name]}" for name in sorted(wrong)[:5])
+        more = f" and {len(wrong) - 5} more" if len(wrong) > 5 else ""
+        raise ValueError(f"{split} must have the classes of train: in {data.root} {shown}{more}")
+    folder = Path(data.root) / split
+    places = {name: label for label, name in enumerate(names)}
+    try:
+        files = make_dataset(str(folder), places, extensions=IMG_EXTENSIONS)
+    except FileNotFoundError as error:
+        raise ValueError(f"every class needs an image: {error} (in {folder})") from error
+    options: dict[str, Any] = {"mean": data.mean, "std": data.std, "interpolation": data.interpolation}
+    if split == "train":
+        transform = create_transform(
+            data.size, is_training=True, color_jitter=None, auto_augment=data.auto_augment, **options
+        )
+    else:
+        transform = create_transform(data.size, crop_pct=data.crop_pct, **options)
+    paths = [path for path, _ in files]
+    return Samples(partial(_open_image, paths), [label for _, label in files], transform, names, seed)
+
+
+def _open_image(paths: Sequence[str], index: int) -> Any:
+    from PIL import Image
+
+    try:
+        with open(paths[index], "rb") as file:
+            return Image.open(file).convert("RGB")
+    except (OSError, SyntaxError, ValueError, Image.DecompressionBombError) as error:
+        raise ValueError(f"{paths[index]} does not decode as an image ({error}); repair or remove it") from error
+
+
+def _class_folders(data: Folder, split: str) -> tuple[str, ...]:
+    folder = Path(data.root) / split
+    if not folder.is_dir():
+        there = [name for name in ("train", "val", "test") if (Path(data.root) / name).is_dir()]
+        raise ValueError(
+            f"data.root must be a folder with train/ and val/, each with a folder for every class: "
+            f"{data.root} has {' and '.join(f'{name}/' for name in there) or 'neither'}, {split}/ is needed"
+        )
+    names = tuple(sorted(entry.name for entry in folder.iterdir() if entry.is_dir()))
+    if not names:
+        raise ValueError(f"{folder} must have a folder of images for every class: it has none")
+    return names
