@@ -319,11 +319,11 @@ def _digits() -> tuple[Tensor, Tensor, dict[str, list[int]]]:
     from sklearn.model_selection import train_test_split
 
     digits: Any = load_digits()
-    everything = list(range(len(digits.target)))
+    everything: Any = list(range(len(digits.target)))
     train, rest = train_test_split(everything, train_size=0.5, stratify=digits.target, random_state=_DIGITS_SPLIT_SEED)
     val, test = train_test_split(rest, train_size=0.5, stratify=digits.target[rest], random_state=_DIGITS_SPLIT_SEED)
     images = torch.tensor(digits.images, dtype=torch.float32).unsqueeze(1) / 16
-    parts = {"train": train, "val": val, "test": test}
+    parts: dict[str, Any] = {"train": train, "val": val, "test": test}
     return (images - _DIGITS_MEAN) / _DIGITS_STD, torch.tensor(digits.target), parts
 
 
@@ -347,7 +347,7 @@ def _from_array(open_array: Callable[[Any], Any], pixels: Any, index: int) -> An
 
 @lru_cache(maxsize=4)
 def _cifar(data: Cifar10 | Cifar100, *, train: bool) -> Any:
-    """torchvision's CIFAR from the unpacked folder in root, or from the archive, which is unpacked and removed again."""
+    """CIFAR by torchvision from the unpacked folder in root, or from the archive, unpacked for the while."""
     import tarfile
     import tempfile
 
@@ -374,7 +374,8 @@ def _cifar(data: Cifar10 | Cifar100, *, train: bool) -> Any:
         )
     if (found := calculate_md5(str(archive))) != dataset.tgz_md5:
         raise ValueError(
-            f"{archive} is truncated or not the standard archive: its MD5 is {found}, not {dataset.tgz_md5}; fetch it again"
+            f"{archive} is truncated or not the standard archive: its MD5 is {found}, not {dataset.tgz_md5}; "
+            f"fetch it again"
         )
     with tempfile.TemporaryDirectory() as folder:
         with tarfile.open(archive) as tar:
@@ -399,9 +400,10 @@ def _open_folder(data: Folder, split: Split, seed: int) -> Samples:
     except FileNotFoundError as error:
         raise ValueError(f"every class needs an image: {error} (in {folder})") from error
     options: dict[str, Any] = {"mean": data.mean, "std": data.std, "interpolation": data.interpolation}
+    transform: Any
     if split == "train":
         transform = create_transform(
-            data.size, is_training=True, color_jitter=None, auto_augment=data.auto_augment, **options
+            data.size, is_training=True, color_jitter=0.0, auto_augment=data.auto_augment, **options
         )
     else:
         transform = create_transform(data.size, crop_pct=data.crop_pct, **options)

@@ -23,7 +23,7 @@ class MixerOptions:
     Attributes:
         head_dim: Channels per head; the method's own where neither this nor `heads` is given.
         heads: Number of heads, in place of `head_dim`.
-        carry: What lambda multiplies, for light: ``shortcut`` (released code, notebook) or ``output`` (the paper's text).
+        carry: What light's lambda multiplies: ``shortcut`` (released code, notebook) or ``output`` (the paper's text).
         norm: Norm of the mixer's branch: ``batch`` or ``layer``.
         drop_path: Probability of leaving a mixer's branch out for an image, in training.
     """
@@ -45,7 +45,7 @@ class Optim:
         momentum: SGD's momentum.
         betas: AdamW's decay rates of its two moments.
         weight_decay: Weight decay.
-        decay_vectors: Whether norms, biases, lambda and scales are decayed too, as the released code and the notebook do.
+        decay_vectors: Whether norms, biases and lambda are decayed too, as in the released code and the notebook.
         schedule: ``multistep``, ``cosine`` (to `min_lr`) or ``constant``.
         milestones: Epochs after which ``multistep`` multiplies by `gamma`.
         gamma: Factor at each milestone.
