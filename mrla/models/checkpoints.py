@@ -9,7 +9,7 @@ from typing import Any
 import timm
 from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
-from torch import nn
+from torch import Tensor, nn
 
 from .atomic_write import make_folder, written_whole
 from .attachment import attach, attach_recipe, detach, is_attached
@@ -23,6 +23,7 @@ def save(
     model: nn.Module,
     folder: str | Path,
     *,
+    state_dict: Mapping[str, Tensor] | None = None,
     architecture: str | None = None,
     model_args: Mapping[str, Any] | None = None,
     class_names: Sequence[str] | None = None,
@@ -38,6 +39,7 @@ def save(
     Args:
         model: A network made by `timm.create_model`, attached or not, or one whose `architecture` is given.
         folder: Where to write; other files in it are left alone.
+        state_dict: Weights to write in place of the network's own, such as an average or an earlier epoch's.
         architecture: Name to rebuild it by, needed only where timm did not make it: ``"torchvision/resnet18"``.
         model_args: Arguments that the architecture was built with, where timm has not recorded them.
         class_names: Names of the classes, in the order of the logits.
@@ -66,8 +68,9 @@ def save(
     except TypeError as error:
         raise ValueError(f"every argument of the network must be writable as JSON: {error}; pass model_args") from error
     folder = make_folder(Path(folder))
+    weights = model.state_dict() if state_dict is None else state_dict
     with written_whole(folder / WEIGHTS) as beside:
-        save_file({name: tensor.contiguous() for name, tensor in model.state_dict().items()}, beside)
+        save_file({name: tensor.contiguous() for name, tensor in weights.items()}, beside)
     with written_whole(folder / CONFIG) as beside:
         beside.write_text(text + "\n")
     return folder

@@ -1,0 +1,33 @@
+"""Training: data, recipes, schedules and runs on Lightning.
+
+Recipes and data descriptions load at once; what needs Lightning loads when first used.
+"""
+
+from typing import TYPE_CHECKING, Any
+
+from .data import DATA_KINDS as DATA_KINDS
+from .data import Cifar10 as Cifar10
+from .data import Cifar100 as Cifar100
+from .data import Digits as Digits
+from .data import Folder as Folder
+from .recipes import ARMS as ARMS
+from .recipes import RECIPES as RECIPES
+from .recipes import Machine as Machine
+from .recipes import MixerOptions as MixerOptions
+from .recipes import Optim as Optim
+from .recipes import Recipe as Recipe
+from .recipes import get_recipe as get_recipe
+
+if TYPE_CHECKING:
+    from .fitting import Run as Run
+    from .fitting import evaluate as evaluate
+    from .fitting import fit as fit
+    from .fitting import train as train
+
+
+def __getattr__(name: str) -> Any:
+    if name not in ("Run", "evaluate", "fit", "train"):
+        raise AttributeError(f"module 'mrla.train' has no attribute {name!r}")
+    from . import fitting
+
+    return getattr(fitting, name)

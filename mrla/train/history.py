@@ -1,0 +1,76 @@
+"""What is recorded of a run, and its files: every epoch's scores and every tenth step's loss."""
+
+import csv
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import lightning as L
+from lightning.pytorch.callbacks import Callback
+
+from mrla.models.atomic_write import written_whole
+
+from .task import LOG_EVERY, Classification
+
+EPOCHS, STEPS = "history.csv", "steps.csv"
+
+
+class History(Callback):
+    """Keeps a run's numbers in its checkpoint, so that a resumed run's files have every row once.
+
+    Args:
+        folder: Where ``history.csv`` and ``steps.csv`` are written anew after each epoch.
+    """
+
+    def __init__(self, folder: Path):
+        self.folder = folder
+        self.epochs: list[dict[str, float]] = []
+        self.steps: list[dict[str, float]] = []
+        self._lr = float("nan")
+
+    def state_dict(self) -> dict[str, Any]:
+        return {"epochs": self.epochs, "steps": self.steps}
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        self.epochs, self.steps = list(state_dict["epochs"]), list(state_dict["steps"])
+
+    def on_train_epoch_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
+        self._lr = trainer.optimizers[0].param_groups[0]["lr"]  # at the epoch's end it is the next epoch's already
+
+    def on_train_batch_end(
+        self, trainer: L.Trainer, pl_module: L.LightningModule, outputs: Any, batch: Any, batch_idx: int
+    ) -> None:
+        if (batch_idx + 1) % LOG_EVERY == 0:
+            row = {"step": trainer.global_step, "epoch": trainer.current_epoch + 1, "loss": float(outputs["loss"])}
+            self.steps.append(row)
+            _to_loggers(trainer, {"train_loss_step": row["loss"]})
+
+    def on_train_epoch_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
+        assert isinstance(pl_module, Classification)
+        train, val = pl_module.train_scores.compute(), pl_module.val_scores.compute()
+        row: dict[str, float] = {"epoch": trainer.current_epoch + 1, "lr": self._lr}
+        row |= {f"train_{name}": train[name] for name in ("loss", "accuracy")}
+        row |= {f"val_{name}": val[name] for name in ("loss", "accuracy", "accuracy_top5")}
+        self.epochs.append(row)
+        _to_loggers(trainer, row)
+        if trainer.is_global_zero:
+            write_csv(self.folder / EPOCHS, self.epochs)
+            write_csv(self.folder / STEPS, self.steps)
+
+
+def write_csv(path: Path, rows: Sequence[Mapping[str, Any]]) -> None:
+    """Writes rows with equal keys as CSV, whole or not at all.
+
+    Args:
+        path: The file.
+        rows: Its rows; none makes an empty file.
+    """
+    with written_whole(path) as beside, beside.open("w", newline="") as file:
+        writer = csv.DictWriter(file, fieldnames=list(rows[0]) if rows else [])
+        writer.writeheader()
+        writer.writerows(rows)
+
+
+def _to_loggers(trainer: L.Trainer, row: Mapping[str, float]) -> None:
+    for logger in trainer.loggers:
+        logger.log_metrics(dict(row), step=trainer.global_step)

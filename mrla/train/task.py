@@ -1,0 +1,156 @@
+"""Image classification as Lightning sees it: one step of training, one of validation, and what is counted."""
+
+from typing import Any
+
+import lightning as L
+import torch
+from torch import Tensor, nn
+from torch.nn.functional import cross_entropy
+from torchmetrics import Metric
+
+from .data import IGNORE_LABEL
+from .randomness import derive_seed
+from .recipes import Optim
+from .schedule import make_optimizer, make_schedule
+
+LOG_EVERY = 10
+"""Every tenth step's loss is recorded, as in the notebook; as often it is looked whether the loss is still finite."""
+
+
+class DivergedError(ValueError):
+    """The loss became NaN or infinite."""
+
+
+class Scores(Metric):
+    """Loss and accuracies, each a mean over images, over all processes.
+
+    Args:
+        classes: Number of classes; with fewer than six, top-5 counts every image.
+    """
+
+    full_state_update = False
+    loss_sum: Tensor
+    counts: Tensor
+
+    def __init__(self, classes: int):
+        super().__init__()
+        self.top = min(5, classes)
+        self.add_state("loss_sum", torch.zeros(()), dist_reduce_fx="sum")
+        self.add_state("counts", torch.zeros(3, dtype=torch.long), dist_reduce_fx="sum")
+
+    def update(self, loss: Tensor, logits: Tensor, labels: Tensor) -> None:
+        """Counts a batch whose mean loss is `loss`; padding samples do not count."""
+        counted = labels != IGNORE_LABEL
+        images = counted.sum()
+        hits = logits.topk(self.top, dim=1).indices.eq(labels[:, None])
+        # Padding alone has the mean loss 0 / 0.
+        self.loss_sum += torch.where(images > 0, loss * images, 0.0)
+        self.counts += torch.stack((images, hits[:, 0].sum(), hits.sum()))
+
+    def compute(self) -> dict[str, float]:
+        """``loss``, ``accuracy``, ``accuracy_top5`` and ``images``."""
+        images, top1, top5 = self.counts.tolist()
+        return {
+            "loss": self.loss_sum.item() / max(images, 1),
+            "accuracy": top1 / max(images, 1),
+            "accuracy_top5": top5 / max(images, 1),
+            "images": images,
+        }
+
+
+class Classification(L.LightningModule):
+    """A network, its loss and its optimizer.
+
+    Args:
+        model: Network from images to logits.
+        classes: Number of its logits.
+        optim: Optimizer and learning rate.
+        epochs: Epochs that the schedule is spread over.
+        label_smoothing: Smoothing of the labels in training.
+        smooth_validation: Whether the validation loss is smoothed too.
+        seed: Decides what is drawn in each step (dropout, stochastic depth).
+    """
+
+    def __init__(
+        self,
+        model: nn.Module,
+        *,
+        classes: int,
+        optim: Optim | None = None,
+        epochs: int = 1,
+        label_smoothing: float = 0.0,
+        smooth_validation: bool = False,
+        seed: int = 0,
+    ):
+        super().__init__()
+        self.model = model
+        self.optim, self.epochs, self.seed = optim or Optim(), epochs, seed
+        self.label_smoothing = label_smoothing
+        self.val_smoothing = label_smoothing if smooth_validation else 0.0
+        self.train_scores, self.val_scores = Scores(classes), Scores(classes)
+        self._never = torch.iinfo(torch.long).max
+        self.register_buffer("first_bad_step", torch.tensor(self._never), persistent=False)
+
+    def forward(self, images: Tensor) -> Tensor:
+        """Logits."""
+        return self.model(images)
+
+    def on_train_epoch_start(self) -> None:
+        self.train_scores.reset()
+        self._seed_step()  # a loader that draws its order from the global generator does so now
+
+    def on_train_batch_start(self, batch: Any, batch_idx: int) -> None:
+        self._seed_step()
+
+    def training_step(self, batch: tuple[Tensor, Tensor], batch_idx: int) -> Tensor:
+        """The loss of one batch."""
+        images, labels = batch
+        logits = self.model(images)
+        loss = cross_entropy(logits, labels, label_smoothing=self.label_smoothing)
+        with torch.no_grad():
+            self.train_scores.update(loss.detach(), logits.detach(), labels)
+            # Kept on the device: looking at every loss would make a GPU wait.
+            assert isinstance(self.first_bad_step, Tensor)
+            self.first_bad_step.clamp_(max=torch.where(loss.isfinite(), self._never, self.global_step))
+        return loss
+
+    def on_train_batch_end(self, outputs: Any, batch: Any, batch_idx: int) -> None:
+        if (batch_idx + 1) % LOG_EVERY == 0 or self.trainer.is_last_batch:
+            self.check_finite()
+
+    def on_validation_epoch_start(self) -> None:
+        self.val_scores.reset()
+
+    def validation_step(self, batch: tuple[Tensor, Tensor], batch_idx: int) -> None:
+        """Counts one batch."""
+        images, labels = batch
+        logits = self.model(images)
+        loss = cross_entropy(logits, labels, label_smoothing=self.val_smoothing, ignore_index=IGNORE_LABEL)
+        self.val_scores.update(loss, logits, labels)
+
+    def on_validation_epoch_end(self) -> None:
+        scores = self.val_scores.compute()
+        if self.trainer.training and not scores["loss"] < float("inf"):
+            raise DivergedError(f"the validation loss became {scores['loss']} after step {self.global_step}")
+        self.log_dict({f"val_{name}": float(value) for name, value in scores.items()}, prog_bar=False)
+
+    def configure_optimizers(self) -> Any:
+        """Optimizer and per-step schedule."""
+        optimizer = make_optimizer(self.model, self.optim)
+        steps = int(self.trainer.estimated_stepping_batches)
+        schedule = make_schedule(optimizer, self.optim, epochs=self.epochs, steps_per_epoch=steps // self.epochs)
+        return {"optimizer": optimizer, "lr_scheduler": {"scheduler": schedule, "interval": "step"}}
+
+    def check_finite(self) -> None:
+        """Stops the run if a loss since the last look was not finite.
+
+        Raises:
+            DivergedError: With the first such step.
+        """
+        assert isinstance(self.first_bad_step, Tensor)
+        step = int(self.first_bad_step)
+        if step != self._never:
+            raise DivergedError(f"the loss became NaN or infinite at step {step}")
+
+    def _seed_step(self) -> None:
+        torch.manual_seed(derive_seed(self.seed, "step", self.global_step, self.global_rank))
