@@ -1,11 +1,12 @@
 """Learning curves of several arms over seeds, as a picture."""
 
-import os
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
+
+from mrla.models.atomic_write import written_whole
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -221,12 +222,6 @@ def _add_legend(
 
 
 def _save(figure: "Figure", path: Path, **options: Any) -> Path:
-    """Write beside the target and rename, so that a reader never sees half a picture."""
-    # Not tempfile: its files can be read by their owner only, and the rename would keep that.
-    temporary = path.with_name(f".{path.stem}-{os.getpid()}{path.suffix}")
-    try:
-        figure.savefig(temporary, format=path.suffix[1:], **options)
-        os.replace(temporary, path)
-    finally:
-        temporary.unlink(missing_ok=True)
+    with written_whole(path) as beside:
+        figure.savefig(beside, format=path.suffix[1:], **options)
     return path

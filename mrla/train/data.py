@@ -1,22 +1,21 @@
 """Data descriptions: what the images are and where they lie, as frozen data; `open_split` opens them."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import lru_cache, partial
+from operator import getitem
 from pathlib import Path
 from typing import Any, Literal
 
 import torch
 from torch import Tensor
-from torch.utils.data import DataLoader, Dataset, default_collate
 
-from .randomness import derive_seed, seeded
-from .sampling import PADDING, EpochSampler, SampleKey
+from .samples import IGNORE_LABEL as IGNORE_LABEL
+from .samples import Samples as Samples
+from .samples import TensorSamples as TensorSamples
+from .samples import loader as loader
 
 Split = Literal["train", "val", "test"]
-
-IGNORE_LABEL = -100
-"""The label of a padding sample, which `torch.nn.functional.cross_entropy` ignores."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -113,12 +112,27 @@ class Folder:
             raise ValueError(f"data.size must be a positive number of pixels: got {self.size}")
         if not 0 < self.crop_pct <= 1:
             raise ValueError(f"data.crop_pct must be in (0, 1]: got {self.crop_pct}")
+        if not len(self.mean) == len(self.std) == 3:
+            raise ValueError(f"data.mean and data.std must have 3 channels: got {self.mean} and {self.std}")
         if not all(std > 0 for std in self.std):
             raise ValueError(f"data.std must be positive for every channel: got {self.std}")
+        if self.interpolation not in ("bilinear", "bicubic"):
+            raise ValueError(f"data.interpolation must be 'bilinear' or 'bicubic': got {self.interpolation!r}")
 
 
 Data = Digits | Cifar10 | Cifar100 | Folder
 DATA_KINDS: dict[str, type[Data]] = {"digits": Digits, "cifar10": Cifar10, "cifar100": Cifar100, "folder": Folder}
+
+
+class UndecodableImageError(ValueError):
+    """An image that does not decode: one line, which names its path.
+
+    Args:
+        message: The line, or the traceback that ends in it: a loader's process hands over no more than that.
+    """
+
+    def __init__(self, message: str):
+        super().__init__(message.strip().splitlines()[-1].removeprefix(f"{__name__}.{type(self).__qualname__}: "))
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -140,56 +154,8 @@ class ImageFacts:
     class_names: tuple[str, ...]
 
 
-class Samples(Dataset[tuple[Tensor, int]]):
-    """One part of a data set, asked by key, so that an augmentation is a function of seed, epoch and index.
-
-    Args:
-        images: Opens the image of an index.
-        labels: Label of each index.
-        transform: Makes a tensor of an opened image.
-        class_names: Names of the classes, in the order of the labels.
-        seed: Decides the augmentations.
-    """
-
-    def __init__(
-        self,
-        images: Callable[[int], Any],
-        labels: Sequence[int],
-        transform: Callable[[Any], Tensor],
-        class_names: Sequence[str],
-        seed: int = 0,
-    ):
-        self.images, self.labels, self.transform, self.seed = images, labels, transform, seed
-        self.class_names = tuple(class_names)
-
-    def __len__(self) -> int:
-        return len(self.labels)
-
-    def __getitem__(self, key: SampleKey) -> tuple[Tensor, int]:
-        epoch, index = key
-        place = 0 if index == PADDING else index
-        with seeded(derive_seed(self.seed, "sample", epoch, place)):
-            image = self.transform(self.images(place))
-        return image, IGNORE_LABEL if index == PADDING else int(self.labels[place])
-
-
-class TensorSamples(Samples):
-    """Samples that are tensors in memory and not augmented: a batch is one indexing operation."""
-
-    def __init__(self, images: Tensor, labels: Tensor, class_names: Sequence[str]):
-        super().__init__(images.__getitem__, labels.tolist(), lambda image: image, class_names)
-        self.tensors = images, labels
-
-    def __getitems__(self, keys: Sequence[SampleKey]) -> tuple[Tensor, Tensor]:
-        places = torch.tensor([key.index for key in keys])
-        images, labels = self.tensors
-        padding = places == PADDING
-        places = places.clamp(min=0)
-        return images[places], labels[places].masked_fill(padding, IGNORE_LABEL)
-
-
 def image_facts(data: Data) -> ImageFacts:
-    """What a network must know of these images, without opening more than their class names.
+    """What a network must know of these images; of a `Folder` no image is opened.
 
     Args:
         data: The description.
@@ -214,13 +180,15 @@ def image_facts(data: Data) -> ImageFacts:
     return ImageFacts(in_chans=3, size=32, mean=(0.5,) * 3, std=(0.5,) * 3, class_names=names)
 
 
-def open_split(data: Data, split: Split, *, seed: int = 0) -> Samples:
-    """Opens one part of the data; the training part is augmented.
+def open_split(data: Data, split: Split, *, seed: int = 0, augment: bool | None = None) -> Samples:
+    """Opens one part of the data.
 
     Args:
         data: The description.
         split: ``train``, ``val`` or ``test``.
         seed: Decides the augmentations, together with epoch and index.
+        augment: Whether images are changed at random as in training; None means so for ``train`` alone. `Digits` has
+            no such changes.
 
     Returns:
         The samples, asked by `SampleKey`.
@@ -234,67 +202,12 @@ def open_split(data: Data, split: Split, *, seed: int = 0) -> Samples:
     """
     if split not in ("train", "val", "test"):
         raise ValueError(f"split must be 'train', 'val' or 'test': got {split!r}")
+    augment = split == "train" if augment is None else augment
     if isinstance(data, Digits):
         return _open_digits(split)
     if isinstance(data, Folder):
-        return _open_folder(data, split, seed)
-    return _open_cifar(data, split, seed)
-
-
-def loader(
-    samples: Samples,
-    *,
-    batch_size: int,
-    seed: int = 0,
-    shuffle: bool = False,
-    drop_last: bool = False,
-    workers: int = 0,
-    rank: int = 0,
-    world_size: int = 1,
-    pin_memory: bool = False,
-) -> DataLoader:
-    """A DataLoader over this process's part of every batch.
-
-    Args:
-        samples: What to load.
-        batch_size: Samples in one batch over all processes.
-        seed: Decides the order.
-        shuffle: Whether the order is drawn anew each epoch: for training.
-        drop_last: Whether a last, smaller batch is left out.
-        workers: Processes that load images.
-        rank: This process.
-        world_size: Number of processes.
-        pin_memory: Whether batches are put in page-locked memory, for a GPU.
-
-    Returns:
-        The loader; its sampler has `set_epoch`.
-
-    Raises:
-        ValueError: If there is not one batch, or it does not divide by the processes.
-    """
-    sampler = EpochSampler(
-        size=len(samples),
-        batch_size=batch_size,
-        seed=seed,
-        shuffle=shuffle,
-        drop_last=drop_last,
-        pad=not shuffle,
-        rank=rank,
-        world_size=world_size,
-    )
-    return DataLoader(
-        samples,
-        batch_size=sampler.local_batch_size,
-        sampler=sampler,
-        num_workers=workers,
-        collate_fn=_collate,
-        persistent_workers=workers > 0,
-        pin_memory=pin_memory,
-    )
-
-
-def _collate(batch: Any) -> Any:
-    return batch if isinstance(batch, tuple) else default_collate(batch)  # TensorSamples gives whole batches
+        return _open_folder(data, split, seed, augment)
+    return _open_cifar(data, split, seed, augment)
 
 
 def _check_workers(workers: int) -> None:
@@ -327,22 +240,16 @@ def _digits() -> tuple[Tensor, Tensor, dict[str, list[int]]]:
     return (images - _DIGITS_MEAN) / _DIGITS_STD, torch.tensor(digits.target), parts
 
 
-def _open_cifar(data: Cifar10 | Cifar100, split: Split, seed: int) -> Samples:
-    from PIL import Image
+def _open_cifar(data: Cifar10 | Cifar100, split: Split, seed: int, augment: bool) -> Samples:
     from torchvision import transforms
 
     archive = _cifar(data, train=split == "train")
+    change = (
+        [transforms.RandomResizedCrop(32), transforms.RandomHorizontalFlip()] if augment else [transforms.Resize(32)]
+    )
     finish = [transforms.ToTensor(), transforms.Normalize((0.5,) * 3, (0.5,) * 3)]
-    if split == "train":
-        transform = transforms.Compose([transforms.RandomResizedCrop(32), transforms.RandomHorizontalFlip(), *finish])
-    else:
-        transform = transforms.Compose([transforms.Resize(32), *finish])
-    pixels = archive.data
-    return Samples(partial(_from_array, Image.fromarray, pixels), archive.targets, transform, archive.classes, seed)
-
-
-def _from_array(open_array: Callable[[Any], Any], pixels: Any, index: int) -> Any:
-    return open_array(pixels[index])
+    transform = transforms.Compose([transforms.ToPILImage(), *change, *finish])
+    return Samples(partial(getitem, archive.data), archive.targets, transform, archive.classes, seed)
 
 
 @lru_cache(maxsize=4)
@@ -358,15 +265,15 @@ def _cifar(data: Cifar10 | Cifar100, *, train: bool) -> Any:
     root = Path(data.root)
     archive, unpacked = root / dataset.filename, root / dataset.base_folder
     if data.download:
-        return dataset(str(root), train=train, download=True)
-    if unpacked.is_dir():
         try:
-            return dataset(str(root), train=train)
+            return dataset(str(root), train=train, download=True)
         except (RuntimeError, OSError, EOFError) as error:
             raise ValueError(
-                f"{unpacked} is not the standard {data.kind} folder, a file is missing or fails its checksum: "
-                f"unpack {dataset.filename} again"
+                f"{dataset.filename} could not be fetched into {root} ({_one_line(error)}); fetch {dataset.url} by hand"
             ) from error
+    if unpacked.is_dir():
+        _check_unpacked(unpacked, dataset)
+        return dataset(str(root), train=train)
     if not archive.is_file():
         raise ValueError(
             f"data.root must hold {dataset.filename} or {dataset.base_folder}: {root} has neither; "
@@ -383,7 +290,18 @@ def _cifar(data: Cifar10 | Cifar100, *, train: bool) -> Any:
         return dataset(folder, train=train)
 
 
-def _open_folder(data: Folder, split: Split, seed: int) -> Samples:
+def _check_unpacked(unpacked: Path, dataset: Any) -> None:
+    from torchvision.datasets.utils import calculate_md5
+
+    meta = (dataset.meta["filename"], dataset.meta["md5"])
+    for name, expected in [*dataset.train_list, *dataset.test_list, meta]:
+        found = calculate_md5(str(unpacked / name)) if (unpacked / name).is_file() else None
+        if found != expected:
+            wrong = f"its MD5 is {found}, not {expected}" if found else "it is missing"
+            raise ValueError(f"{unpacked / name} must be the standard file: {wrong}; unpack {dataset.filename} again")
+
+
+def _open_folder(data: Folder, split: Split, seed: int, augment: bool) -> Samples:
     from timm.data.transforms_factory import create_transform
     from torchvision.datasets.folder import IMG_EXTENSIONS, make_dataset
 
@@ -400,35 +318,48 @@ def _open_folder(data: Folder, split: Split, seed: int) -> Samples:
     except FileNotFoundError as error:
         raise ValueError(f"every class needs an image: {error} (in {folder})") from error
     options: dict[str, Any] = {"mean": data.mean, "std": data.std, "interpolation": data.interpolation}
-    transform: Any
-    if split == "train":
-        transform = create_transform(
-            data.size, is_training=True, color_jitter=0.0, auto_augment=data.auto_augment, **options
-        )
+    if augment:
+        options |= {"is_training": True, "color_jitter": 0.0, "auto_augment": data.auto_augment}
     else:
-        transform = create_transform(data.size, crop_pct=data.crop_pct, **options)
+        options |= {"crop_pct": data.crop_pct}
+    try:
+        transform: Any = create_transform(data.size, **options)
+    except (AssertionError, ValueError) as error:
+        raise ValueError(
+            f"data.auto_augment must be a name that timm reads, such as rand-m9-mstd0.5-inc1: got "
+            f"{data.auto_augment!r} ({_one_line(error)})"
+        ) from error
     paths = [path for path, _ in files]
     return Samples(partial(_open_image, paths), [label for _, label in files], transform, names, seed)
 
 
 def _open_image(paths: Sequence[str], index: int) -> Any:
-    from PIL import Image
+    from torchvision.datasets.folder import pil_loader
 
     try:
-        with open(paths[index], "rb") as file:
-            return Image.open(file).convert("RGB")
-    except (OSError, SyntaxError, ValueError, Image.DecompressionBombError) as error:
-        raise ValueError(f"{paths[index]} does not decode as an image ({error}); repair or remove it") from error
+        return pil_loader(paths[index])
+    except Exception as error:  # decoders raise whatever they stumble over: OSError, SyntaxError, struct.error, ...
+        raise UndecodableImageError(
+            f"{paths[index]} does not decode as an image ({_one_line(error)}); repair or remove it"
+        ) from error
+
+
+def _one_line(error: Exception) -> str:
+    return " ".join(str(error).split()) or type(error).__name__
 
 
 def _class_folders(data: Folder, split: str) -> tuple[str, ...]:
-    folder = Path(data.root) / split
+    root, folder = Path(data.root), Path(data.root) / split
+    rule = "data.root must be a folder with train/ and val/, each with a folder of images for every class"
+    if not root.is_dir():
+        raise ValueError(f"{rule}: there is no folder {root}")
     if not folder.is_dir():
-        there = [name for name in ("train", "val", "test") if (Path(data.root) / name).is_dir()]
-        raise ValueError(
-            f"data.root must be a folder with train/ and val/, each with a folder for every class: "
-            f"{data.root} has {' and '.join(f'{name}/' for name in there) or 'neither'}, {split}/ is needed"
-        )
+        there = [f"{name}/" for name in ("train", "val", "test") if (root / name).is_dir()]
+        if split == "test":
+            raise ValueError(
+                f"{root} has no test/, only {' and '.join(there) or 'neither train/ nor val/'}: use another"
+            )
+        raise ValueError(f"{rule}: {root} has {' and '.join(there) or 'neither'}, {split}/ is needed")
     names = tuple(sorted(entry.name for entry in folder.iterdir() if entry.is_dir()))
     if not names:
         raise ValueError(f"{folder} must have a folder of images for every class: it has none")

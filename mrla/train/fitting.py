@@ -233,7 +233,7 @@ def evaluate(
     with torch.no_grad():
         classes = model.eval()(images[:1].to(next(model.parameters()).device)).shape[1]
     task = Classification(model, classes=classes, label_smoothing=label_smoothing, smooth_validation=True)
-    with _quiet_lightning(), _threads(machine.threads):
+    with _quiet_lightning(), thread_limit(machine.threads):
         trainer = L.Trainer(**_where(machine), logger=False, enable_progress_bar=False, enable_model_summary=False)
         scores = trainer.validate(task, batches, verbose=False)[0]
     model.train(training)
@@ -288,10 +288,7 @@ def open_run(folder: Path, settings: Mapping[str, Any]) -> dict[str, Any] | None
     path = folder / CONFIG
     settings = json.loads(json.dumps(settings))
     if path.is_file():
-        try:
-            earlier = json.loads(path.read_text())["settings"]
-        except (OSError, ValueError, KeyError, TypeError) as error:
-            raise ValueError(f"{path} is damaged; choose another --out or remove {folder}") from error
+        earlier = read_json(path).get("settings")
         if differences := list(_differences(earlier, settings)):
             more = f" and {len(differences) - 3} more" if len(differences) > 3 else ""
             raise ValueError(
@@ -299,12 +296,29 @@ def open_run(folder: Path, settings: Mapping[str, Any]) -> dict[str, Any] | None
                 f"choose another --out or remove it"
             )
         result = folder / RESULT
-        return json.loads(result.read_text()) if result.is_file() else None
+        return read_json(result) if result.is_file() else None
     make_folder(folder)
     if any(entry.name in (CHECKPOINTS, RESULT, "model.safetensors") for entry in folder.iterdir()):
         raise ValueError(f"{folder} holds another network and no {CONFIG}; choose another --out")
     write_json(path, {"settings": settings, "versions": versions()})
     return None
+
+
+def read_json(path: Path) -> dict[str, Any]:
+    """Reads a JSON object that `write_json` wrote.
+
+    Raises:
+        ValueError: If the file is not there or damaged.
+    """
+    try:
+        content = json.loads(path.read_text())
+    except (OSError, ValueError) as error:
+        raise ValueError(
+            f"{path} is missing or damaged ({error}); remove its folder or choose another --out"
+        ) from error
+    if not isinstance(content, dict):
+        raise ValueError(f"{path} is damaged, it holds no object; remove its folder or choose another --out")
+    return content
 
 
 def write_json(path: Path, content: Any) -> None:
@@ -352,7 +366,7 @@ def _run(
     if progress:
         callbacks.append(RichProgressBar())
     last = checkpoints / "last.ckpt"
-    with _quiet_lightning(), _threads(machine.threads):
+    with _quiet_lightning(), thread_limit(machine.threads):
         trainer = L.Trainer(
             **_where(machine),
             max_epochs=epochs,
@@ -442,10 +456,11 @@ def _differences(one: Any, other: Any, path: str = "") -> Iterator[str]:
 
 
 @contextmanager
-def _threads(threads: int | None) -> Iterator[None]:
+def thread_limit(number: int | None) -> Iterator[None]:
+    """The body on `number` threads of the CPU, or on as many as there are if it is None."""
     before = torch.get_num_threads()
-    if threads is not None:
-        torch.set_num_threads(threads)
+    if number is not None:
+        torch.set_num_threads(number)
     try:
         yield
     finally:

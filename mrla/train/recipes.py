@@ -6,11 +6,11 @@ command line overrides fields, it does not define them.
 
 import dataclasses
 import difflib
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from typing import Any, Literal, get_args
 
-from .data import Cifar10, Data, Digits, Folder
+from .data import DATA_KINDS, Cifar10, Data, Digits, Folder
 
 Arm = Literal["plain", "light", "dw", "eca", "se"]
 ARMS: tuple[str, ...] = get_args(Arm)
@@ -154,7 +154,7 @@ class Recipe:
         _check("label_smoothing", self.label_smoothing, 0 <= self.label_smoothing < 1, "in [0, 1)")
         _check("seed", self.seed, self.seed >= 0, "zero or more")
         _check("ema_decay", self.ema_decay, self.ema_decay is None or 0 < self.ema_decay < 1, "in (0, 1)")
-        _check("arm", self.arm, self.arm in ARMS, f"one of {', '.join(ARMS)}{_nearest(self.arm, ARMS)}")
+        _check("arm", self.arm, self.arm in ARMS, f"one of {', '.join(ARMS)}{nearest(self.arm, ARMS)}")
         warmup = self.optim.warmup_epochs
         _check("optim.warmup_epochs", warmup, warmup < self.epochs, f"fewer than epochs={self.epochs}")
 
@@ -241,13 +241,43 @@ def get_recipe(name: str) -> Recipe:
         100
     """
     if name not in RECIPES:
-        raise ValueError(f"recipe must be one of {', '.join(RECIPES)}: got {name!r}{_nearest(name, RECIPES)}")
+        raise ValueError(f"recipe must be one of {', '.join(RECIPES)}: got {name!r}{nearest(name, RECIPES)}")
     return RECIPES[name]()
 
 
 def as_dict(recipe: Recipe) -> dict[str, Any]:
     """A recipe as plain containers, for JSON and for comparing two of them."""
     return _plain(dataclasses.asdict(recipe))
+
+
+def from_dict(settings: Mapping[str, Any]) -> Recipe:
+    """The recipe that `as_dict` made plain containers of.
+
+    Args:
+        settings: Every field of a `Recipe`.
+
+    Returns:
+        The recipe; its fields are checked anew.
+
+    Raises:
+        ValueError: If a field is missing, unknown or out of range.
+
+    Example:
+        >>> from_dict(as_dict(digits_resnet18())) == digits_resnet18()
+        True
+    """
+    parts: dict[str, Any] = {"mixer": MixerOptions, "optim": Optim, "machine": Machine}
+    try:
+        parts["data"] = DATA_KINDS[settings["data"]["kind"]]
+        fields = {name: _rebuild(parts[name], value) if name in parts else value for name, value in settings.items()}
+        return Recipe(**fields)
+    except (KeyError, TypeError) as error:
+        raise ValueError(f"the settings must be those of a recipe of this version: {error}") from error
+
+
+def _rebuild(kind: Any, fields: Mapping[str, Any]) -> Any:
+    # JSON has lists where the dataclasses have tuples.
+    return kind(**{name: tuple(value) if isinstance(value, list) else value for name, value in fields.items()})
 
 
 def _plain(value: Any) -> Any:
@@ -261,6 +291,7 @@ def _check(name: str, given: Any, holds: bool, rule: str) -> None:
         raise ValueError(f"{name} must be {rule}: got {given}")
 
 
-def _nearest(name: str, known: Any) -> str:
+def nearest(name: str, known: Any) -> str:
+    """`; did you mean ...?` with the known name that is nearest to `name`, or nothing if none is near."""
     near = difflib.get_close_matches(str(name), list(known), n=1)
     return f"; did you mean {near[0]!r}?" if near else ""

@@ -1,0 +1,257 @@
+"""The comparison: every arm with every seed, and what may honestly be said of the difference."""
+
+import os
+import subprocess
+import sys
+import time
+from collections import deque
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import asdict, dataclass, replace
+from pathlib import Path
+from typing import Any
+
+from mrla.models import load
+from mrla.models.atomic_write import make_folder
+from mrla.train import get_recipe
+from mrla.train.arms import build_arm, count_parameters
+from mrla.train.data import image_facts, loader, open_split
+from mrla.train.fitting import RESULT, open_run, read_json, thread_limit, versions, write_json
+from mrla.train.history import write_csv
+from mrla.train.recipes import ARMS, Recipe, as_dict, nearest
+
+from .curves import draw_curves
+from .measure import count_macs, measure_throughput
+from .statistics import compare_arms, summary
+
+RESULTS = "compare.json"
+NOTE = (
+    "Every difference is taken between runs of the same seed: the same data order, and the same starting weights where "
+    "the arms share them. The interval covers the choice of the seed, on one fixed validation part; other images would "
+    "add their own spread. Scores are those of the last epoch; the best epoch is chosen on the validation part and "
+    "therefore flatters."
+)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Comparison:
+    """A finished comparison.
+
+    Attributes:
+        folder: Where it is.
+        content: What ``compare.json`` holds; the README lists its keys.
+    """
+
+    folder: Path
+    content: dict[str, Any]
+
+    @property
+    def verdicts(self) -> dict[str, str]:
+        """``better``, ``worse`` or ``not resolved``, for every arm but the first."""
+        return {arm: difference["verdict"] for arm, difference in self.content["differences"].items()}
+
+
+def compare(
+    recipe: Recipe | str = "digits_resnet18",
+    *,
+    arms: Sequence[str] = ("plain", "light"),
+    seeds: int = 5,
+    out: str | Path | None = None,
+    jobs: int | None = None,
+    on_progress: Callable[[int, int], None] | None = None,
+) -> Comparison:
+    """Trains every arm with every seed and says which is better, with an interval, or that it is not resolved.
+
+    Started again with the same folder and settings it keeps finished runs and goes on with unfinished ones after their
+    last finished epoch, to the same numbers.
+
+    Args:
+        recipe: A recipe or its name; its `arm` is replaced by each of `arms`, its `seed` is the first of the seeds.
+        arms: What is compared, the baseline first: ``plain``, ``light``, ``dw``, ``eca``, ``se``.
+        seeds: How many seeds each arm is trained with; settled before the first run, for to add seeds until a
+            difference shows is to find one that is not there.
+        out: Folder of the comparison; ``runs/compare-RECIPE`` if not given.
+        jobs: Runs at once; if not given, as many as the CPU has cores for, or one where a GPU may be used.
+        on_progress: Called with the epochs finished and the epochs in all.
+
+    Returns:
+        The comparison; its folder holds ``compare.json``, ``table.csv``, ``history.csv``, ``curves.png``,
+        ``curves.svg`` and every run.
+
+    Raises:
+        ValueError: If an argument is not as described, the folder is another comparison's, or a run fails.
+
+    Example:
+        A comparison takes a minute, so this is not run with the tests::
+
+            result = mrla.compare("digits_resnet18", seeds=3)
+            print(result.verdicts["light"])
+    """
+    recipe = get_recipe(recipe) if isinstance(recipe, str) else recipe
+    _check(arms, seeds, jobs)
+    folder = Path(out) if out is not None else Path("runs") / f"compare-{recipe.recipe}"
+    plan = [(arm, recipe.seed + index) for index in range(seeds) for arm in arms]
+    recipes = {(arm, seed): replace(recipe, arm=arm, seed=seed) for arm, seed in plan}  # type: ignore[arg-type]
+    # What can be refused is refused before the first run, and before anything is written.
+    facts = image_facts(recipe.data)
+    for arm in arms:
+        build_arm(recipes[arm, recipe.seed], facts)
+    for part in ("train", "val"):
+        open_split(recipe.data, part)
+    settings = {
+        "compare": {"recipe": as_dict(recipe), "arms": list(arms), "seeds": [seed for _, seed in plan[:: len(arms)]]}
+    }
+    start = time.monotonic()
+    with _alone(folder):
+        open_run(folder, settings)
+        jobs = jobs or _default_jobs(recipe)
+        folders = {(arm, seed): folder / "runs" / f"{arm}-seed{seed}" for arm, seed in plan}
+        _run_all({folders[key]: recipes[key] for key in plan}, jobs, on_progress)
+        results = {key: read_json(folders[key] / RESULT) for key in plan}
+        content = _summarise(recipe, arms, results, folders)
+        content["seconds"] = time.monotonic() - start
+        _write(folder, content, recipe, arms)
+    return Comparison(folder=folder, content=content)
+
+
+def _check(arms: Sequence[str], seeds: int, jobs: int | None) -> None:
+    for arm in arms:
+        if arm not in ARMS:
+            raise ValueError(f"arms must be of {', '.join(ARMS)}: got {arm!r}{nearest(arm, ARMS)}")
+    if len(set(arms)) != len(arms) or len(arms) < 2:
+        raise ValueError(f"arms must be at least two different ones: got {', '.join(arms) or 'none'}")
+    if seeds < 1:
+        raise ValueError(f"seeds must be a positive number of seeds: got {seeds}")
+    if jobs is not None and jobs < 1:
+        raise ValueError(f"jobs must be a positive number of runs at once: got {jobs}")
+
+
+def _default_jobs(recipe: Recipe) -> int:
+    if recipe.machine.accelerator != "cpu" or recipe.machine.threads is None:
+        return 1
+    return max(1, (os.cpu_count() or 1) // recipe.machine.threads)
+
+
+def _run_all(runs: Mapping[Path, Recipe], jobs: int, on_progress: Callable[[int, int], None] | None) -> None:
+    """Makes every run that is not finished, `jobs` at once, each in a process of its own."""
+    waiting = deque(folder for folder, recipe in runs.items() if open_run(folder, as_dict(recipe)) is None)
+    total = sum(recipe.epochs for recipe in runs.values())
+    running: dict[Path, subprocess.Popen] = {}
+    try:
+        while waiting or running:
+            while waiting and len(running) < jobs:
+                folder = waiting.popleft()
+                running[folder] = _start(folder, runs[folder])
+            time.sleep(0.2)
+            for folder in [folder for folder, process in running.items() if process.poll() is not None]:
+                process = running.pop(folder)
+                if process.returncode:
+                    log = (folder / "log.txt").read_text().strip().splitlines() or ["no message"]
+                    raise ValueError(f"the run {folder.name} failed: {log[-1]} (see {folder / 'log.txt'})")
+            if on_progress is not None:
+                on_progress(sum(_epochs_done(folder) for folder in runs), total)
+    finally:
+        for process in running.values():
+            process.kill()
+        for process in running.values():
+            process.wait()
+
+
+def _start(folder: Path, recipe: Recipe) -> subprocess.Popen:
+    write_json(folder / "recipe.json", as_dict(recipe))
+    with (folder / "log.txt").open("w") as log:
+        return subprocess.Popen(
+            [sys.executable, "-m", "mrla.analysis.worker", str(folder / "recipe.json"), str(folder)],
+            stdin=subprocess.PIPE,  # never written to: it closes when this process is gone
+            stdout=log,
+            stderr=subprocess.STDOUT,
+        )
+
+
+def _epochs_done(folder: Path) -> int:
+    history = folder / "history.csv"
+    return max(0, len(history.read_text().splitlines()) - 1) if history.is_file() else 0
+
+
+def _summarise(
+    recipe: Recipe,
+    arms: Sequence[str],
+    results: Mapping[tuple[str, int], dict[str, Any]],
+    folders: Mapping[tuple[str, int], Path],
+) -> dict[str, Any]:
+    seeds = list(dict.fromkeys(seed for _, seed in results))
+    facts = image_facts(recipe.data)
+    models = {arm: load(folders[arm, seeds[-1]]) for arm in arms}
+    images, _ = next(iter(loader(open_split(recipe.data, "val"), batch_size=recipe.batch_size)))
+    with thread_limit(recipe.machine.threads):
+        rates = measure_throughput(models, images)
+    table: dict[str, Any] = {}
+    for arm in arms:
+        trainable, with_statistics = count_parameters(models[arm])
+        runs = [results[arm, seed] for seed in seeds]
+        table[arm] = {
+            **{name: _spread([run["last"][name] for run in runs]) for name in _SCORES},
+            "best_val_accuracy": _spread([run["best"]["val_accuracy"] for run in runs])
+            | {"epochs": [run["best"]["epoch"] for run in runs]},
+            "parameters": {"trainable": trainable, "with_statistics": with_statistics},
+            "macs": count_macs(models[arm], (facts.in_chans, facts.size, facts.size)),
+            "images_per_second": asdict(rates[arm]),
+            "train_seconds": _spread([run["seconds"] for run in runs]),
+        }
+    differences = compare_arms({arm: table[arm]["val_accuracy"]["values"] for arm in arms}, baseline=arms[0])
+    return {
+        "recipe": as_dict(recipe),
+        "arms": list(arms),
+        "seeds": seeds,
+        "table": table,
+        "differences": {arm: asdict(difference) for arm, difference in differences.items()},
+        "note": NOTE,
+        "versions": versions(),
+        "epochs": {arm: [results[arm, seed]["epochs"] for seed in seeds] for arm in arms},
+    }
+
+
+_SCORES = ("train_loss", "train_accuracy", "val_loss", "val_accuracy", "val_accuracy_top5")
+
+
+def _spread(values: Sequence[float]) -> dict[str, Any]:
+    mean, sd = summary(values)
+    return {"mean": mean, "sd": sd, "values": list(values)}
+
+
+def _write(folder: Path, content: Mapping[str, Any], recipe: Recipe, arms: Sequence[str]) -> None:
+    write_json(folder / RESULTS, content)
+    write_csv(folder / "table.csv", [_table_row(arm, content) for arm in arms])
+    rows = [
+        {"arm": arm, "seed": seed, **row}
+        for arm in arms
+        for seed, run in zip(content["seeds"], content["epochs"][arm], strict=True)
+        for row in run
+    ]
+    write_csv(folder / "history.csv", rows)
+    draw_curves(content["epochs"], folder, title=f"{recipe.recipe}: {recipe.model}", baseline=arms[0])
+
+
+def _table_row(arm: str, content: Mapping[str, Any]) -> dict[str, Any]:
+    entry, difference = content["table"][arm], content["differences"].get(arm, {})
+    row: dict[str, Any] = {"arm": arm}
+    for name in (*_SCORES, "best_val_accuracy", "train_seconds"):
+        row |= {f"{name}_mean": entry[name]["mean"], f"{name}_sd": entry[name]["sd"]}
+    row |= {f"parameters_{name}": value for name, value in entry["parameters"].items()}
+    row["macs"] = entry["macs"]
+    row |= {f"images_per_second_{name}": entry["images_per_second"][name] for name in ("median", "p10", "p90")}
+    fields = ("mean", "low", "high", "sd", "p_value", "p_holm", "detectable", "verdict")
+    return row | {f"difference_{name}": difference.get(name) for name in fields}
+
+
+@contextmanager
+def _alone(folder: Path) -> Iterator[None]:
+    """Holds the folder, so that two comparisons never write to it at once."""
+    from filelock import FileLock, Timeout
+
+    make_folder(folder)
+    try:
+        with FileLock(folder / ".lock", timeout=0):
+            yield
+    except Timeout as error:
+        raise ValueError(f"another comparison is running in {folder}; wait for it or choose another --out") from error

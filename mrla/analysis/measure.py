@@ -1,0 +1,113 @@
+"""What a network costs: multiply-accumulates, and images a second side by side."""
+
+import time
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+from torch.utils.flop_counter import FlopCounterMode
+
+
+@dataclass(frozen=True, kw_only=True)
+class Throughput:
+    """Images a second in inference.
+
+    Attributes:
+        median: Median over rounds.
+        p10: Tenth percentile.
+        p90: Ninetieth percentile.
+        rounds: Number of timed rounds.
+        batch_size: Images in a round.
+        threads: Threads of the CPU.
+    """
+
+    median: float
+    p10: float
+    p90: float
+    rounds: int
+    batch_size: int
+    threads: int
+
+
+def count_macs(model: nn.Module, input_size: Sequence[int]) -> int:
+    """Multiply-accumulates of one image in inference, by torch's own counter, which gives twice as many FLOPs.
+
+    Counted are convolutions and matrix products; norms, activations and sums are not, in any arm.
+
+    Args:
+        model: The network.
+        input_size: Shape (c, h, w) of the image.
+
+    Returns:
+        MACs; divide by 1e9 for G.
+
+    Example:
+        >>> count_macs(nn.Linear(3, 2), (3,))
+        6
+    """
+    reference = next(model.parameters())
+    training = model.training
+    image = torch.zeros(1, *input_size, device=reference.device, dtype=reference.dtype)
+    with torch.no_grad(), FlopCounterMode(display=False) as counter:
+        model.eval()(image)
+    model.train(training)
+    return counter.get_total_flops() // 2
+
+
+def measure_throughput(
+    models: Mapping[str, nn.Module], images: Tensor, *, rounds: int = 30, warmup: int = 3
+) -> dict[str, Throughput]:
+    """Images a second of several networks, taking turns in one process so that drift hits all alike.
+
+    Args:
+        models: The networks by name, on the device of `images`.
+        images: One batch.
+        rounds: Timed turns of each.
+        warmup: Turns before them that are not timed.
+
+    Returns:
+        Median and spread of each.
+
+    Raises:
+        ValueError: If there is no image or no round.
+    """
+    if not len(images) or rounds < 1:
+        raise ValueError(f"there must be images and rounds to time: got {len(images)} images, {rounds} rounds")
+    seconds: dict[str, list[float]] = {name: [] for name in models}
+    for model in models.values():
+        model.eval()
+    with torch.inference_mode():
+        for turn in range(warmup + rounds):
+            for name, model in models.items():
+                elapsed = _timed(model, images)
+                if turn >= warmup:
+                    seconds[name].append(elapsed)
+    rates = {name: len(images) / np.asarray(values) for name, values in seconds.items()}
+    return {
+        name: Throughput(
+            median=float(np.median(rate)),
+            p10=float(np.quantile(rate, 0.1)),
+            p90=float(np.quantile(rate, 0.9)),
+            rounds=rounds,
+            batch_size=len(images),
+            threads=torch.get_num_threads(),
+        )
+        for name, rate in rates.items()
+    }
+
+
+def _timed(model: nn.Module, images: Tensor) -> float:
+    _wait(images)
+    start = time.perf_counter()
+    model(images)
+    _wait(images)
+    return time.perf_counter() - start
+
+
+def _wait(images: Tensor) -> None:
+    if images.device.type == "cuda":
+        torch.cuda.synchronize(images.device)
+    elif images.device.type == "mps":
+        torch.mps.synchronize()

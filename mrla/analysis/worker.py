@@ -1,0 +1,35 @@
+"""One run of a comparison, in a process of its own: ``python -m mrla.analysis.worker RECIPE.json FOLDER``."""
+
+import json
+import os
+import sys
+import threading
+from pathlib import Path
+
+from mrla.train.recipes import from_dict
+
+
+def main() -> int:
+    """Trains one recipe; the last line on standard error says why, if it fails."""
+    recipe_file, folder = map(Path, sys.argv[1:3])
+    threading.Thread(target=_leave_with_parent, daemon=True).start()
+    from mrla.train.fitting import train
+
+    try:
+        train(from_dict(json.loads(recipe_file.read_text())), folder, progress=False)
+    except ValueError as error:
+        print(error, file=sys.stderr)
+        return 2
+    return 0
+
+
+def _leave_with_parent() -> None:
+    # The parent holds the other end of standard input. When it is gone, so must this run be: a restarted comparison
+    # goes on in the same folder.
+    while os.read(0, 1):  # not sys.stdin, whose lock a waiting thread would hold when the interpreter ends
+        pass
+    os._exit(1)
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,122 @@
+"""Samples that are asked by key, and loaders over them."""
+
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.utils.data import DataLoader, Dataset, default_collate
+
+from .randomness import derive_seed, seeded
+from .sampling import PADDING, EpochSampler, SampleKey
+
+IGNORE_LABEL = -100
+"""The label of a padding sample, which `torch.nn.functional.cross_entropy` ignores."""
+
+
+class Samples(Dataset[tuple[Tensor, int]]):
+    """One part of a data set, asked by key, so that an augmentation is a function of seed, epoch and index.
+
+    Args:
+        images: Opens the image of an index.
+        labels: Label of each index.
+        transform: Makes a tensor of an opened image.
+        class_names: Names of the classes, in the order of the labels.
+        seed: Decides the augmentations.
+    """
+
+    def __init__(
+        self,
+        images: Callable[[int], Any],
+        labels: Sequence[int],
+        transform: Callable[[Any], Tensor],
+        class_names: Sequence[str],
+        seed: int = 0,
+    ):
+        self.images, self.labels, self.transform, self.seed = images, labels, transform, seed
+        self.class_names = tuple(class_names)
+
+    def __len__(self) -> int:
+        return len(self.labels)
+
+    def __getitem__(self, key: SampleKey) -> tuple[Tensor, int]:
+        epoch, index = key
+        place = 0 if index == PADDING else index
+        with seeded(derive_seed(self.seed, "sample", epoch, place)):
+            image = self.transform(self.images(place))
+        return image, IGNORE_LABEL if index == PADDING else int(self.labels[place])
+
+
+class TensorSamples(Samples):
+    """Samples that are tensors in memory and not augmented: a batch is one indexing operation."""
+
+    def __init__(self, images: Tensor, labels: Tensor, class_names: Sequence[str]):
+        super().__init__(images.__getitem__, labels.tolist(), _unchanged, class_names)
+        self.tensors = images, labels
+
+    def __getitems__(self, keys: Sequence[SampleKey]) -> tuple[Tensor, Tensor]:
+        places = torch.tensor([key.index for key in keys])
+        images, labels = self.tensors
+        padding = places == PADDING
+        places = places.clamp(min=0)
+        return images[places], labels[places].masked_fill(padding, IGNORE_LABEL)
+
+
+def loader(
+    samples: Samples,
+    *,
+    batch_size: int,
+    seed: int = 0,
+    shuffle: bool = False,
+    drop_last: bool = False,
+    workers: int = 0,
+    rank: int = 0,
+    world_size: int = 1,
+    pin_memory: bool = False,
+) -> DataLoader:
+    """A DataLoader over this process's part of every batch.
+
+    Args:
+        samples: What to load.
+        batch_size: Samples in one batch over all processes.
+        seed: Decides the order.
+        shuffle: Whether the order is drawn anew each epoch: for training.
+        drop_last: Whether a last, smaller batch is left out.
+        workers: Processes that load images.
+        rank: This process.
+        world_size: Number of processes.
+        pin_memory: Whether batches are put in page-locked memory, for a GPU.
+
+    Returns:
+        The loader; its sampler has `set_epoch`.
+
+    Raises:
+        ValueError: If there is not one batch, or it does not divide by the processes.
+    """
+    sampler = EpochSampler(
+        size=len(samples),
+        batch_size=batch_size,
+        seed=seed,
+        shuffle=shuffle,
+        drop_last=drop_last,
+        pad=not shuffle,
+        rank=rank,
+        world_size=world_size,
+    )
+    return DataLoader(
+        samples,
+        batch_size=sampler.local_batch_size,
+        sampler=sampler,
+        num_workers=workers,
+        collate_fn=_collate,
+        persistent_workers=workers > 0,
+        pin_memory=pin_memory,
+    )
+
+
+def _collate(batch: Any) -> Any:
+    return batch if isinstance(batch, tuple) else default_collate(batch)  # TensorSamples gives whole batches
+
+
+def _unchanged(image: Tensor) -> Tensor:
+    return image
