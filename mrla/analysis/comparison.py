@@ -12,11 +12,11 @@ from pathlib import Path
 from typing import Any
 
 from mrla.models import load
-from mrla.models.atomic_write import make_folder
+from mrla.models.atomic_write import make_folder, read_json, write_json
 from mrla.train import get_recipe
 from mrla.train.arms import build_arm, count_parameters
 from mrla.train.data import image_facts, loader, open_split
-from mrla.train.fitting import RESULT, open_run, read_json, thread_limit, versions, write_json
+from mrla.train.fitting import RESULT, open_run, thread_limit, versions
 from mrla.train.history import write_csv
 from mrla.train.recipes import ARMS, Recipe, as_dict, nearest
 

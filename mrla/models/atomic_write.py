@@ -1,10 +1,12 @@
-"""Writing a file whole or not at all."""
+"""Files that are written whole or not at all."""
 
+import json
 import os
 import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from typing import Any
 
 
 @contextmanager
@@ -61,6 +63,29 @@ def make_folder(folder: Path) -> Path:
             f"the output folder must be writable: got {folder} ({error.strerror}); choose another folder or its rights"
         ) from error
     return folder
+
+
+def read_json(path: Path) -> dict[str, Any]:
+    """Reads a JSON object that `write_json` wrote.
+
+    Raises:
+        ValueError: If the file is not there or damaged.
+    """
+    try:
+        content = json.loads(path.read_text())
+    except (OSError, ValueError) as error:
+        raise ValueError(
+            f"{path} is missing or damaged ({error}); remove its folder or choose another --out"
+        ) from error
+    if not isinstance(content, dict):
+        raise ValueError(f"{path} is damaged, it holds no object; remove its folder or choose another --out")
+    return content
+
+
+def write_json(path: Path, content: Any) -> None:
+    """Writes JSON, whole or not at all."""
+    with written_whole(path) as beside:
+        beside.write_text(json.dumps(content, indent=2, allow_nan=False) + "\n")
 
 
 def _umask() -> int:

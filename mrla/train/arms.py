@@ -72,7 +72,7 @@ def _create(recipe: Recipe, arguments: dict[str, Any]) -> nn.Module:
         raise ValueError(f"model must be a name that `mrla models` or timm lists: got {recipe.model!r}{hint}")
     try:
         return timm.create_model(recipe.model, pretrained=recipe.pretrained, **arguments)
-    except (TypeError, RuntimeError) as error:
+    except (TypeError, RuntimeError, ValueError) as error:
         raise ValueError(f"{recipe.model} cannot be built with {arguments}: {error}") from error
 
 

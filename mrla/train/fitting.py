@@ -22,7 +22,7 @@ from torch import nn
 from torch.utils.data import DataLoader
 
 from mrla.models import load, save
-from mrla.models.atomic_write import make_folder, written_whole
+from mrla.models.atomic_write import make_folder, read_json, write_json, written_whole
 from mrla.models.checkpoints import describe
 
 from .arms import build_arm
@@ -44,11 +44,14 @@ class Run:
             ``steps.csv`` and ``result.json``.
         epochs: One row for each epoch: learning rate, training and validation loss and accuracy.
         result: The last epoch's scores, the best epoch's and the seconds it took.
+        is_main_process: False in all but one of the processes that trained it together.
     """
 
     folder: Path
     epochs: list[dict[str, float]]
     result: dict[str, Any]
+
+    is_main_process: bool = True
 
     @property
     def model(self) -> nn.Module:
@@ -304,29 +307,6 @@ def open_run(folder: Path, settings: Mapping[str, Any]) -> dict[str, Any] | None
     return None
 
 
-def read_json(path: Path) -> dict[str, Any]:
-    """Reads a JSON object that `write_json` wrote.
-
-    Raises:
-        ValueError: If the file is not there or damaged.
-    """
-    try:
-        content = json.loads(path.read_text())
-    except (OSError, ValueError) as error:
-        raise ValueError(
-            f"{path} is missing or damaged ({error}); remove its folder or choose another --out"
-        ) from error
-    if not isinstance(content, dict):
-        raise ValueError(f"{path} is damaged, it holds no object; remove its folder or choose another --out")
-    return content
-
-
-def write_json(path: Path, content: Any) -> None:
-    """Writes JSON, whole or not at all."""
-    with written_whole(path) as beside:
-        beside.write_text(json.dumps(content, indent=2, allow_nan=False) + "\n")
-
-
 def versions() -> dict[str, str]:
     """Versions and hardware that numbers depend on."""
     packages = ("mrla", "torch", "torchvision", "timm", "lightning")
@@ -400,7 +380,7 @@ def _run(
     if trainer.is_global_zero:
         write_json(out / RESULT, result)
     trainer.strategy.barrier()
-    return Run(folder=out, epochs=history.epochs, result=result)
+    return Run(folder=out, epochs=history.epochs, result=result, is_main_process=trainer.is_global_zero)
 
 
 def _save_weights(trainer: L.Trainer, task: Classification, saved: dict[str, Any], out: Path) -> None:

@@ -41,7 +41,9 @@ class History(Callback):
         self, trainer: L.Trainer, pl_module: L.LightningModule, outputs: Any, batch: Any, batch_idx: int
     ) -> None:
         if (batch_idx + 1) % LOG_EVERY == 0:
-            row = {"step": trainer.global_step, "epoch": trainer.current_epoch + 1, "loss": float(outputs["loss"])}
+            # Reducing overwrites what it is given.
+            loss = trainer.strategy.reduce(outputs["loss"].detach().clone(), reduce_op="mean")
+            row = {"step": trainer.global_step, "epoch": trainer.current_epoch + 1, "loss": float(loss)}
             self.steps.append(row)
             _to_loggers(trainer, {"train_loss_step": row["loss"]})
 

@@ -68,6 +68,8 @@ class Optim:
     clip_grad_norm: float | None = None
 
     def __post_init__(self):
+        _check_choice("optim.name", self.name, ("sgd", "adamw"))
+        _check_choice("optim.schedule", self.schedule, ("multistep", "cosine", "constant"))
         _check("optim.lr", self.lr, self.lr > 0, "positive")
         _check("optim.weight_decay", self.weight_decay, self.weight_decay >= 0, "zero or more")
         _check("optim.momentum", self.momentum, 0 <= self.momentum < 1, "in [0, 1)")
@@ -154,7 +156,8 @@ class Recipe:
         _check("label_smoothing", self.label_smoothing, 0 <= self.label_smoothing < 1, "in [0, 1)")
         _check("seed", self.seed, self.seed >= 0, "zero or more")
         _check("ema_decay", self.ema_decay, self.ema_decay is None or 0 < self.ema_decay < 1, "in (0, 1)")
-        _check("arm", self.arm, self.arm in ARMS, f"one of {', '.join(ARMS)}{nearest(self.arm, ARMS)}")
+        _check_choice("arm", self.arm, ARMS)
+        _check_choice("init", self.init, ("released", "notebook", "identity"))
         warmup = self.optim.warmup_epochs
         _check("optim.warmup_epochs", warmup, warmup < self.epochs, f"fewer than epochs={self.epochs}")
 
@@ -289,6 +292,10 @@ def _plain(value: Any) -> Any:
 def _check(name: str, given: Any, holds: bool, rule: str) -> None:
     if not holds:
         raise ValueError(f"{name} must be {rule}: got {given}")
+
+
+def _check_choice(name: str, given: str, choices: tuple[str, ...]) -> None:
+    _check(name, given, given in choices, f"one of {', '.join(choices)}{nearest(given, choices)}")
 
 
 def nearest(name: str, known: Any) -> str:

@@ -148,7 +148,8 @@ class Classification(L.LightningModule):
             DivergedError: With the first such step.
         """
         assert isinstance(self.first_bad_step, Tensor)
-        step = int(self.first_bad_step)
+        # All processes stop together: one that went on alone would wait for the others for ever.
+        step = int(self.trainer.strategy.reduce(self.first_bad_step.clone(), reduce_op="min"))
         if step != self._never:
             raise DivergedError(f"the loss became NaN or infinite at step {step}")
 

@@ -1,0 +1,88 @@
+"""What a trained network scores and costs."""
+
+from dataclasses import asdict, fields, replace
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from mrla.train.arms import count_parameters
+from mrla.train.data import Data, Split, image_facts, loader, open_split
+from mrla.train.fitting import evaluate, thread_limit
+from mrla.train.recipes import Machine
+from mrla.train.trained import load_trained
+
+from .measure import count_macs, measure_throughput
+
+
+def evaluate_checkpoint(
+    checkpoint: str | Path,
+    *,
+    data: Data | None = None,
+    root: str | None = None,
+    split: Split = "val",
+    batch_size: int = 64,
+    machine: Machine | None = None,
+) -> dict[str, Any]:
+    """Scores and costs of a trained network.
+
+    Args:
+        checkpoint: A run's folder, a folder of `mrla.save`, or a ``.ckpt``.
+        data: The images; those that it was trained with if not given.
+        root: Where those images are, if they have moved.
+        split: Which part of them.
+        batch_size: Images in one batch.
+        machine: Where it is computed.
+
+    Returns:
+        ``accuracy``, ``accuracy_top5``, ``loss``, ``images``, ``split``, ``parameters``, ``macs`` and
+        ``images_per_second``.
+
+    Raises:
+        ValueError: If the checkpoint is missing, damaged or of another network, or the images do not fit it.
+    """
+    if batch_size < 1:
+        raise ValueError(f"batch_size must be positive: got {batch_size}")
+    machine = machine or Machine()
+    model, recipe, class_names = load_trained(checkpoint)
+    if data is None and recipe is None:
+        raise ValueError(f"{checkpoint} does not say what images it was trained with: say --data.kind and --data.root")
+    images_of = data if data is not None else recipe.data  # type: ignore[union-attr]
+    if root is not None:
+        if "root" not in {field.name for field in fields(images_of)}:
+            raise ValueError(f"{images_of.kind} lie in no folder: got data.root={root}; leave it out")
+        images_of = replace(images_of, root=root)  # type: ignore[call-arg]
+    facts = image_facts(images_of)
+    if class_names is not None and class_names != facts.class_names:
+        raise ValueError(
+            f"the images must have the classes that the network was trained on: it knows {_shown(class_names)}, they "
+            f"have {_shown(facts.class_names)}"
+        )
+    samples = open_split(images_of, split)
+    batches = loader(samples, batch_size=min(batch_size, len(samples)), workers=images_of.workers)
+    channels = next(model.parameters()).shape[1]
+    if channels != facts.in_chans:
+        raise ValueError(
+            f"the images must have the {channels} channels that the network takes: they have {facts.in_chans}"
+        )
+    smoothing = recipe.label_smoothing if recipe is not None and recipe.smooth_validation else 0.0
+    scores = evaluate(model, batches, label_smoothing=smoothing, machine=machine)
+    trainable, with_statistics = count_parameters(model)
+    images, _ = next(iter(batches))
+    device = torch.device(
+        "cuda" if machine.accelerator in ("auto", "gpu", "cuda") and torch.cuda.is_available() else "cpu"
+    )
+    with thread_limit(machine.threads):
+        rates = measure_throughput({"network": model.to(device)}, images.to(device))
+    return {
+        **scores,
+        "images": int(scores["images"]),
+        "split": split,
+        "parameters": {"trainable": trainable, "with_statistics": with_statistics},
+        "macs": count_macs(model, (facts.in_chans, facts.size, facts.size)),
+        "images_per_second": asdict(rates["network"]),
+    }
+
+
+def _shown(names: tuple[str, ...]) -> str:
+    return f"{len(names)} ({', '.join(names[:4])}{', ...' if len(names) > 4 else ''})"

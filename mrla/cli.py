@@ -1,0 +1,354 @@
+"""The commands: parse, call, print."""
+
+import difflib
+import os
+import re
+import sys
+from collections.abc import Callable, Mapping, Sequence
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any
+
+from jsonargparse import ArgumentError, ArgumentParser
+from rich.console import Console
+from rich.table import Table
+
+from mrla.train.data import DATA_KINDS
+from mrla.train.recipes import ARMS, RECIPES, Machine, Recipe, as_dict, from_dict, get_recipe, nearest
+
+DEFAULT_RECIPE = "digits_resnet18"
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Runs one command.
+
+    Args:
+        arguments: Words of the command line after ``mrla``; those of this process if not given.
+
+    Returns:
+        The exit code: 0, or 2 after one line on standard error.
+    """
+    words = list(sys.argv[1:] if arguments is None else arguments)
+    try:
+        return _dispatch(words)
+    except (ArgumentError, ValueError, TypeError) as error:
+        return _fail(str(error))
+    except OSError as error:
+        return _fail(f"{error.strerror or error}: {error.filename}" if error.filename else str(error))
+    except ModuleNotFoundError as error:
+        return _fail(f"{error.name} is not installed, and this command needs it: pip install 'mrla[train]'")
+    except KeyboardInterrupt:
+        print("mrla: interrupted; the same command goes on after the last finished epoch", file=sys.stderr)
+        return 130
+
+
+def train_command(words: Sequence[str]) -> int:
+    """Train one network from a recipe; started again with the same --out it goes on where it stopped."""
+    parser = _recipe_parser("train", words, train_command)
+    parser.add_argument("--out", type=str, default=None, help="Folder of the run (runs/RECIPE-ARM-seedN)")
+    _add_switch(parser, "--progress", "Whether a progress bar is shown")
+    options = _parse(parser, words)
+    recipe = _recipe_from(options)
+    from mrla.train.fitting import train
+
+    out = Path(options["out"] or Path("runs") / f"{recipe.recipe}-{recipe.arm}-seed{recipe.seed}")
+    run = train(recipe, out, progress=options["progress"])
+    if not run.is_main_process:
+        return 0
+    table = Table(title=f"{recipe.arm}, {recipe.model}, seed {recipe.seed}")
+    for heading in ("epoch", "train loss", "train accuracy", "val loss", "val accuracy"):
+        table.add_column(heading, justify="right")
+    for name in ("best", "last"):
+        row = run.result[name]
+        table.add_row(
+            f"{name} ({row['epoch']})",
+            *(f"{row['train_loss']:.4f}", f"{row['train_accuracy']:.4f}"),
+            *(f"{row['val_loss']:.4f}", f"{row['val_accuracy']:.4f}"),
+        )
+    console = _console()
+    console.print(table)
+    console.print(f"{run.result['seconds']:.1f} s. Weights, history and checkpoints are in {out}/", highlight=False)
+    console.print(f"Look at it again: mrla eval {out}", highlight=False)
+    return 0
+
+
+def compare_command(words: Sequence[str]) -> int:
+    """Train with and without layer attention over several seeds and say which is better, or that it is not resolved."""
+    parser = _recipe_parser("compare", words, compare_command, skip={"arm"})
+    parser.add_argument("--arms", type=str, default="plain,light", help=f"Baseline first, of {', '.join(ARMS)}")
+    parser.add_argument("--seeds", type=int, default=5, help="Seeds of each arm, counted up from --seed")
+    parser.add_argument("--out", type=str, default=None, help="Folder of the comparison (runs/compare-RECIPE)")
+    parser.add_argument("--jobs", type=int, default=None, help="Runs at once (as many as there are cores for)")
+    _add_switch(parser, "--progress", "Whether a progress bar is shown")
+    options = _parse(parser, words)
+    from mrla.analysis import compare
+
+    with _progress(options["progress"]) as on_progress:
+        result = compare(
+            _recipe_from({**options, "arm": "plain"}),
+            arms=[arm.strip() for arm in options["arms"].split(",")],
+            seeds=options["seeds"],
+            out=options["out"],
+            jobs=options["jobs"],
+            on_progress=on_progress,
+        )
+    print_comparison(result.content, result.folder)
+    return 0
+
+
+def eval_command(words: Sequence[str]) -> int:
+    """Accuracy, loss and cost of a trained network, on the data it was trained with or on others."""
+    kind = _word_after(words, "--data.kind")
+    parser = _parser("eval", eval_command)
+    parser.add_argument("checkpoint", type=str, help="A run's folder, a folder of mrla.save, or a .ckpt")
+    parser.add_argument("--split", type=str, default="val", help="val, test or train")
+    parser.add_argument("--batch_size", type=int, default=64, help="Images in one batch")
+    if kind is not None:
+        parser.add_class_arguments(_data_class(kind), "data")
+    else:
+        parser.add_argument("--data.root", type=str, default=None, help="Where the images are, if they have moved")
+        parser.add_argument("--data.kind", type=str, default=None, help=f"Other images: {', '.join(DATA_KINDS)}")
+    parser.add_class_arguments(Machine, "machine")
+    options = _parse(parser, words)
+    from mrla.analysis.evaluation import evaluate_checkpoint
+
+    report = evaluate_checkpoint(
+        options["checkpoint"],
+        data=_data_class(kind)(**options["data"]) if kind is not None else None,
+        root=None if kind is not None else options["data"]["root"],
+        split=options["split"],
+        batch_size=options["batch_size"],
+        machine=Machine(**options["machine"]),
+    )
+    table = Table(
+        title=f"{options['checkpoint']}: {report['split']} part, {report['images']} images", show_header=False
+    )
+    rate = report["images_per_second"]
+    for name, value in {
+        "top-1 accuracy": f"{report['accuracy']:.4f}",
+        "top-5 accuracy": f"{report['accuracy_top5']:.4f}",
+        "loss": f"{report['loss']:.4f}",
+        "parameters (trainable)": f"{report['parameters']['trainable']:,}",
+        "with BatchNorm statistics": f"{report['parameters']['with_statistics']:,}",
+        "MACs an image": f"{report['macs'] / 1e6:,.2f} M",
+        "images a second": f"{rate['median']:,.0f} ({rate['p10']:,.0f} to {rate['p90']:,.0f}, 10 to 90 %)",
+        "measured with": f"batch {rate['batch_size']}, {rate['threads']} threads, {rate['rounds']} rounds",
+    }.items():
+        table.add_row(name, value)
+    _console().print(table)
+    return 0
+
+
+def models_command(words: Sequence[str]) -> int:
+    """List the named networks with their parameters and multiply-accumulates."""
+    parser = _parser("models", models_command)
+    parser.add_argument("filter", type=str, nargs="?", default="*", help="Names to list, such as 'resnet50*'")
+    options = _parse(parser, words)
+    from mrla.analysis.catalogue import list_networks
+
+    table = Table(title="Networks of mrla, for timm.create_model after `import mrla`")
+    table.add_column("name", no_wrap=True)
+    for heading in ("image", "parameters", "with BN statistics", "MACs (G)"):
+        table.add_column(heading, justify="right")
+    for network in list_networks(options["filter"]):
+        counts = network["parameters"]
+        table.add_row(
+            network["name"],
+            "x".join(map(str, network["input_size"][1:])),
+            *(f"{counts['trainable']:,}", f"{counts['with_statistics']:,}", f"{network['macs'] / 1e9:.3f}"),
+        )
+    _console().print(table)
+    return 0
+
+
+COMMANDS: dict[str, Callable[[Sequence[str]], int]] = {
+    "compare": compare_command,
+    "train": train_command,
+    "eval": eval_command,
+    "models": models_command,
+}
+
+
+def print_comparison(content: Mapping[str, Any], folder: Path) -> None:
+    """Prints what ``compare.json`` holds: the table, the differences and the verdict.
+
+    Args:
+        content: The content of ``compare.json``.
+        folder: Where it is.
+    """
+    console = _console()
+    recipe = content["recipe"]
+    table = Table(
+        title=f"{recipe['recipe']}: {recipe['model']}, {len(content['seeds'])} seeds, {recipe['epochs']} epochs"
+    )
+    table.add_column("arm", no_wrap=True)
+    headings = (
+        "train acc. (%)",
+        "val acc. (%), last epoch",
+        "val acc. (%), best epoch",
+        "parameters",
+        "MACs (M)",
+        "images/s",
+    )
+    for heading in headings:
+        table.add_column(heading, justify="right")
+    for arm in content["arms"]:
+        entry = content["table"][arm]
+        rate = entry["images_per_second"]
+        table.add_row(
+            arm,
+            *(_percent(entry[name]) for name in ("train_accuracy", "val_accuracy", "best_val_accuracy")),
+            f"{entry['parameters']['trainable']:,}",
+            f"{entry['macs'] / 1e6:.2f}",
+            f"{rate['median']:,.0f} ({rate['p10']:,.0f} to {rate['p90']:,.0f})",
+        )
+    console.print(table)
+    for arm, difference in content["differences"].items():
+        console.print(f"{difference['verdict'].upper()}: {arm} against {difference['baseline']}", style="bold")
+        console.print(f"  {difference['reason']}", highlight=False)
+    console.print(f"\n{content['note']}", style="dim")
+    console.print(
+        f"{content['seconds']:.0f} s. {folder}/compare.json, table.csv, history.csv, curves.png", highlight=False
+    )
+
+
+def _dispatch(words: list[str]) -> int:
+    if not words or words[0] in ("-h", "--help"):
+        _print_overview()
+        return 0
+    if words[0] == "--version":
+        print(f"mrla {version('mrla')}")
+        return 0
+    if words[0] not in COMMANDS:
+        raise ValueError(
+            f"the command must be one of {', '.join(COMMANDS)}: got {words[0]!r}{nearest(words[0], COMMANDS)}"
+        )
+    try:
+        return COMMANDS[words[0]](words[1:])
+    except SystemExit as leave:  # --help and --print_config
+        return int(leave.code or 0)
+
+
+def _print_overview() -> None:
+    print("usage: mrla COMMAND [OPTIONS]\n\nLayer attention for vision networks: train it, and see whether it helps.\n")
+    for name, command in COMMANDS.items():
+        print(f"  mrla {name:<8} {(command.__doc__ or '').splitlines()[0]}")
+    print("\nRecipes: " + ", ".join(RECIPES) + "\nOptions of a command: mrla COMMAND --help")
+
+
+def _parser(name: str, command: Callable[..., int]) -> ArgumentParser:
+    return ArgumentParser(prog=f"mrla {name}", description=command.__doc__, exit_on_error=False)
+
+
+def _recipe_parser(
+    name: str, words: Sequence[str], command: Callable[..., int], skip: set[str] | None = None
+) -> ArgumentParser:
+    """A parser of every field of a recipe; which recipe, and which images, must be known before it is made."""
+    parser = _parser(name, command)
+    parser.add_argument("--config", action="config", help="A YAML file, as --print_config prints it")
+    given = _config_of(words)
+    recipe = get_recipe(_word_after(words, "--recipe") or given.get("recipe") or DEFAULT_RECIPE)
+    defaults = as_dict(recipe)
+    data = given.get("data")
+    kind = _word_after(words, "--data.kind") or (data.get("kind") if isinstance(data, dict) else None)
+    if kind is not None and kind != recipe.data.kind:
+        defaults["data"] = vars(_data_class(kind)())
+    parser.add_argument("--recipe", type=str, default=recipe.recipe, help=f"One of {', '.join(RECIPES)}")
+    parser.add_class_arguments(Recipe, None, skip={"recipe", "data", *(skip or ())})
+    parser.add_class_arguments(_data_class(defaults["data"]["kind"]), "data")
+    parser.set_defaults({key: value for key, value in defaults.items() if key not in (skip or ())})
+    return parser
+
+
+def _recipe_from(options: Mapping[str, Any]) -> Recipe:
+    return from_dict({name: options[name] for name in as_dict(get_recipe(DEFAULT_RECIPE))})
+
+
+def _config_of(words: Sequence[str]) -> dict[str, Any]:
+    path = _word_after(words, "--config")
+    if path is None:
+        return {}
+    import yaml
+
+    try:
+        content = yaml.safe_load(Path(path).read_text())
+    except (OSError, yaml.YAMLError) as error:
+        raise ValueError(f"--config must be a YAML file: {path} cannot be read ({error})") from error
+    if not isinstance(content, dict):
+        raise ValueError(f"--config must be a YAML file as --print_config prints it: {path} holds no settings")
+    return content
+
+
+def _word_after(words: Sequence[str], flag: str) -> str | None:
+    for index, word in enumerate(words):
+        if word.startswith(f"{flag}="):
+            return word.partition("=")[2]
+        if word == flag and index + 1 < len(words):
+            return words[index + 1]
+    return None
+
+
+def _data_class(kind: str) -> Any:
+    if kind not in DATA_KINDS:
+        raise ValueError(f"data.kind must be one of {', '.join(DATA_KINDS)}: got {kind!r}{nearest(kind, DATA_KINDS)}")
+    return DATA_KINDS[kind]
+
+
+def _parse(parser: ArgumentParser, words: Sequence[str]) -> dict[str, Any]:
+    try:
+        return parser.parse_args(list(words)).as_dict()
+    except ArgumentError as error:
+        message = " ".join(str(error).split())
+        if unknown := re.search(r"unrecognized arguments: (--[^\s=]+)", message, flags=re.IGNORECASE):
+            flags = [flag for action in parser._actions for flag in action.option_strings if flag.startswith("--")]
+            near = difflib.get_close_matches(unknown[1], flags, n=1)
+            raise ValueError(
+                f"{parser.prog} has no flag {unknown[1]}{f'; did you mean {near[0]}?' if near else ''}"
+            ) from error
+        if wrong := re.search(r'Parser key "([\w.]+)": Expected a (.+)\. Got value: (.*)$', message):
+            key, rule, given = wrong.groups()
+            names = re.findall(r"'([^']*)'", rule) if "Literal" in rule else []
+            rule = f"one of {', '.join(names)}" if names else re.sub(r"<class '(\w+)'>", r"\1", rule)
+            raise ValueError(f"{key} must be {rule}: got {given!r}{nearest(given, names)}") from error
+        raise ValueError(message) from error
+
+
+def _add_switch(parser: ArgumentParser, flag: str, text: str) -> None:
+    parser.add_argument(flag, type=bool, default=sys.stderr.isatty(), help=f"{text} (true on a terminal)")
+
+
+class _progress:
+    """A bar over all epochs of all runs, with the time that is left."""
+
+    def __init__(self, shown: bool):
+        from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+
+        columns = TextColumn("epochs of all runs"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn()
+        self.bar = Progress(*columns, console=Console(stderr=True), disable=not shown, transient=True)
+
+    def __enter__(self) -> Callable[[int, int], None]:
+        self.bar.start()
+        task = self.bar.add_task("", total=None)
+        return lambda done, total: self.bar.update(task, completed=done, total=total)
+
+    def __exit__(self, *_: object) -> None:
+        self.bar.stop()
+
+
+def _percent(spread: Mapping[str, Any]) -> str:
+    sd = "" if spread["sd"] is None else f" ± {100 * spread['sd']:.2f}"
+    return f"{100 * spread['mean']:.2f}{sd}"
+
+
+def _console() -> Console:
+    # A pipe or a log has no width of its own; a table squeezed into 80 columns loses its numbers.
+    return Console(width=None if sys.stdout.isatty() else int(os.environ.get("COLUMNS", "140")))
+
+
+def _fail(message: str) -> int:
+    print(f"mrla: error: {' '.join(message.split())}", file=sys.stderr)
+    return 2
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,92 @@
+"""Trained networks as commands take them: a folder that `mrla.save` wrote, or a run's ``.ckpt``."""
+
+import pickle
+from pathlib import Path
+from zipfile import BadZipFile
+
+import torch
+from torch import nn
+
+from mrla.models import build, load, read_config
+from mrla.models.atomic_write import read_json
+
+from .arms import build_arm
+from .data import ImageFacts, image_facts
+from .recipes import Recipe, from_dict
+
+RUN = "run.json"
+
+
+def load_trained(checkpoint: str | Path) -> tuple[nn.Module, Recipe | None, tuple[str, ...] | None]:
+    """The network of a checkpoint; no code in it is run.
+
+    Args:
+        checkpoint: A folder with ``model.safetensors`` and ``config.json``, or a ``.ckpt`` in a run's ``checkpoints/``.
+
+    Returns:
+        The network in eval mode; the recipe that trained it, where one did; and its classes' names, where known.
+
+    Raises:
+        ValueError: If it is missing, damaged, or of another network than its run.json says.
+    """
+    path = Path(checkpoint)
+    if path.is_dir():
+        names = read_config(path).get("pretrained_cfg", {}).get("label_names")
+        return load(path), _recipe_of(path), tuple(names) if names else None
+    if not path.is_file():
+        raise ValueError(f"a checkpoint is a folder that mrla.save wrote, or a run's .ckpt: {path} does not exist")
+    weights = read_checkpoint(path)["state_dict"]
+    run = path.parent.parent
+    settings = read_json(run / RUN)["settings"]
+    if "network" in settings:  # a run of mrla.fit
+        network, recipe, names = settings["network"], None, None
+        model = build(network["architecture"], network["model_args"], network["mrla"]["attach"])
+    else:
+        recipe = from_dict(settings)
+        facts: ImageFacts = image_facts(recipe.data)
+        model, names = build_arm(recipe, facts), facts.class_names
+    own = {name.removeprefix("model."): weight for name, weight in weights.items() if name.startswith("model.")}
+    try:
+        model.load_state_dict(own)
+    except RuntimeError as error:
+        first = str(error).splitlines()[1:2]
+        raise ValueError(f"{path} is of another network than {run / RUN} says: {' '.join(first).strip()}") from error
+    return model.eval(), recipe, names
+
+
+def read_checkpoint(path: Path) -> dict:
+    """A ``.ckpt`` of Lightning, read without executing code.
+
+    Args:
+        path: The file.
+
+    Returns:
+        Its content; ``state_dict`` is there.
+
+    Raises:
+        ValueError: If it is damaged or would execute something.
+    """
+    try:
+        content = torch.load(path, map_location="cpu", weights_only=True)
+        content["state_dict"]
+    except (
+        OSError,
+        EOFError,
+        RuntimeError,
+        KeyError,
+        TypeError,
+        ValueError,
+        BadZipFile,
+        pickle.UnpicklingError,
+    ) as error:
+        reason = str(error).splitlines()[0] if str(error) else type(error).__name__
+        raise ValueError(f"{path} is damaged or no checkpoint ({reason}); remove it or take another one") from error
+    return content
+
+
+def _recipe_of(folder: Path) -> Recipe | None:
+    for run in (folder, folder.parent):  # the best weights lie in a folder of the run's
+        if (run / RUN).is_file():
+            settings = read_json(run / RUN).get("settings", {})
+            return from_dict(settings) if "recipe" in settings else None
+    return None
