@@ -18,8 +18,8 @@ def list_networks(filter: str = "*") -> list[dict[str, Any]]:
         filter: Pattern of names, such as ``"resnet50*"``.
 
     Returns:
-        For each: ``name``, ``input_size`` (c, h, w), ``parameters`` (``trainable``, ``with_statistics``) and ``macs`` of
-        one image.
+        For each: ``name``, ``input_size`` (c, h, w), ``parameters`` (``trainable``, ``with_statistics``) and ``macs``
+        of one image.
 
     Raises:
         ValueError: If no name fits.

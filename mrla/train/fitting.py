@@ -11,6 +11,7 @@ from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from importlib.metadata import version
 from pathlib import Path
+from pickle import UnpicklingError
 from typing import Any
 
 import lightning as L
@@ -30,6 +31,7 @@ from .data import Split, image_facts, loader, open_split
 from .history import History
 from .randomness import derive_seed
 from .recipes import Machine, Optim, Recipe, as_dict
+from .sampling import EpochSampler
 from .task import Classification, DivergedError
 
 CONFIG, RESULT, CHECKPOINTS, BEST = "run.json", "result.json", "checkpoints", "best"
@@ -249,8 +251,9 @@ class RecipeImages(L.LightningDataModule):
     def __init__(self, recipe: Recipe):
         super().__init__()
         self.recipe = recipe
-        # Opened here, so that data that are missing are refused before a process is launched.
+        # Opened and sampled here, so that what does not fit is refused before a process is launched.
         self.parts = {part: open_split(recipe.data, part, seed=recipe.seed) for part in ("train", "val")}
+        EpochSampler(size=len(self.parts["train"]), batch_size=recipe.batch_size, drop_last=True)
 
     def train_dataloader(self) -> DataLoader:
         """Shuffled by (seed, epoch); a last, smaller batch is left out."""
@@ -332,8 +335,6 @@ def _run(
     *,
     own_sampler: bool,
 ) -> Run:
-    if (result := open_run(out, settings)) is not None:
-        return Run(folder=out, epochs=result["epochs"], result=result)
     checkpoints = out / CHECKPOINTS
     history = History(out)
     callbacks: list[Callback] = [
@@ -346,6 +347,9 @@ def _run(
     if progress:
         callbacks.append(RichProgressBar())
     last = checkpoints / "last.ckpt"
+    if last.is_file():
+        _check_readable(last)
+        _check_readable(checkpoints / "best.ckpt")
     with _quiet_lightning(), thread_limit(machine.threads):
         trainer = L.Trainer(
             **_where(machine),
@@ -360,6 +364,9 @@ def _run(
             use_distributed_sampler=not own_sampler,
             log_every_n_steps=10,
         )
+        # After the trainer, which refuses what the machine cannot do, and before anything is written.
+        if (result := open_run(out, settings)) is not None:
+            return Run(folder=out, epochs=result["epochs"], result=result, is_main_process=trainer.is_global_zero)
         start = time.monotonic()
         try:
             trainer.fit(task, **loaders, ckpt_path=str(last) if last.is_file() else None, weights_only=True)
@@ -397,7 +404,7 @@ def _save_weights(trainer: L.Trainer, task: Classification, saved: dict[str, Any
 
 
 def _checkpoint(folder: Path, name: str, *, monitor: str | None) -> ModelCheckpoint:
-    return ModelCheckpoint(
+    return _Checkpoint(
         dirpath=folder,
         filename=name,
         monitor=monitor,
@@ -406,6 +413,23 @@ def _checkpoint(folder: Path, name: str, *, monitor: str | None) -> ModelCheckpo
         save_on_train_epoch_end=True,
         enable_version_counter=False,
     )
+
+
+def _check_readable(checkpoint: Path) -> None:
+    try:
+        torch.load(checkpoint, map_location="cpu", weights_only=True)
+    except (OSError, EOFError, RuntimeError, UnpicklingError) as error:
+        raise ValueError(
+            f"{checkpoint} is missing or damaged ({str(error).splitlines()[0]}); put an intact copy there, or remove "
+            f"{checkpoint.parent} to start this run anew"
+        ) from error
+
+
+class _Checkpoint(ModelCheckpoint):
+    """Knows the best epoch so far also where the run's folder has been moved."""
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        super().load_state_dict({**state_dict, "dirpath": self.dirpath})
 
 
 class _WholeFiles(TorchCheckpointIO):
