@@ -145,6 +145,7 @@ def _run_all(runs: Mapping[Path, Recipe], jobs: int, on_progress: Callable[[int,
             time.sleep(0.2)
             for folder in [folder for folder, process in running.items() if process.poll() is not None]:
                 process = running.pop(folder)
+                process.communicate()  # closes its standard input
                 if process.returncode:
                     log = (folder / "log.txt").read_text().strip().splitlines() or ["no message"]
                     raise ValueError(f"the run {folder.name} failed: {log[-1]} (see {folder / 'log.txt'})")
@@ -154,7 +155,7 @@ def _run_all(runs: Mapping[Path, Recipe], jobs: int, on_progress: Callable[[int,
         for process in running.values():
             process.kill()
         for process in running.values():
-            process.wait()
+            process.communicate()
 
 
 def _start(folder: Path, recipe: Recipe) -> subprocess.Popen:

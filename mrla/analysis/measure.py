@@ -1,7 +1,8 @@
 """What a network costs: multiply-accumulates, and images a second side by side."""
 
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 
 import numpy as np
@@ -48,11 +49,9 @@ def count_macs(model: nn.Module, input_size: Sequence[int]) -> int:
         6
     """
     reference = next(model.parameters())
-    training = model.training
     image = torch.zeros(1, *input_size, device=reference.device, dtype=reference.dtype)
-    with torch.no_grad(), FlopCounterMode(display=False) as counter:
-        model.eval()(image)
-    model.train(training)
+    with _in_eval_mode(model), torch.no_grad(), FlopCounterMode(display=False) as counter:
+        model(image)
     return counter.get_total_flops() // 2
 
 
@@ -76,9 +75,7 @@ def measure_throughput(
     if not len(images) or rounds < 1:
         raise ValueError(f"there must be images and rounds to time: got {len(images)} images, {rounds} rounds")
     seconds: dict[str, list[float]] = {name: [] for name in models}
-    for model in models.values():
-        model.eval()
-    with torch.inference_mode():
+    with _in_eval_mode(*models.values()), torch.inference_mode():
         for turn in range(warmup + rounds):
             for name, model in models.items():
                 elapsed = _timed(model, images)
@@ -96,6 +93,19 @@ def measure_throughput(
         )
         for name, rate in rates.items()
     }
+
+
+@contextmanager
+def _in_eval_mode(*models: nn.Module) -> Iterator[None]:
+    """The body with the networks in eval mode; afterwards every module is in its own mode again (frozen norms too)."""
+    modes = [(module, module.training) for model in models for module in model.modules()]
+    for model in models:
+        model.eval()
+    try:
+        yield
+    finally:
+        for module, training in modes:
+            module.training = training
 
 
 def _timed(model: nn.Module, images: Tensor) -> float:

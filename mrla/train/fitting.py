@@ -30,7 +30,7 @@ from .arms import build_arm
 from .data import Split, image_facts, loader, open_split
 from .history import History
 from .randomness import derive_seed
-from .recipes import Machine, Optim, Recipe, as_dict
+from .recipes import Machine, Optim, Recipe, as_dict, check_numbers
 from .sampling import EpochSampler
 from .task import Classification, DivergedError
 
@@ -120,8 +120,7 @@ def fit(
         1
     """
     optim, machine = optim or Optim(), machine or Machine()
-    if epochs < 1:
-        raise ValueError(f"epochs must be positive: got {epochs}")
+    check_numbers(epochs=epochs, optim=optim, label_smoothing=label_smoothing, ema_decay=ema_decay, seed=seed)
     # Asked before the training, not after it: a network that cannot be saved should not be trained for hours.
     network = describe(model, architecture=architecture)
     images, _ = next(iter(val_loader))
@@ -149,7 +148,7 @@ def fit(
         smooth_validation=smooth_validation,
         seed=seed,
     )
-    loaders = {"train_dataloaders": train_loader, "val_dataloaders": val_loader}
+    loaders = {"datamodule": OwnLoaders(train_loader, val_loader, seed=seed)}
     saved = {**facts, "architecture": architecture}
     return _run(
         task, loaders, saved, Path(out), settings, epochs, optim, ema_decay, machine, progress, own_sampler=False
@@ -243,6 +242,24 @@ def evaluate(
         scores = trainer.validate(task, batches, verbose=False)[0]
     model.train(training)
     return {name.removeprefix("val_"): float(value) for name, value in scores.items()}
+
+
+class OwnLoaders(L.LightningDataModule):
+    """The caller's loaders; what the one for training draws from the global generator follows from seed and epoch."""
+
+    def __init__(self, train_loader: DataLoader, val_loader: DataLoader, *, seed: int):
+        super().__init__()
+        self.train_loader, self.val_loader, self.seed = train_loader, val_loader, seed
+
+    def train_dataloader(self) -> DataLoader:
+        """Asked for anew in every epoch, just before it is iterated."""
+        assert self.trainer is not None
+        torch.manual_seed(derive_seed(self.seed, "loader", self.trainer.current_epoch))
+        return self.train_loader
+
+    def val_dataloader(self) -> DataLoader:
+        """As it is."""
+        return self.val_loader
 
 
 class RecipeImages(L.LightningDataModule):
@@ -362,6 +379,7 @@ def _run(
             enable_model_summary=False,
             num_sanity_val_steps=0,
             use_distributed_sampler=not own_sampler,
+            reload_dataloaders_every_n_epochs=0 if own_sampler else 1,
             log_every_n_steps=10,
         )
         # After the trainer, which refuses what the machine cannot do, and before anything is written.
@@ -376,7 +394,8 @@ def _run(
         if trainer.interrupted:
             raise KeyboardInterrupt
         seconds = time.monotonic() - start
-        _save_weights(trainer, task, saved, out)
+        if trainer.is_global_zero:
+            _save_weights(task, saved, out)
     result = {
         "epochs": history.epochs,
         "last": history.epochs[-1],
@@ -390,15 +409,13 @@ def _run(
     return Run(folder=out, epochs=history.epochs, result=result, is_main_process=trainer.is_global_zero)
 
 
-def _save_weights(trainer: L.Trainer, task: Classification, saved: dict[str, Any], out: Path) -> None:
+def _save_weights(task: Classification, saved: dict[str, Any], out: Path) -> None:
     """The last weights into the run's folder, the best ones into ``best/``, both as `mrla.save` writes them."""
-    # With the moving average on, the last checkpoint holds it; the module has it too once training has ended.
-    last = trainer.strategy.lightning_module_state_dict()  # every process takes part where weights are sharded
-    if not trainer.is_global_zero:
-        return
     prefix = "model."
-    best = torch.load(out / CHECKPOINTS / "best.ckpt", map_location="cpu", weights_only=True)["state_dict"]
-    for state, folder in ((best, out / BEST), (last, out)):
+    # From the checkpoints: with the moving average on they hold it, also where a run was stopped at its very end and
+    # Lightning has put the weights of the last step into the module.
+    for kind, folder in (("best", out / BEST), ("last", out)):
+        state = torch.load(out / CHECKPOINTS / f"{kind}.ckpt", map_location="cpu", weights_only=True)["state_dict"]
         weights = {name.removeprefix(prefix): tensor for name, tensor in state.items() if name.startswith(prefix)}
         save(task.model, folder, state_dict=weights, **saved)
 
@@ -420,7 +437,7 @@ def _check_readable(checkpoint: Path) -> None:
         torch.load(checkpoint, map_location="cpu", weights_only=True)
     except (OSError, EOFError, RuntimeError, UnpicklingError) as error:
         raise ValueError(
-            f"{checkpoint} is missing or damaged ({str(error).splitlines()[0]}); put an intact copy there, or remove "
+            f"{checkpoint} is missing or damaged ({type(error).__name__}); put an intact copy there, or remove "
             f"{checkpoint.parent} to start this run anew"
         ) from error
 
@@ -480,6 +497,8 @@ def _quiet_lightning() -> Iterator[None]:
         warnings.filterwarnings("ignore", message=".*does not have many workers.*")
         warnings.filterwarnings("ignore", message=".*is smaller than the logging interval.*")
         warnings.filterwarnings("ignore", message=".*Checkpoint directory .* exists and is not empty.*")
+        # Scores are already those of all processes.
+        warnings.filterwarnings("ignore", message=".*sync_dist=True.*")
         warnings.filterwarnings("ignore", message=".*GPU available but not used.*")
         warnings.filterwarnings("ignore", message=".*treespec, LeafSpec.*")  # Lightning 2.6 under torch 2.14
         for logger in loggers:

@@ -151,15 +151,16 @@ class Recipe:
     machine: Machine = field(default_factory=Machine)
 
     def __post_init__(self):
-        _check("epochs", self.epochs, self.epochs > 0, "positive")
+        check_numbers(
+            epochs=self.epochs,
+            optim=self.optim,
+            label_smoothing=self.label_smoothing,
+            ema_decay=self.ema_decay,
+            seed=self.seed,
+        )
         _check("batch_size", self.batch_size, self.batch_size > 0, "positive")
-        _check("label_smoothing", self.label_smoothing, 0 <= self.label_smoothing < 1, "in [0, 1)")
-        _check("seed", self.seed, self.seed >= 0, "zero or more")
-        _check("ema_decay", self.ema_decay, self.ema_decay is None or 0 < self.ema_decay < 1, "in (0, 1)")
         _check_choice("arm", self.arm, ARMS)
         _check_choice("init", self.init, ("released", "notebook", "identity"))
-        warmup = self.optim.warmup_epochs
-        _check("optim.warmup_epochs", warmup, warmup < self.epochs, f"fewer than epochs={self.epochs}")
 
 
 def digits_resnet18() -> Recipe:
@@ -287,6 +288,20 @@ def _plain(value: Any) -> Any:
     if isinstance(value, dict):
         return {key: _plain(entry) for key, entry in value.items()}
     return [_plain(entry) for entry in value] if isinstance(value, (list, tuple)) else value
+
+
+def check_numbers(*, epochs: int, optim: Optim, label_smoothing: float, ema_decay: float | None, seed: int) -> None:
+    """Refuses a run's numbers that are out of range, whether they come from a recipe or from Python.
+
+    Raises:
+        ValueError: With the number's name, its rule and what was given.
+    """
+    _check("epochs", epochs, epochs > 0, "positive")
+    _check("label_smoothing", label_smoothing, 0 <= label_smoothing < 1, "in [0, 1)")
+    _check("ema_decay", ema_decay, ema_decay is None or 0 < ema_decay < 1, "in (0, 1)")
+    _check("seed", seed, seed >= 0, "zero or more")
+    warmup = optim.warmup_epochs
+    _check("optim.warmup_epochs", warmup, warmup < epochs, f"fewer than epochs={epochs}, such as 0")
 
 
 def _check(name: str, given: Any, holds: bool, rule: str) -> None:

@@ -97,7 +97,7 @@ class Classification(L.LightningModule):
 
     def on_train_epoch_start(self) -> None:
         self.train_scores.reset()
-        self._seed_step()  # a loader that draws its order from the global generator does so now
+        self._seed_step()  # a loader without workers that draws its order from the global generator does so now
 
     def on_train_batch_start(self, batch: Any, batch_idx: int) -> None:
         self._seed_step()
@@ -130,7 +130,7 @@ class Classification(L.LightningModule):
 
     def on_validation_epoch_end(self) -> None:
         scores = self.val_scores.compute()
-        if self.trainer.training and not scores["loss"] < float("inf"):
+        if self.trainer.state.fn == "fit" and not scores["loss"] < float("inf"):
             raise DivergedError(f"the validation loss became {scores['loss']} after step {self.global_step}")
         self.log_dict({f"val_{name}": float(value) for name, value in scores.items()}, prog_bar=False)
 

@@ -1,0 +1,255 @@
+"""The commands as a user meets them: what they print, what they write, and one clear line for everything they refuse."""
+
+import json
+import re
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+
+from mrla.cli import COMMANDS, main
+
+TINY = ["--model_args.channels", "[8,8,8,8]", "--epochs", "2", "--progress", "false"]
+
+
+@pytest.fixture(autouse=True)
+def _in_an_empty_folder(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("COLUMNS", "200")
+
+
+@pytest.fixture(scope="module")
+def trained(tmp_path_factory) -> Path:
+    folder = tmp_path_factory.mktemp("trained") / "run"
+    assert main(["train", *TINY, "--out", str(folder)]) == 0
+    return folder
+
+
+def images_in(root: Path, classes=("cat", "dog"), parts=("train", "val")) -> Path:
+    from torchvision.transforms.functional import to_pil_image
+
+    for part in parts:
+        for shade, name in enumerate(classes):
+            (root / part / name).mkdir(parents=True, exist_ok=True)
+            for index in range(4):
+                pixels = np.full((20, 24, 3), 60 + 100 * shade + index, dtype=np.uint8)
+                to_pil_image(pixels).save(root / part / name / f"{index}.png")
+    return root
+
+
+def test_train_prints_and_writes_what_it_says(trained, capsys):
+    assert main(["train", *TINY, "--out", str(trained)]) == 0  # finished: shown again, not made again
+    printed = capsys.readouterr().out
+    result = json.loads((trained / "result.json").read_text())
+    assert f"{result['last']['val_accuracy']:.4f}" in printed
+    assert f"mrla eval {trained}" in printed.replace("\n", "")
+
+
+@pytest.mark.parametrize("which", ["", "best", "checkpoints/last.ckpt", "checkpoints/best.ckpt"])
+def test_eval_takes_folders_and_checkpoints_and_finds_the_recorded_scores(trained, which, capsys):
+    assert main(["eval", str(trained / which), "--machine.threads", "1"]) == 0
+    printed = capsys.readouterr().out
+    row = json.loads((trained / "result.json").read_text())["best" if "best" in which else "last"]
+    for name in ("val_accuracy", "val_accuracy_top5", "val_loss"):
+        assert f"{row[name]:.4f}" in printed
+    assert "with BatchNorm statistics" in printed
+    assert "MACs an image" in printed
+    assert re.search(r"images a second.*10 to 90 %", printed)
+
+
+def test_test_part_is_there_only_when_asked_for(trained, capsys):
+    assert main(["eval", str(trained), "--split", "test"]) == 0
+    assert "test part, 450 images" in capsys.readouterr().out
+
+
+def test_your_own_images_from_a_folder(tmp_path, capsys):
+    root = images_in(tmp_path / "images")
+    flags = ["--data.kind", "folder", "--data.root", str(root), "--data.size", "16", "--data.workers", "0"]
+    assert main(["train", *TINY, *flags, "--batch_size", "4", "--out", "mine"]) == 0
+    config = json.loads(Path("mine/config.json").read_text())
+    assert config["pretrained_cfg"]["label_names"] == ["cat", "dog"]
+    assert config["pretrained_cfg"]["input_size"] == [3, 16, 16]
+    assert main(["eval", "mine"]) == 0
+    assert "8 images" in capsys.readouterr().out
+    root.rename(tmp_path / "moved")
+    assert main(["eval", "mine"]) == 2
+    assert main(["eval", "mine", "--data.root", str(tmp_path / "moved")]) == 0
+
+
+def test_compare_prints_the_numbers_of_its_json(capsys):
+    assert main(["compare", *TINY, "--seeds", "2", "--jobs", "2", "--arms", "plain,dw"]) == 0
+    printed = " ".join(capsys.readouterr().out.split())
+    content = json.loads(Path("runs/compare-digits_resnet18/compare.json").read_text())
+    for arm in ("plain", "dw"):
+        assert f"{100 * content['table'][arm]['val_accuracy']['mean']:.2f}" in printed
+        assert f"{content['table'][arm]['parameters']['trainable']:,}" in printed
+    assert content["differences"]["dw"]["reason"] in printed
+    assert "covers the choice of the seed" in printed
+    written = {path.name for path in Path("runs/compare-digits_resnet18").iterdir()}
+    assert {"compare.json", "table.csv", "history.csv", "curves.png", "curves.svg", "runs"} <= written
+
+
+def test_models_lists_names_with_counts(capsys):
+    assert main(["models", "resnet18_cifar*"]) == 0
+    printed = capsys.readouterr().out
+    assert "11,173,962" in printed
+    assert "11,210,514" in printed
+    assert "resnet50" not in printed
+
+
+def test_a_printed_configuration_is_read_again(capsys):
+    assert main(["train", *TINY, "--optim.lr", "0.03", "--print_config"]) == 0
+    printed = capsys.readouterr().out
+    Path("run.yaml").write_text(printed)
+    assert main(["train", "--config", "run.yaml", "--print_config"]) == 0
+    assert capsys.readouterr().out == printed
+    assert "lr: 0.03" in printed
+
+
+def test_a_configuration_chooses_recipe_and_data(capsys):
+    Path("run.yaml").write_text("recipe: cifar10_resnet18\ndata:\n  kind: cifar100\n  root: here\n")
+    assert main(["train", "--config", "run.yaml", "--print_config"]) == 0
+    printed = capsys.readouterr().out
+    assert "kind: cifar100" in printed
+    assert "batch_size: 256" in printed
+
+
+@pytest.mark.parametrize("words", [["--help"], *([name, "--help"] for name in COMMANDS)], ids=" ".join)
+def test_help_loads_nothing_heavy(words):
+    code = (
+        f"import sys; from mrla.cli import main; code = main({words!r}); print('MODULES', *sys.modules); sys.exit(code)"
+    )
+    result = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    printed, _, modules = result.stdout.partition("MODULES")
+    assert "usage: mrla" in printed
+    loaded = {name.split(".")[0] for name in modules.split()}
+    assert not loaded & {"lightning", "sklearn", "matplotlib", "scipy", "torchmetrics", "tensorboard"}
+
+
+def test_version(capsys):
+    assert main(["--version"]) == 0
+    assert re.fullmatch(r"mrla \d+\.\d+\.\d+\n", capsys.readouterr().out)
+
+
+REFUSED = {
+    "unknown command": (["trian"], r"command must be one of .*got 'trian'; did you mean 'train'\?"),
+    "unknown recipe": (["train", "--recipe", "digit_resnet18"], r"recipe must be .*did you mean 'digits_resnet18'\?"),
+    "unknown model": (["train", "--model", "resnet18_cifr"], r"model must be .*did you mean 'resnet18_cifar'\?"),
+    "unknown arm": (["train", "--arm", "lihgt"], r"arm must be one of .*got 'lihgt'; did you mean 'light'\?"),
+    "unknown arms": (["compare", "--arms", "plain,lihgt"], r"arms must be .*got 'lihgt'; did you mean 'light'\?"),
+    "unknown flag": (["train", "--optm.lr", "3"], r"mrla train has no flag --optm.lr; did you mean --optim.lr\?"),
+    "unknown data": (["train", "--data.kind", "flder"], r"data.kind must be .*did you mean 'folder'\?"),
+    "unknown names": (["models", "xyz*"], r"no network of mrla fits 'xyz\*'"),
+    "unknown split": (["eval", "TRAINED", "--split", "tst"], r"split must be .*got 'tst'"),
+    "unknown accelerator": (["train", "--machine.accelerator", "abacus"], r"invalid accelerator name"),
+    "zero lr": (["train", "--optim.lr", "0"], r"optim.lr must be positive: got 0"),
+    "negative lr": (["train", "--optim.lr", "-1"], r"optim.lr must be positive: got -1"),
+    "lr in words": (["train", "--optim.lr", "fast"], r"optim.lr must be float: got 'fast'"),
+    "zero epochs": (["train", "--epochs", "0"], r"epochs must be positive: got 0"),
+    "zero batch": (["train", "--batch_size", "0"], r"batch_size must be positive: got 0"),
+    "negative seed": (["train", "--seed", "-1"], r"seed must be zero or more: got -1"),
+    "negative workers": (["train", "--data.workers", "-1"], r"workers must be"),
+    "no seeds": (["compare", "--seeds", "0"], r"seeds must be a positive number of seeds: got 0"),
+    "no jobs": (["compare", "--jobs", "0"], r"jobs must be a positive number"),
+    "one arm": (["compare", "--arms", "plain"], r"arms must be at least two different ones"),
+    "head width": (
+        ["train", "--mixer.head_dim", "7"],
+        r"head_dim must divide the channels: got head_dim=7, channels=16; try 4",
+    ),
+    "batch over data": (["train", "--batch_size", "5000"], r"got 898 samples, 5000 are needed"),
+    "already attached": (["train", "--model", "resnet18_cifar_mrla_light"], r"model must be a plain network"),
+    "missing data": (["train", "--data.kind", "folder", "--data.root", "nowhere"], r"there is no folder nowhere"),
+    "missing archive": (["train", "--recipe", "cifar10_resnet18", "--data.root", "x"], r"cifar-10-python.tar.gz"),
+    "missing config": (["train", "--config", "no.yaml"], r"--config must be a YAML file: no.yaml"),
+    "missing checkpoint": (["eval", "nowhere"], r"nowhere does not exist"),
+    "folder of another run": (["train", "--out", "TRAINED", "--epochs", "3"], r"belongs to a run with other settings"),
+    "unwritable folder": (["train", "--out", "TRAINED/config.json/x"], r"output folder must be writable"),
+    "data of another kind": (["eval", "TRAINED", "--data.root", "x"], r"digits lie in no folder"),
+    "no checkpoint": (["eval"], r"required: checkpoint"),
+}
+
+
+@pytest.mark.parametrize("case", REFUSED)
+def test_refused_with_one_line_and_exit_code_2(case, trained, capsys, tmp_path):
+    words, message = REFUSED[case]
+    before = sorted(trained.rglob("*"))
+    assert main([word.replace("TRAINED", str(trained)) for word in words]) == 2
+    captured = capsys.readouterr()
+    assert captured.out == ""
+    assert re.fullmatch(r"mrla: error: [^\n]+\n", captured.err)
+    assert re.search(message, captured.err)
+    assert not list(tmp_path.iterdir())
+    assert sorted(trained.rglob("*")) == before
+
+
+def refuse(words: list[str], message: str, capsys) -> None:
+    capsys.readouterr()
+    assert main(words) == 2
+    error = capsys.readouterr().err
+    assert re.fullmatch(r"mrla: error: [^\n]+\n", error), error
+    assert re.search(message, error), error
+
+
+@pytest.mark.parametrize("workers", ["0", "2"])
+def test_an_image_that_does_not_decode_is_named(tmp_path, workers, capsys):
+    root = images_in(tmp_path / "images")
+    (root / "train" / "dog" / "broken.png").write_bytes(b"not a picture")
+    flags = ["--data.kind", "folder", "--data.root", str(root), "--data.size", "16", "--batch_size", "3"]
+    refuse(["train", *TINY, *flags, "--data.workers", workers], r"train/dog/broken\.png", capsys)
+
+
+def test_other_classes_in_val_than_in_train_are_named(tmp_path, capsys):
+    root = images_in(tmp_path / "images")
+    images_in(root, classes=("bird",), parts=("val",))
+    refuse(["train", *TINY, "--data.kind", "folder", "--data.root", str(root)], r"'bird' is only in val", capsys)
+
+
+def test_images_of_other_classes_than_the_networks_are_refused(trained, tmp_path, capsys):
+    root = images_in(tmp_path / "images")
+    words = ["eval", str(trained), "--data.kind", "folder", "--data.root", str(root)]
+    refuse(words, r"must have the classes .*it knows 10 \(0, 1, 2, 3, \.\.\.\), they have 2 \(cat, dog\)", capsys)
+
+
+def test_damaged_checkpoints_are_named(trained, tmp_path, capsys):
+    import shutil
+
+    copy = tmp_path / "copy"
+    shutil.copytree(trained, copy)
+    last = copy / "checkpoints" / "last.ckpt"
+    last.write_bytes(last.read_bytes()[:1000])
+    refuse(["eval", str(last)], r"last\.ckpt is damaged or no checkpoint", capsys)
+    weights = copy / "model.safetensors"
+    weights.write_bytes(weights.read_bytes()[:1000])
+    refuse(["eval", str(copy)], r"model\.safetensors is missing or damaged", capsys)
+    (copy / "run.json").write_text("{")
+    refuse(["eval", str(copy / "checkpoints" / "best.ckpt")], r"run\.json is missing or damaged", capsys)
+
+
+def test_a_checkpoint_of_another_network_is_refused(trained, tmp_path, capsys):
+    import shutil
+
+    copy = tmp_path / "copy"
+    shutil.copytree(trained, copy)
+    run = json.loads((copy / "run.json").read_text())
+    run["settings"]["model_args"]["channels"] = [16, 16, 16, 16]
+    (copy / "run.json").write_text(json.dumps(run))
+    refuse(["eval", str(copy / "checkpoints" / "last.ckpt")], r"is of another network than", capsys)
+
+
+def test_a_checkpoint_that_would_run_code_is_refused_and_runs_none(trained, tmp_path, capsys):
+    class Payload:
+        def __reduce__(self):
+            return (Path.touch, (tmp_path / "executed",))
+
+    torch.save({"state_dict": Payload()}, tmp_path / "evil.ckpt")
+    refuse(["eval", str(tmp_path / "evil.ckpt")], r"evil\.ckpt is damaged or no checkpoint", capsys)
+    assert not (tmp_path / "executed").exists()
+
+
+def test_a_loss_that_becomes_nan_stops_the_run_and_says_where(capsys):
+    words = ["train", *TINY, "--optim.lr", "1e20", "--optim.min_lr", "0", "--optim.warmup_epochs", "0", "--out", "nan"]
+    refuse(words, r"loss became NaN or infinite at step \d+; stopped, there is no finished epoch", capsys)
+    assert not Path("nan/model.safetensors").exists()
