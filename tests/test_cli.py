@@ -1,4 +1,4 @@
-"""The commands as a user meets them: what they print, what they write, and one clear line for everything they refuse."""
+"""The commands as a user meets them: what they print and write, and one clear line for everything they refuse."""
 
 import json
 import re
@@ -12,7 +12,7 @@ import torch
 
 from mrla.cli import COMMANDS, main
 
-TINY = ["--model_args.channels", "[8,8,8,8]", "--epochs", "2", "--progress", "false"]
+TINY = ["--model_args.channels", "[8,8,8,8]", "--epochs", "2", "--optim.warmup_epochs", "0", "--progress", "false"]
 
 
 @pytest.fixture(autouse=True)
@@ -165,7 +165,7 @@ REFUSED = {
     "missing archive": (["train", "--recipe", "cifar10_resnet18", "--data.root", "x"], r"cifar-10-python.tar.gz"),
     "missing config": (["train", "--config", "no.yaml"], r"--config must be a YAML file: no.yaml"),
     "missing checkpoint": (["eval", "nowhere"], r"nowhere does not exist"),
-    "folder of another run": (["train", "--out", "TRAINED", "--epochs", "3"], r"belongs to a run with other settings"),
+    "folder of another run": (["train", "--out", "TRAINED", "--epochs", "4"], r"belongs to a run with other settings"),
     "unwritable folder": (["train", "--out", "TRAINED/config.json/x"], r"output folder must be writable"),
     "data of another kind": (["eval", "TRAINED", "--data.root", "x"], r"digits lie in no folder"),
     "no checkpoint": (["eval"], r"required: checkpoint"),
@@ -250,6 +250,6 @@ def test_a_checkpoint_that_would_run_code_is_refused_and_runs_none(trained, tmp_
 
 
 def test_a_loss_that_becomes_nan_stops_the_run_and_says_where(capsys):
-    words = ["train", *TINY, "--optim.lr", "1e20", "--optim.min_lr", "0", "--optim.warmup_epochs", "0", "--out", "nan"]
+    words = ["train", *TINY, "--optim.lr", "1e20", "--optim.min_lr", "0", "--out", "nan"]
     refuse(words, r"loss became NaN or infinite at step \d+; stopped, there is no finished epoch", capsys)
     assert not Path("nan/model.safetensors").exists()

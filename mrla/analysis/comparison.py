@@ -16,12 +16,12 @@ from mrla.models.atomic_write import make_folder, read_json, write_json
 from mrla.train import get_recipe
 from mrla.train.arms import build_arm, count_parameters
 from mrla.train.data import image_facts, loader, open_split
-from mrla.train.fitting import RESULT, open_run, thread_limit, versions
+from mrla.train.fitting import RESULT, RecipeImages, open_run, thread_limit, versions
 from mrla.train.history import write_csv
 from mrla.train.recipes import ARMS, Recipe, as_dict, nearest
 
 from .curves import draw_curves
-from .measure import count_macs, measure_throughput
+from .measure import count_macs, measure_throughput, timing_device
 from .statistics import compare_arms, summary
 
 RESULTS = "compare.json"
@@ -89,6 +89,7 @@ def compare(
     """
     recipe = get_recipe(recipe) if isinstance(recipe, str) else recipe
     _check(arms, seeds, jobs)
+    recipe = replace(recipe, arm=arms[0])  # type: ignore[arg-type]
     folder = Path(out) if out is not None else Path("runs") / f"compare-{recipe.recipe}"
     plan = [(arm, recipe.seed + index) for index in range(seeds) for arm in arms]
     recipes = {(arm, seed): replace(recipe, arm=arm, seed=seed) for arm, seed in plan}  # type: ignore[arg-type]
@@ -96,14 +97,13 @@ def compare(
     facts = image_facts(recipe.data)
     for arm in arms:
         build_arm(recipes[arm, recipe.seed], facts)
-    for part in ("train", "val"):
-        open_split(recipe.data, part)
+    RecipeImages(recipe)
     settings = {
         "compare": {"recipe": as_dict(recipe), "arms": list(arms), "seeds": [seed for _, seed in plan[:: len(arms)]]}
     }
     start = time.monotonic()
+    open_run(folder, settings)
     with _alone(folder):
-        open_run(folder, settings)
         jobs = jobs or _default_jobs(recipe)
         folders = {(arm, seed): folder / "runs" / f"{arm}-seed{seed}" for arm, seed in plan}
         _run_all({folders[key]: recipes[key] for key in plan}, jobs, on_progress)
@@ -184,8 +184,9 @@ def _summarise(
     facts = image_facts(recipe.data)
     models = {arm: load(folders[arm, seeds[-1]]) for arm in arms}
     images, _ = next(iter(loader(open_split(recipe.data, "val"), batch_size=recipe.batch_size)))
+    device = timing_device(recipe.machine.accelerator)
     with thread_limit(recipe.machine.threads):
-        rates = measure_throughput(models, images)
+        rates = measure_throughput({arm: model.to(device) for arm, model in models.items()}, images.to(device))
     table: dict[str, Any] = {}
     for arm in arms:
         trainable, with_statistics = count_parameters(models[arm])

@@ -4,15 +4,13 @@ from dataclasses import asdict, fields, replace
 from pathlib import Path
 from typing import Any
 
-import torch
-
 from mrla.train.arms import count_parameters
 from mrla.train.data import Data, Split, image_facts, loader, open_split
 from mrla.train.fitting import evaluate, thread_limit
 from mrla.train.recipes import Machine
 from mrla.train.trained import load_trained
 
-from .measure import count_macs, measure_throughput
+from .measure import count_macs, measure_throughput, timing_device
 
 
 def evaluate_checkpoint(
@@ -69,9 +67,7 @@ def evaluate_checkpoint(
     scores = evaluate(model, batches, label_smoothing=smoothing, machine=machine)
     trainable, with_statistics = count_parameters(model)
     images, _ = next(iter(batches))
-    device = torch.device(
-        "cuda" if machine.accelerator in ("auto", "gpu", "cuda") and torch.cuda.is_available() else "cpu"
-    )
+    device = timing_device(machine.accelerator)
     with thread_limit(machine.threads):
         rates = measure_throughput({"network": model.to(device)}, images.to(device))
     return {

@@ -95,6 +95,12 @@ def measure_throughput(
     }
 
 
+def timing_device(accelerator: str) -> torch.device:
+    """The GPU where a recipe's accelerator may be one and there is one, else the CPU."""
+    gpu = accelerator in ("auto", "gpu", "cuda") and torch.cuda.is_available()
+    return torch.device("cuda" if gpu else "cpu")
+
+
 @contextmanager
 def _in_eval_mode(*models: nn.Module) -> Iterator[None]:
     """The body with the networks in eval mode; afterwards every module is in its own mode again (frozen norms too)."""

@@ -6,7 +6,7 @@ import os
 import platform
 import time
 import warnings
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from importlib.metadata import version
@@ -245,21 +245,52 @@ def evaluate(
 
 
 class OwnLoaders(L.LightningDataModule):
-    """The caller's loaders; what the one for training draws from the global generator follows from seed and epoch."""
+    """The caller's loaders, the one for training so that a resumed run has the order that it would have had."""
 
     def __init__(self, train_loader: DataLoader, val_loader: DataLoader, *, seed: int):
         super().__init__()
         self.train_loader, self.val_loader, self.seed = train_loader, val_loader, seed
 
-    def train_dataloader(self) -> DataLoader:
-        """Asked for anew in every epoch, just before it is iterated."""
+    def train_dataloader(self) -> Iterable[Any]:
+        """For one process seeded in each epoch; with more Lightning's own sampler takes the place of the loader's."""
         assert self.trainer is not None
-        torch.manual_seed(derive_seed(self.seed, "loader", self.trainer.current_epoch))
-        return self.train_loader
+        return self.train_loader if self.trainer.world_size > 1 else _SeededEpochs(self.train_loader, self._epoch_seed)
 
     def val_dataloader(self) -> DataLoader:
         """As it is."""
         return self.val_loader
+
+    def _epoch_seed(self) -> int:
+        assert self.trainer is not None
+        return derive_seed(self.seed, "loader", self.trainer.current_epoch)
+
+
+class _SeededEpochs:
+    """Seeds the global generator when the first batch of an epoch is asked for.
+
+    A loader draws the order, and its workers' seeds, from that generator partly when it is iterated and partly when its
+    first batch is asked for; Lightning iterates once more or once less in the first epoch after a resume.
+    """
+
+    def __init__(self, batches: DataLoader, epoch_seed: Callable[[], int]):
+        self.batches, self.epoch_seed = batches, epoch_seed
+
+    @property
+    def sampler(self) -> Any:
+        """Where Lightning calls `set_epoch`, if it has it."""
+        return self.batches.sampler
+
+    @property
+    def batch_sampler(self) -> Any:
+        """Likewise."""
+        return self.batches.batch_sampler
+
+    def __len__(self) -> int:
+        return len(self.batches)
+
+    def __iter__(self) -> Iterator[Any]:
+        torch.manual_seed(self.epoch_seed())
+        yield from self.batches
 
 
 class RecipeImages(L.LightningDataModule):
@@ -379,7 +410,6 @@ def _run(
             enable_model_summary=False,
             num_sanity_val_steps=0,
             use_distributed_sampler=not own_sampler,
-            reload_dataloaders_every_n_epochs=0 if own_sampler else 1,
             log_every_n_steps=10,
         )
         # After the trainer, which refuses what the machine cannot do, and before anything is written.

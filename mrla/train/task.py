@@ -97,7 +97,7 @@ class Classification(L.LightningModule):
 
     def on_train_epoch_start(self) -> None:
         self.train_scores.reset()
-        self._seed_step()  # a loader without workers that draws its order from the global generator does so now
+        self._seed_step()
 
     def on_train_batch_start(self, batch: Any, batch_idx: int) -> None:
         self._seed_step()
