@@ -18,7 +18,7 @@ OUTSIDE = {
     "deploy": {"onnx", "onnxscript", "onnxruntime"},
     "train": {"lightning", "torchmetrics", "torchvision", "sklearn", "safetensors"},
     "analysis": {"scipy", "matplotlib", "jinja2", "captum", "filelock", "lightning"},
-    "cli": {"jsonargparse", "rich"},
+    "cli": {"jsonargparse", "rich", "yaml"},
     "": set(),
 }
 FILES = sorted(PACKAGE.rglob("*.py"))

@@ -16,9 +16,11 @@ from mrla.models.atomic_write import make_folder, read_json, write_json
 from mrla.train import get_recipe
 from mrla.train.arms import build_arm, count_parameters
 from mrla.train.data import image_facts, loader, open_split
-from mrla.train.fitting import RESULT, RecipeImages, open_run, thread_limit, versions
+from mrla.train.engine import thread_limit
 from mrla.train.history import write_csv
+from mrla.train.loaders import RecipeImages
 from mrla.train.recipes import ARMS, Recipe, as_dict, nearest
+from mrla.train.runs import RESULT, open_run, versions
 
 from .curves import draw_curves
 from .measure import count_macs, measure_throughput, timing_device

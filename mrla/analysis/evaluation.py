@@ -6,7 +6,8 @@ from typing import Any
 
 from mrla.train.arms import count_parameters
 from mrla.train.data import Data, Split, image_facts, loader, open_split
-from mrla.train.fitting import evaluate, thread_limit
+from mrla.train.engine import thread_limit
+from mrla.train.fitting import evaluate
 from mrla.train.recipes import Machine
 from mrla.train.trained import load_trained
 

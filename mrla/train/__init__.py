@@ -17,16 +17,16 @@ from .recipes import MixerOptions as MixerOptions
 from .recipes import Optim as Optim
 from .recipes import Recipe as Recipe
 from .recipes import get_recipe as get_recipe
+from .runs import Run as Run
 
 if TYPE_CHECKING:
-    from .fitting import Run as Run
     from .fitting import evaluate as evaluate
     from .fitting import fit as fit
     from .fitting import train as train
 
 
 def __getattr__(name: str) -> Any:
-    if name not in ("Run", "evaluate", "fit", "train"):
+    if name not in ("evaluate", "fit", "train"):
         raise AttributeError(f"module 'mrla.train' has no attribute {name!r}")
     from . import fitting
 

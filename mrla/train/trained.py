@@ -13,8 +13,7 @@ from mrla.models.atomic_write import read_json
 from .arms import build_arm
 from .data import ImageFacts, image_facts
 from .recipes import Recipe, from_dict
-
-RUN = "run.json"
+from .runs import CONFIG
 
 
 def load_trained(checkpoint: str | Path) -> tuple[nn.Module, Recipe | None, tuple[str, ...] | None]:
@@ -37,7 +36,7 @@ def load_trained(checkpoint: str | Path) -> tuple[nn.Module, Recipe | None, tupl
         raise ValueError(f"a checkpoint is a folder that mrla.save wrote, or a run's .ckpt: {path} does not exist")
     weights = read_checkpoint(path)["state_dict"]
     run = path.parent.parent
-    settings = read_json(run / RUN)["settings"]
+    settings = read_json(run / CONFIG)["settings"]
     if "network" in settings:  # a run of mrla.fit
         network, recipe, names = settings["network"], None, None
         model = build(network["architecture"], network["model_args"], network["mrla"]["attach"])
@@ -50,7 +49,7 @@ def load_trained(checkpoint: str | Path) -> tuple[nn.Module, Recipe | None, tupl
         model.load_state_dict(own)
     except RuntimeError as error:
         first = str(error).splitlines()[1:2]
-        raise ValueError(f"{path} is of another network than {run / RUN} says: {' '.join(first).strip()}") from error
+        raise ValueError(f"{path} is of another network than {run / CONFIG} says: {' '.join(first).strip()}") from error
     return model.eval(), recipe, names
 
 
@@ -80,13 +79,16 @@ def read_checkpoint(path: Path) -> dict:
         pickle.UnpicklingError,
     ) as error:
         reason = str(error).splitlines()[0] if str(error) else type(error).__name__
-        raise ValueError(f"{path} is damaged or no checkpoint ({reason}); remove it or take another one") from error
+        raise ValueError(
+            f"{path} is missing or damaged ({reason}); put an intact copy there, or remove {path.parent} to start its "
+            f"run anew"
+        ) from error
     return content
 
 
 def _recipe_of(folder: Path) -> Recipe | None:
     for run in (folder, folder.parent):  # the best weights lie in a folder of the run's
-        if (run / RUN).is_file():
-            settings = read_json(run / RUN).get("settings", {})
+        if (run / CONFIG).is_file():
+            settings = read_json(run / CONFIG).get("settings", {})
             return from_dict(settings) if "recipe" in settings else None
     return None

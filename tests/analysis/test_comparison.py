@@ -278,9 +278,7 @@ def test_folder_of_a_run(whole):
 
 def test_a_run_that_fails(tmp_path):
     diverging = tiny(optim=Optim(lr=1e20, schedule="constant"))
-    with pytest.raises(
-        ValueError, match=r"the run plain-seed0 failed: .*infinite at step \d+; .*smaller"
-    ) as error:
+    with pytest.raises(ValueError, match=r"the run plain-seed0 failed: .*infinite at step \d+; .*smaller") as error:
         compare(diverging, seeds=1, out=tmp_path / "out", jobs=1)
     assert "\n" not in str(error.value)
     assert str(tmp_path / "out" / "runs") in str(error.value)

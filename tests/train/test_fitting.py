@@ -16,7 +16,7 @@ from torch.nn.functional import cross_entropy
 from torch.utils.data import DataLoader, TensorDataset
 
 import mrla
-from mrla.train import Digits, Machine, MixerOptions, Optim, fitting
+from mrla.train import Digits, Machine, MixerOptions, Optim, engine, fitting
 from mrla.train.data import loader, open_split
 from mrla.train.fitting import train
 from mrla.train.history import History
@@ -161,8 +161,8 @@ def crash_between_best_and_last(monkeypatch):
             raise Crash
         original(self, checkpoint, path, storage_options)
 
-    original = fitting._WholeFiles.save_checkpoint
-    monkeypatch.setattr(fitting._WholeFiles, "save_checkpoint", write)
+    original = engine.WholeFiles.save_checkpoint
+    monkeypatch.setattr(engine.WholeFiles, "save_checkpoint", write)
 
 
 def crash_while_a_checkpoint_is_written(monkeypatch):

@@ -1,0 +1,93 @@
+"""A run's folder: what is in it, whose it is, and how far it has come."""
+
+import json
+import os
+import platform
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import nn
+
+from mrla.models import load
+from mrla.models.atomic_write import make_folder, read_json, write_json
+
+CONFIG, RESULT, CHECKPOINTS, BEST = "run.json", "result.json", "checkpoints", "best"
+
+
+@dataclass(frozen=True, kw_only=True)
+class Run:
+    """A finished run.
+
+    Attributes:
+        folder: Where it is: the last weights as `mrla.save` writes them, the best ones in ``best/``, ``history.csv``,
+            ``steps.csv`` and ``result.json``.
+        epochs: One row for each epoch: learning rate, training and validation loss and accuracy.
+        result: The last epoch's scores, the best epoch's and the seconds it took.
+        is_main_process: False in all but one of the processes that trained it together.
+    """
+
+    folder: Path
+    epochs: list[dict[str, float]]
+    result: dict[str, Any]
+
+    is_main_process: bool = True
+
+    @property
+    def model(self) -> nn.Module:
+        """The network with its last weights, in eval mode."""
+        return load(self.folder)
+
+
+def open_run(folder: Path, settings: Mapping[str, Any]) -> dict[str, Any] | None:
+    """Makes a run's folder, or finds out how far an earlier run in it has come.
+
+    Args:
+        folder: The folder.
+        settings: What decides the run.
+
+    Returns:
+        The result if the run is finished, else None.
+
+    Raises:
+        ValueError: If the folder belongs to a run with other settings, or is not writable.
+    """
+    path = folder / CONFIG
+    settings = json.loads(json.dumps(settings))
+    if path.is_file():
+        earlier = read_json(path).get("settings")
+        if differences := list(_differences(earlier, settings)):
+            more = f" and {len(differences) - 3} more" if len(differences) > 3 else ""
+            raise ValueError(
+                f"{folder} belongs to a run with other settings ({'; '.join(differences[:3])}{more}); "
+                f"choose another --out or remove it"
+            )
+        result = folder / RESULT
+        return read_json(result) if result.is_file() else None
+    make_folder(folder)
+    if any(entry.name in (CHECKPOINTS, RESULT, "model.safetensors") for entry in folder.iterdir()):
+        raise ValueError(f"{folder} holds another network and no {CONFIG}; choose another --out")
+    write_json(path, {"settings": settings, "versions": versions()})
+    return None
+
+
+def versions() -> dict[str, str]:
+    """Versions and hardware that numbers depend on."""
+    packages = ("mrla", "torch", "torchvision", "timm", "lightning")
+    return {
+        **{name: version(name) for name in packages},
+        "python": platform.python_version(),
+        "machine": f"{platform.machine()}, {os.cpu_count()} CPU cores"
+        + (f", {torch.cuda.get_device_name()}" if torch.cuda.is_available() else ""),
+    }
+
+
+def _differences(one: Any, other: Any, path: str = "") -> Iterator[str]:
+    if isinstance(one, dict) and isinstance(other, dict):
+        for key in {**one, **other}:
+            yield from _differences(one.get(key), other.get(key), f"{path}.{key}" if path else key)
+    elif one != other:
+        yield f"{path} is {one} there, {other} here"
