@@ -204,8 +204,7 @@ def print_comparison(content: Mapping[str, Any], folder: Path) -> None:
         )
     console.print(table)
     for arm, difference in content["differences"].items():
-        console.print(f"{difference['verdict'].upper()}: {arm} against {difference['baseline']}", style="bold")
-        console.print(f"  {difference['reason']}", highlight=False)
+        console.print(f"[bold]{arm} against {difference['baseline']}:[/bold] {difference['reason']}", highlight=False)
     console.print(f"\n{content['note']}", style="dim")
     console.print(
         f"{content['seconds']:.0f} s. {folder}/compare.json, table.csv, history.csv, curves.png", highlight=False

@@ -8,7 +8,7 @@ import torch
 from torch.utils.data import DataLoader
 
 from .data import Split, loader, open_split
-from .randomness import derive_seed
+from .randomness import derive_seed, seed_generators
 from .recipes import Recipe
 from .sampling import EpochSampler
 
@@ -58,7 +58,7 @@ class _SeededEpochs:
         return len(self.batches)
 
     def __iter__(self) -> Iterator[Any]:
-        torch.manual_seed(self.epoch_seed())
+        seed_generators(self.epoch_seed(), torch.device("cpu"))
         yield from self.batches
 
 

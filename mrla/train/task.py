@@ -9,7 +9,7 @@ from torch.nn.functional import cross_entropy
 from torchmetrics import Metric
 
 from .data import IGNORE_LABEL
-from .randomness import derive_seed
+from .randomness import derive_seed, seed_generators
 from .recipes import Optim
 from .schedule import make_optimizer, make_schedule
 
@@ -154,4 +154,4 @@ class Classification(L.LightningModule):
             raise DivergedError(f"the loss became NaN or infinite at step {step}")
 
     def _seed_step(self) -> None:
-        torch.manual_seed(derive_seed(self.seed, "step", self.global_step, self.global_rank))
+        seed_generators(derive_seed(self.seed, "step", self.global_step, self.global_rank), self.device)
