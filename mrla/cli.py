@@ -188,10 +188,10 @@ def print_comparison(content: Mapping[str, Any], folder: Path) -> None:
         "val acc. (%), best epoch",
         "parameters",
         "MACs (M)",
-        "images/s",
+        "images/s (10 to 90 %)",
     )
     for heading in headings:
-        table.add_column(heading, justify="right")
+        table.add_column(heading, justify="right", overflow="fold", min_width=10 if heading == "parameters" else None)
     for arm in content["arms"]:
         entry = content["table"][arm]
         rate = entry["images_per_second"]
