@@ -22,7 +22,12 @@ def __getattr__(name: str) -> Any:
         raise AttributeError(f"module 'mrla' has no attribute {name!r}")
     from importlib import import_module
 
-    return getattr(import_module(f"mrla.{_LATER[name]}"), name)
+    try:
+        return getattr(import_module(f"mrla.{_LATER[name]}"), name)
+    except ModuleNotFoundError as error:
+        raise ModuleNotFoundError(
+            f"mrla.{name} needs {error.name}, which is not installed: pip install 'mrla[train]'", name=error.name
+        ) from error
 
 
 def __dir__() -> list[str]:

@@ -186,12 +186,12 @@ def print_comparison(content: Mapping[str, Any], folder: Path) -> None:
         "train acc. (%)",
         "val acc. (%), last epoch",
         "val acc. (%), best epoch",
-        "parameters",
+        "params",
         "MACs (M)",
         "images/s (10 to 90 %)",
     )
     for heading in headings:
-        table.add_column(heading, justify="right", overflow="fold", min_width=10 if heading == "parameters" else None)
+        table.add_column(heading, justify="right", overflow="fold")
     for arm in content["arms"]:
         entry = content["table"][arm]
         rate = entry["images_per_second"]

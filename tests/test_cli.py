@@ -129,6 +129,25 @@ def test_help_loads_nothing_heavy(words):
     assert not loaded & {"lightning", "sklearn", "matplotlib", "scipy", "torchmetrics", "tensorboard"}
 
 
+@pytest.mark.parametrize(
+    ("missing", "statement"),
+    [
+        ("lightning", "from mrla.cli import main; sys.exit(main(['train']))"),
+        ("lightning", "from mrla.cli import main; sys.exit(main(['compare']))"),
+        ("sklearn", "from mrla.cli import main; sys.exit(main(['train']))"),
+        ("lightning", "import mrla; mrla.fit"),
+        ("matplotlib", "from mrla.cli import main; sys.exit(main(['compare']))"),
+    ],
+)
+def test_a_missing_package_is_said_with_the_extra_that_brings_it(missing, statement):
+    code = f"import sys; sys.modules[{missing!r}] = None; {statement}"
+    result = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
+    assert result.returncode in (1, 2)
+    last = result.stderr.strip().splitlines()[-1]
+    assert re.search(rf"{missing}.*not installed.*pip install 'mrla\[train\]'", last)
+    assert not list(Path().iterdir())
+
+
 def test_version(capsys):
     assert main(["--version"]) == 0
     assert re.fullmatch(r"mrla \d+\.\d+\.\d+\n", capsys.readouterr().out)
