@@ -52,8 +52,8 @@ def fit(
     Called again with the same folder and settings it goes on after the last finished epoch, or gives the finished run.
 
     Args:
-        model: A network of timm's registry or torchvision, attached or not; trained in place (a finished folder gives its
-            run and leaves the model alone).
+        model: A network of timm's registry or torchvision, attached or not; trained in place (a finished folder gives
+            its run and leaves the model alone).
         train_loader: Batches of images (b, c, h, w) and labels (b,).
         val_loader: Likewise, for validation.
         epochs: Passes over `train_loader`.
