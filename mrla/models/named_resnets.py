@@ -1,6 +1,6 @@
 """ResNets by name in timm's registry: with MRLA-light, and the notebook's for 32x32 images with their plain twins."""
 
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from dataclasses import replace
 from typing import Any
 
@@ -116,13 +116,12 @@ def _build(name: str, pretrained: bool, arguments: dict[str, Any], overrides: di
 
 
 def _register(name: str, description: str, **arguments: Any) -> None:
-    def entrypoint(pretrained: bool = False, **overrides: Any) -> ResNet:
+    def entrypoint(pretrained: bool = False, **overrides: Any) -> nn.Module:  # timm's wrapper with features_only
         return _build(name, pretrained, arguments, overrides)
 
     entrypoint.__name__ = entrypoint.__qualname__ = name
     entrypoint.__doc__ = f"{description} Arguments: timm's `ResNet`, `init` and `mixer` of `build_resnet`."
-    named: Callable[..., ResNet] = register_model(entrypoint)
-    globals()[name] = named
+    globals()[name] = register_model(entrypoint)
 
 
 def _plain_weights(backbone: str) -> dict[str, Any]:

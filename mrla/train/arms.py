@@ -86,6 +86,7 @@ def count_parameters(model: nn.Module) -> tuple[int, int]:
         Both counts.
 
     Example:
+        >>> import torch
         >>> with torch.device("meta"):
         ...     count_parameters(timm.create_model("resnet18_cifar", num_classes=10))
         (11173962, 11183562)
