@@ -1,14 +1,15 @@
 """What a network costs: multiply-accumulates, and images a second side by side."""
 
 import time
-from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
 import torch
 from torch import Tensor, nn
 from torch.utils.flop_counter import FlopCounterMode
+
+from mrla.models.modes import in_eval_mode
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -50,7 +51,7 @@ def count_macs(model: nn.Module, input_size: Sequence[int]) -> int:
     """
     reference = next(model.parameters())
     image = torch.zeros(1, *input_size, device=reference.device, dtype=reference.dtype)
-    with _in_eval_mode(model), torch.no_grad(), FlopCounterMode(display=False) as counter:
+    with in_eval_mode(model), torch.no_grad(), FlopCounterMode(display=False) as counter:
         model(image)
     return counter.get_total_flops() // 2
 
@@ -75,7 +76,7 @@ def measure_throughput(
     if not len(images) or rounds < 1:
         raise ValueError(f"there must be images and rounds to time: got {len(images)} images, {rounds} rounds")
     seconds: dict[str, list[float]] = {name: [] for name in models}
-    with _in_eval_mode(*models.values()), torch.inference_mode():
+    with in_eval_mode(*models.values()), torch.inference_mode():
         for turn in range(warmup + rounds):
             for name, model in models.items():
                 elapsed = _timed(model, images)
@@ -99,19 +100,6 @@ def timing_device(accelerator: str) -> torch.device:
     """The GPU where a recipe's accelerator may be one and there is one, else the CPU."""
     gpu = accelerator in ("auto", "gpu", "cuda") and torch.cuda.is_available()
     return torch.device("cuda" if gpu else "cpu")
-
-
-@contextmanager
-def _in_eval_mode(*models: nn.Module) -> Iterator[None]:
-    """The body with the networks in eval mode; afterwards every module is in its own mode again (frozen norms too)."""
-    modes = [(module, module.training) for model in models for module in model.modules()]
-    for model in models:
-        model.eval()
-    try:
-        yield
-    finally:
-        for module, training in modes:
-            module.training = training
 
 
 def _timed(model: nn.Module, images: Tensor) -> float:

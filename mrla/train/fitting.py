@@ -1,6 +1,5 @@
 """Runs: from a recipe, or from a model and two loaders, to a folder with the trained network and its numbers."""
 
-import time
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict
 from pathlib import Path
@@ -16,6 +15,7 @@ from torch.utils.data import DataLoader
 from mrla.models import save
 from mrla.models.atomic_write import write_json
 from mrla.models.checkpoints import describe
+from mrla.models.modes import in_eval_mode
 
 from .arms import build_arm
 from .data import image_facts
@@ -200,16 +200,14 @@ def evaluate(
     images, _ = next(iter(batches), (None, None))
     if images is None:
         raise ValueError("the loader must have at least one image: it has none")
-    training = model.training
     task = Classification(
         model, classes=_count_classes(model, images), label_smoothing=label_smoothing, smooth_validation=True
     )
-    with quiet_lightning(), thread_limit(machine.threads):
+    with quiet_lightning(), thread_limit(machine.threads), in_eval_mode(model):
         trainer = L.Trainer(
             **trainer_arguments(machine), logger=False, enable_progress_bar=False, enable_model_summary=False
         )
         scores = trainer.validate(task, batches, verbose=False)[0]
-    model.train(training)
     return {name.removeprefix("val_"): float(value) for name, value in scores.items()}
 
 
@@ -258,7 +256,6 @@ def _run(
         # After the trainer, which refuses what the machine cannot do, and before anything is written.
         if (result := open_run(out, settings)) is not None:
             return Run(folder=out, epochs=result["epochs"], result=result, is_main_process=trainer.is_global_zero)
-        start = time.monotonic()
         try:
             trainer.fit(task, datamodule=images, ckpt_path=str(last) if last.is_file() else None, weights_only=True)
         except DivergedError as error:
@@ -266,14 +263,13 @@ def _run(
             raise DivergedError(f"{error}; stopped, {kept}; try a smaller learning rate") from error
         if trainer.interrupted:
             raise KeyboardInterrupt
-        seconds = time.monotonic() - start
         if trainer.is_global_zero:
             _save_weights(task, saved, out)
     result = {
         "epochs": history.epochs,
         "last": history.epochs[-1],
         "best": max(history.epochs, key=lambda row: row["val_accuracy"]),
-        "seconds": seconds,
+        "seconds": history.seconds,
         "versions": versions(),
     }
     if trainer.is_global_zero:
@@ -294,8 +290,5 @@ def _save_weights(task: Classification, saved: Mapping[str, Any], out: Path) -> 
 
 
 def _count_classes(model: nn.Module, images: Tensor) -> int:
-    training = model.training
-    with torch.no_grad():
-        logits = model.eval()(images[:1].to(next(model.parameters()).device))
-    model.train(training)
-    return logits.shape[1]
+    with in_eval_mode(model), torch.no_grad():
+        return model(images[:1].to(next(model.parameters()).device)).shape[1]

@@ -1,6 +1,7 @@
 """What is recorded of a run, and its files: every epoch's scores and every tenth step's loss."""
 
 import csv
+import time
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -20,19 +21,26 @@ class History(Callback):
 
     Args:
         folder: Where ``history.csv`` and ``steps.csv`` are written anew after each epoch.
+
+    `seconds` is the time of all finished epochs, those before a resume too.
     """
 
     def __init__(self, folder: Path):
         self.folder = folder
         self.epochs: list[dict[str, float]] = []
         self.steps: list[dict[str, float]] = []
-        self._lr = float("nan")
+        self.seconds = 0.0
+        self._lr, self._since = float("nan"), time.monotonic()
 
     def state_dict(self) -> dict[str, Any]:
-        return {"epochs": self.epochs, "steps": self.steps}
+        return {"epochs": self.epochs, "steps": self.steps, "seconds": self.seconds}
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         self.epochs, self.steps = list(state_dict["epochs"]), list(state_dict["steps"])
+        self.seconds = state_dict["seconds"]
+
+    def on_train_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
+        self._since = time.monotonic()
 
     def on_train_epoch_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         self._lr = trainer.optimizers[0].param_groups[0]["lr"]  # at the epoch's end it is the next epoch's already
@@ -53,6 +61,8 @@ class History(Callback):
         row: dict[str, float] = {"epoch": trainer.current_epoch + 1, "lr": self._lr}
         row |= {f"train_{name}": train[name] for name in ("loss", "accuracy")}
         row |= {f"val_{name}": val[name] for name in ("loss", "accuracy", "accuracy_top5")}
+        now = time.monotonic()
+        self.seconds, self._since = self.seconds + now - self._since, now
         self.epochs.append(row)
         _to_loggers(trainer, row)
         if trainer.is_global_zero:

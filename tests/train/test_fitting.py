@@ -505,3 +505,14 @@ def test_evaluate_needs_an_image():
     data = TensorDataset(torch.randn(0, 3, 8, 8), torch.zeros(0, dtype=torch.long))
     with pytest.raises(ValueError, match="the loader must have at least one image"):
         mrla.evaluate(own_network(), DataLoader(data))
+
+
+def test_a_frozen_norm_stays_frozen_through_evaluate():
+    from mrla.train.arms import build_arm
+    from mrla.train.data import image_facts
+
+    model = build_arm(tiny(), image_facts(Digits())).train()
+    model.bn1.eval()
+    mrla.evaluate(model, loader(open_split(Digits(), "val"), batch_size=64))
+    assert not model.bn1.training
+    assert model.layer1.training
