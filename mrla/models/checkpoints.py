@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 import timm
+import torch
 from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
@@ -60,7 +61,8 @@ def save(
         >>> type(mrla.load(folder)).__name__
         'ResNet'
     """
-    config = describe(model, architecture=architecture, model_args=model_args)
+    weights = model.state_dict() if state_dict is None else state_dict
+    config = describe(model, weights, architecture=architecture, model_args=model_args)
     facts = {"label_names": class_names, "input_size": input_size, "mean": mean, "std": std}
     config["pretrained_cfg"].update({name: list(value) for name, value in facts.items() if value is not None})
     try:
@@ -68,7 +70,6 @@ def save(
     except TypeError as error:
         raise ValueError(f"every argument of the network must be writable as JSON: {error}; pass model_args") from error
     folder = make_folder(Path(folder))
-    weights = model.state_dict() if state_dict is None else state_dict
     with written_whole(folder / WEIGHTS) as beside:
         save_file({name: tensor.contiguous() for name, tensor in weights.items()}, beside)
     with written_whole(folder / CONFIG) as beside:
@@ -100,21 +101,10 @@ def load(folder: str | Path) -> nn.Module:
         weights = load_file(Path(folder) / WEIGHTS)
     except (OSError, SafetensorError) as error:
         raise ValueError(f"{Path(folder) / WEIGHTS} is missing or damaged ({error}); save the network again") from error
-    own = model.state_dict()
-    differences = [
-        *(f"{name} is missing" for name in own if name not in weights),
-        *(f"{name} is not in the network" for name in weights if name not in own),
-        *(
-            f"{name} is {tuple(weights[name].shape)}, the network's is {tuple(own[name].shape)}"
-            for name in own
-            if name in weights and weights[name].shape != own[name].shape
-        ),
-    ]
-    if differences:
-        shown = "; ".join(differences[:5])
+    if differences := _differences(model.state_dict(), weights):
         raise ValueError(
-            f"{Path(folder) / WEIGHTS} is of another network than {config['architecture']} ({len(differences)} "
-            f"differences: {shown}); keep it with the config.json that it was saved with"
+            f"{Path(folder) / WEIGHTS} is of another network than {config['architecture']} ({differences}); "
+            f"keep it with the config.json that it was saved with"
         )
     model.load_state_dict(weights)
     return model.eval()
@@ -147,9 +137,26 @@ def read_config(folder: str | Path) -> dict[str, Any]:
 
 
 def describe(
-    model: nn.Module, *, architecture: str | None = None, model_args: Mapping[str, Any] | None = None
+    model: nn.Module,
+    weights: Mapping[str, Tensor],
+    *,
+    architecture: str | None = None,
+    model_args: Mapping[str, Any] | None = None,
 ) -> dict[str, Any]:
-    """What `build` needs to make such a network again, as config.json holds it."""
+    """What `build` needs to make such a network again, as config.json holds it.
+
+    Args:
+        model: The network.
+        weights: Its weights, or those to be saved in their place.
+        architecture: Its name, where timm did not make it.
+        model_args: Arguments that it was built with, where timm has not recorded them.
+
+    Returns:
+        The content of config.json; that it rebuilds the network is checked.
+
+    Raises:
+        ValueError: If the name is not known, or name and arguments make another network.
+    """
     known = getattr(model, "pretrained_cfg", None) or {}
     architecture = architecture or known.get("architecture")
     if architecture is None:
@@ -161,6 +168,14 @@ def describe(
     arguments = {**getattr(model, "_model_args", {}), **(model_args or {})}
     if "num_classes" in arguments and hasattr(model, "num_classes"):
         arguments["num_classes"] = model.num_classes
+    recipe = attach_recipe(model)
+    with torch.device("meta"):  # nothing is drawn or copied
+        twin = build(architecture, arguments, recipe)
+    if differences := _differences(twin.state_dict(), weights):
+        raise ValueError(
+            f"{architecture} with {arguments} does not rebuild this {type(model).__name__} ({differences}); "
+            f"pass the model_args that it was built with"
+        )
     kept = (
         "input_size",
         "mean",
@@ -177,7 +192,7 @@ def describe(
         **({"num_classes": model.num_classes} if isinstance(getattr(model, "num_classes", None), int) else {}),
         "model_args": arguments,
         "pretrained_cfg": {name: known[name] for name in kept if known.get(name) is not None},
-        "mrla": {"version": version("mrla"), "attach": attach_recipe(model)},
+        "mrla": {"version": version("mrla"), "attach": recipe},
     }
 
 
@@ -210,3 +225,17 @@ def build(architecture: str, model_args: Mapping[str, Any], recipe: Mapping[str,
         if recipe:
             attach(model, **recipe)
     return model
+
+
+def _differences(own: Mapping[str, Tensor], weights: Mapping[str, Tensor]) -> str:
+    """How many names and shapes of `weights` are not those of the network's `own`, and the first five; "" for none."""
+    differences = [
+        *(f"{name} is missing" for name in own if name not in weights),
+        *(f"{name} is not in the network" for name in weights if name not in own),
+        *(
+            f"{name} is {tuple(weights[name].shape)}, the network's is {tuple(own[name].shape)}"
+            for name in own
+            if name in weights and weights[name].shape != own[name].shape
+        ),
+    ]
+    return f"{len(differences)} differences: {'; '.join(differences[:5])}" if differences else ""

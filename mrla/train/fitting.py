@@ -45,6 +45,7 @@ def fit(
     mean: Sequence[float] | None = None,
     std: Sequence[float] | None = None,
     architecture: str | None = None,
+    model_args: Mapping[str, Any] | None = None,
     progress: bool = True,
 ) -> Run:
     """Trains a network on your own loaders; what `mrla train` does, from Python.
@@ -68,6 +69,7 @@ def fit(
         mean: What images were normalised with, written beside the weights.
         std: Likewise.
         architecture: Name of a network that timm did not make, such as ``"torchvision/resnet18"``.
+        model_args: Arguments that such a network was built with, such as ``{"num_classes": 10}``.
         progress: Whether a progress bar is shown.
 
     Returns:
@@ -90,7 +92,7 @@ def fit(
     optim, machine = optim or Optim(), machine or Machine()
     check_numbers(epochs=epochs, optim=optim, label_smoothing=label_smoothing, ema_decay=ema_decay, seed=seed)
     # Asked before the training, not after it: a network that cannot be saved should not be trained for hours.
-    network = describe(model, architecture=architecture)
+    network = describe(model, model.state_dict(), architecture=architecture, model_args=model_args)
     images, _ = next(iter(val_loader))
     facts = {"class_names": class_names, "mean": mean, "std": std, "input_size": tuple(images.shape[1:])}
     settings = {
@@ -118,7 +120,7 @@ def fit(
         OwnLoaders(train_loader, val_loader, seed=seed),
         out=Path(out),
         settings=settings,
-        saved={**facts, "architecture": architecture},
+        saved={**facts, "architecture": architecture, "model_args": model_args},
         ema_decay=ema_decay,
         machine=machine,
         progress=progress,

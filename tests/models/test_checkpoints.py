@@ -36,6 +36,11 @@ def test_a_torchvision_network_is_saved_under_its_name(tmp_path):
     model = randomise_norms(mrla.attach(torchvision.models.resnet18(num_classes=5))).eval()
     with pytest.raises(ValueError, match="timm did not make this ResNet"):
         mrla.save(model, tmp_path)
+    with pytest.raises(
+        ValueError, match=r"does not rebuild this ResNet \(2 differences: fc.weight.*pass the model_args"
+    ):
+        mrla.save(model, tmp_path, architecture="torchvision/resnet18")
+    assert not list(tmp_path.iterdir())
     mrla.save(model, tmp_path, architecture="torchvision/resnet18", model_args={"num_classes": 5})
     x = torch.randn(1, 3, 64, 64)
     assert torch.equal(mrla.load(tmp_path)(x), model(x))
