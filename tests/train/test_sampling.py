@@ -49,6 +49,34 @@ def test_padding_counts_nobody_twice():
     assert sorted(seen) == list(range(5))
 
 
+@pytest.mark.parametrize("world_size", [1, 2, 3, 5])
+@pytest.mark.parametrize("share", [1, 2, 7])
+@pytest.mark.parametrize("size", [1, 4, 5, 29, 30, 31])
+@pytest.mark.parametrize("shuffle", [False, True])
+def test_with_padding_every_sample_comes_once_and_padding_comes_last(world_size, share, size, shuffle):
+    options = {"size": size, "batch_size": share * world_size, "shuffle": shuffle, "pad": True, "epoch": 3}
+    ranks = [batches(**options, rank=rank, world_size=world_size) for rank in range(world_size)]
+    together = [[key.index for part in parts for key in part] for parts in zip(*ranks, strict=True)]
+    seen = [index for batch in together for index in batch]
+    real = [index for index in seen if index != PADDING]
+    assert sorted(real) == list(range(size))
+    assert seen[:size] == real
+    assert len(together) == -(-size // (share * world_size))
+    assert not any(PADDING in batch for batch in together[:-1])
+    if not shuffle:
+        assert real == list(range(size))
+
+
+def test_a_sampler_can_be_iterated_again_and_set_back():
+    sampler = EpochSampler(size=50, batch_size=10, shuffle=True)
+    first = list(sampler)
+    assert list(sampler) == first
+    sampler.set_epoch(1)
+    assert indices(list(sampler)) != indices(first)
+    sampler.set_epoch(0)
+    assert list(sampler) == first
+
+
 def test_the_order_is_a_function_of_seed_and_epoch():
     options = {"size": 50, "batch_size": 50, "shuffle": True}
     order = batches(**options, seed=1, epoch=4)[0]
