@@ -1,6 +1,5 @@
 """The networks that a comparison sets against each other, starting from the same weights where they share them."""
 
-import difflib
 from typing import Any
 
 import timm
@@ -11,7 +10,7 @@ from mrla.ops import METHODS
 
 from .data import ImageFacts
 from .randomness import derive_seed, seeded
-from .recipes import MixerOptions, Recipe
+from .recipes import MixerOptions, Recipe, nearest
 
 
 def build_arm(recipe: Recipe, facts: ImageFacts) -> nn.Module:
@@ -67,8 +66,7 @@ def _attached(plain: nn.Module, recipe: Recipe) -> nn.Module:
 
 def _create(recipe: Recipe, arguments: dict[str, Any]) -> nn.Module:
     if not timm.is_model(recipe.model.split(".")[0]):
-        near = difflib.get_close_matches(recipe.model, timm.list_models(), n=1)
-        hint = f"; did you mean {near[0]!r}?" if near else ""
+        hint = nearest(recipe.model, timm.list_models())
         raise ValueError(f"model must be a name that `mrla models` or timm lists: got {recipe.model!r}{hint}")
     try:
         return timm.create_model(recipe.model, pretrained=recipe.pretrained, **arguments)
