@@ -10,11 +10,12 @@ from torch import nn
 from mrla.ops import METHODS, ChainPlace, LayerMixer
 
 from .chain_search import Chain, find_chains
+from .grids import GridFromArgument, GridFromPatches
 from .stage import MIXER, Stage
 
 ModelT = TypeVar("ModelT", bound=nn.Module)
 
-_OURS = {"self", "channels", "place", "has_shortcut", "device", "dtype"}
+_OURS = {"self", "channels", "place", "has_shortcut", "layout", "num_prefix_tokens", "device", "dtype"}
 _CLASSES_TO_ATTACH_BEFORE = ("DistributedDataParallel", "FullyShardedDataParallel", "OptimizedModule", "DataParallel")
 
 
@@ -24,6 +25,7 @@ def attach(
     *,
     head_dim: int | None = None,
     heads: int | None = None,
+    chain_length: int | None = None,
     init: str = "identity",
     drop_path: float = 0.0,
     **options: Any,
@@ -34,14 +36,17 @@ def attach(
     their names, and a plain checkpoint still loads with only ``*.mrla.*`` missing.
 
     Args:
-        model: A ResNet, ResNeXt or Wide ResNet of timm or torchvision, trained or not.
-        method: ``"light"``, or ``"dw"`` for the control with no attention.
+        model: A ResNet, ResNeXt or Wide ResNet of timm or torchvision, or timm's vision transformer, EfficientNet or
+            PVT v2, trained or not.
+        method: ``"light"``, ``"base"`` or ``"exact"``; ``"dw"`` for the control with no attention.
         head_dim: Channels per head; the method's own where neither this nor `heads` is given.
         heads: Number of heads, in place of `head_dim`.
+        chain_length: Memory begins anew every so many blocks (the released DeiT-base: 4); None for once a stage.
         init: ``"identity"`` for a trained network; ``"released"`` or ``"notebook"`` to train from scratch as the
             authors' code or the Paddle notebook does. Only the mixers are drawn.
         drop_path: Probability of leaving a mixer's branch out for an image, in training.
-        options: The method's own: `carry` for ``"light"``, `norm` for both.
+        options: The method's own, as its mixer takes them (`mrla.ops.MRLALight`, `MRLABase`, `LayerAttention`,
+            `DepthwiseMixer`): `carry`, `weighting`, `last`, `norm`, `value_act`, `out_act`.
 
     Returns:
         `model` itself.
@@ -59,21 +64,32 @@ def attach(
         >>> torch.equal(mrla.attach(model, "light")(image), before)
         True
     """
-    recipe = {"method": method, "head_dim": head_dim, "heads": heads, "init": init, "drop_path": drop_path, **options}
+    recipe = {
+        "method": method,
+        "head_dim": head_dim,
+        "heads": heads,
+        "chain_length": chain_length,
+        "init": init,
+        "drop_path": drop_path,
+        **options,
+    }
     _check_attachable(model)
+    if chain_length is not None and chain_length < 1:
+        raise ValueError(f"chain_length must be at least 1 block, or None for once a stage: got {chain_length}")
     arguments = _mixer_arguments(recipe)
     # Everything that can fail comes before the first change to the model.
     chains = find_chains(model)
-    mixers = [_make_mixers(model, chain, METHODS[method], arguments) for chain in chains]
+    mixers = [_make_mixers(model, chain, METHODS[method], chain_length, arguments) for chain in chains]
     for chain, chain_mixers in zip(chains, mixers, strict=True):
         container = model.get_submodule(chain.name)
-        for name, mixer in zip(chain.blocks, chain_mixers, strict=True):
+        for name, mixer in chain_mixers.items():
             block = container.get_submodule(name)
             block.add_module(MIXER, mixer.train(block.training))
         plain_class = type(container)
         container.__class__ = Stage
         assert isinstance(container, Stage)
         container.plain_class = plain_class
+        container.grid_source = _grid_source(model, chain)
     model.mrla_recipe = recipe  # type: ignore[assignment]
     return model
 
@@ -103,7 +119,9 @@ def detach(model: ModelT) -> ModelT:
         for block in stage.children():
             block._modules.pop(MIXER, None)
         plain_class = stage.plain_class
-        del stage.plain_class
+        if stage.grid_source is not None:
+            stage.grid_source.detach()
+        del stage.plain_class, stage.grid_source
         stage.__class__ = plain_class  # type: ignore[assignment]
     del model.mrla_recipe
     return model
@@ -133,6 +151,7 @@ def _mixer_arguments(recipe: dict[str, Any]) -> dict[str, Any]:
     """What the method's mixer is built with, checked against what it takes."""
     arguments = dict(recipe)
     method = arguments.pop("method")
+    del arguments["chain_length"]  # the chains', not the mixers'
     if method not in METHODS:
         near = difflib.get_close_matches(str(method), METHODS, n=1)
         hint = f"; did you mean {near[0]!r}?" if near else ""
@@ -147,22 +166,47 @@ def _mixer_arguments(recipe: dict[str, Any]) -> dict[str, Any]:
 
 
 def _make_mixers(
-    model: nn.Module, chain: Chain, mixer_class: type[LayerMixer], arguments: dict[str, Any]
-) -> list[LayerMixer]:
-    mixers = []
+    model: nn.Module,
+    chain: Chain,
+    mixer_class: type[LayerMixer],
+    chain_length: int | None,
+    arguments: dict[str, Any],
+) -> dict[str, LayerMixer]:
+    """A mixer for each block of a chain that gets one, by the block's name."""
+    mixers: dict[str, LayerMixer] = {}
     container = model.get_submodule(chain.name)
+    # Where only the class token is read, nothing reads what the last block's mixer would do to the patches; the
+    # released form works on the class token too.
+    served = chain.blocks[:-1] if chain.patches_unread and arguments.get("norm") != "pre_layer" else chain.blocks
+    length = chain_length or len(served)
     # Made outside inference mode (such parameters could never train), without touching the global random state.
     with torch.inference_mode(False), torch.random.fork_rng(devices=[]):
-        for index, name in enumerate(chain.blocks):
+        for at, name in enumerate(served):
             reference = next(
-                parameter for parameter in container.get_submodule(name).parameters() if parameter.ndim == 4
+                parameter for parameter in container.get_submodule(name).parameters() if parameter.is_floating_point()
             )
             on_meta = reference.device.type == "meta"
+            place = ChainPlace(
+                index=at % length,
+                length=min(length, len(served) - at // length * length),
+                patches_unread=chain.patches_unread and name == chain.blocks[-1],
+            )
             mixer: LayerMixer = mixer_class(  # type: ignore[call-arg]
                 chain.channels,  # type: ignore[arg-type]
-                place=ChainPlace(index, len(chain.blocks)),
+                place=place,
+                layout=chain.layout,
+                num_prefix_tokens=chain.num_prefix_tokens,
                 device="meta" if on_meta else "cpu",
                 **arguments,
             )
-            mixers.append(mixer.to(device=reference.device, dtype=reference.dtype))
+            mixers[name] = mixer.to(device=reference.device, dtype=reference.dtype)
     return mixers
+
+
+def _grid_source(model: nn.Module, chain: Chain) -> GridFromArgument | GridFromPatches | None:
+    if chain.takes_grid:
+        return GridFromArgument()
+    if not chain.patch_embed:
+        return None
+    patch_embed = model.get_submodule(chain.patch_embed)
+    return GridFromPatches(patch_embed, dynamic=not getattr(patch_embed, "flatten", True))

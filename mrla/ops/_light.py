@@ -1,8 +1,10 @@
 """MRLA-light: the gate between a block's query and key, and the update it lets through."""
 
 from jaxtyping import Float
-from torch import Tensor, cat
-from torch.nn.functional import conv1d, conv2d
+from torch import Tensor, addcmul
+
+from ._checks import check_kernels, check_like, check_map
+from ._projections import Activation, depthwise_value, per_channel, pool, slide
 
 
 def light_gate(
@@ -26,7 +28,7 @@ def light_gate(
         heads: Number of heads g; divides c.
 
     Returns:
-        One number in (0, 1) per image and head.
+        One number in (0, 1) per image and head, in float32 or, for float64, float64.
 
     Example:
         >>> import torch
@@ -34,10 +36,9 @@ def light_gate(
         >>> light_gate(torch.zeros(1, 4, 2, 2), one_tap, one_tap, heads=2).tolist()
         [[0.5, 0.5]]
     """
-    pooled = x.mean(dim=(2, 3)).unsqueeze(1)
-    projected = conv1d(pooled, cat((query_weight, key_weight)), padding=query_weight.shape[-1] // 2)
-    query, key = projected.unflatten(2, (heads, -1)).unbind(1)
-    return ((query * key).sum(-1) * query.shape[-1] ** -0.5).sigmoid()
+    query, key = slide(pool(x), query_weight, key_weight)
+    product = (query * key).unflatten(1, (heads, -1))
+    return (product.sum(-1) * product.shape[-1] ** -0.5).sigmoid()
 
 
 def light_update(
@@ -48,6 +49,7 @@ def light_update(
     value_weight: Float[Tensor, "c 1 3 3"],
     decay: Float[Tensor, " c"] | None,
     heads: int,
+    value_act: Activation | None = None,
 ) -> Float[Tensor, "b c h w"]:
     r"""What MRLA-light adds to a block's output, before its norm.
 
@@ -64,9 +66,13 @@ def light_update(
         value_weight: Depthwise kernel of the value.
         decay: lambda_t, one number per channel; None exactly where `carried` is.
         heads: Number of heads g; divides c.
+        value_act: Activation on the value, see `depthwise_value`.
 
     Returns:
         o_t, in the shape of `x` (under autocast in its lower precision).
+
+    Raises:
+        ValueError: If the shapes do not fit one another, or one of `carried` and `decay` is given without the other.
 
     Example:
         >>> import torch
@@ -75,11 +81,19 @@ def light_update(
         >>> light_update(x, x, tap, tap, centre, torch.tensor([0.0, 1.0]), heads=1).flatten().tolist()
         [0.5, 1.5]
     """
-    value = conv2d(x, value_weight, padding=1, groups=x.shape[1])
+    check_map(x)
+    check_kernels(x.shape[1], query_weight, key_weight, value_weight, heads, decay)
+    if (carried is None) != (decay is None):
+        raise ValueError(
+            f"carried and decay belong together: got {'no ' if carried is None else ''}carried and "
+            f"{'no ' if decay is None else ''}decay; give both or neither"
+        )
+    value = depthwise_value(x, value_weight, value_act)
     gate = light_gate(x, query_weight, key_weight, heads)
-    # One gate for the d channels of a head; the explicit reshape keeps the graph free of data-dependent shapes.
-    update = value * gate.repeat_interleave(x.shape[1] // heads, dim=1)[:, :, None, None]
+    update = value * per_channel(gate, x.shape[1]).to(value.dtype)
     if carried is None or decay is None:
         return update
-    # Under autocast a float32 lambda would promote the whole residual stream.
-    return update + decay[:, None, None].to(update.dtype) * carried.to(update.dtype)
+    check_like("carried", (carried,), x)
+    # Under autocast a float32 lambda would promote the whole residual stream. One addcmul rounds once: in float16 the
+    # product alone may overflow where the sum does not.
+    return addcmul(update, decay[:, None, None].to(update.dtype), carried.to(update.dtype))

@@ -1,62 +1,26 @@
 """Layer mixers: thin modules that own the parameters of one method and call its function."""
 
 import math
-from abc import ABC, abstractmethod
-from collections.abc import Callable
-from typing import Any, Literal, NamedTuple
+from typing import Any, Literal, get_args
 
 import torch
 from jaxtyping import Float
-from timm.layers import DropPath, LayerNorm2d
 from torch import Tensor, nn
-from torch.nn.functional import conv2d
 
+from ._base import LayerMemory, Weighting, base_update
+from ._branch import BranchMixer, Norm, one_of, reset_channel_kernel, reset_depthwise_kernel
+from ._checks import check_window
+from ._contract import ChainPlace, Init, LayerMixer
+from ._exact import OutputMemory, exact_update
 from ._heads import channel_kernel_size, resolve_heads
+from ._layouts import Layout
 from ._light import light_update
+from ._projections import ACTIVATIONS, Activation, depthwise_value
 
 Carry = Literal["shortcut", "output"]
-Norm = Literal["batch", "layer"]
-Init = Literal["identity", "released", "notebook"]
-
-_NORMS: dict[str, Callable[..., nn.Module]] = {"batch": nn.BatchNorm2d, "layer": LayerNorm2d}
 
 
-class ChainPlace(NamedTuple):
-    """Where in its chain a mixer stands: `index` of `length` blocks, counted from 0."""
-
-    index: int = 0
-    length: int = 1
-
-
-ALONE = ChainPlace()
-"""The place of a mixer that is a chain of one."""
-
-
-class LayerMixer(nn.Module, ABC):
-    """What stands behind a block and lets it hear the blocks before it.
-
-    A mixer is called ``mixer(x, shortcut, memory) -> (x, memory)``: `x` is the block's output, `shortcut` what the
-    block added to its branch (None where that is not known) and `memory` whatever the mixer before left (None at the
-    head of a chain). It returns the block's new output, in x's dtype, and the memory for the next one. Memory is a
-    value: a mixer never keeps it.
-    """
-
-    @abstractmethod
-    def forward(
-        self, x: Float[Tensor, "b c h w"], shortcut: Float[Tensor, "b c h w"] | None = None, memory: Any = None
-    ) -> tuple[Float[Tensor, "b c h w"], Any]:
-        """The block's new output and the memory for the next mixer of the chain."""
-
-    @abstractmethod
-    def reset_parameters(self, init: Init) -> None:
-        """Draws every parameter anew, from torch's global generator."""
-
-    def silent_parameters(self) -> tuple[str, ...]:
-        """Names of own parameters whose gradient is zero by the maths, whatever the data."""
-        return ()
-
-
-class MRLALight(LayerMixer):
+class MRLALight(BranchMixer):
     r"""MRLA-light: a block's own value, gated by its query and key, plus a decayed earlier map.
 
     .. math:: x_t + \mathrm{BN}(\sigma(q_t \cdot k_t / \sqrt d)\, v_t + \lambda_t \odot u_t)
@@ -71,7 +35,13 @@ class MRLALight(LayerMixer):
         carry: What lambda multiplies.
         place: Where in its chain the mixer stands; with ``carry="output"`` the head of a chain has no lambda.
         has_shortcut: False where the block's shortcut is not known; then ``carry="shortcut"`` has no lambda.
-        norm: ``"batch"`` for BatchNorm, ``"layer"`` for LayerNorm over channels at each pixel.
+        layout: ``"NCHW"`` or ``"NHWC"`` maps, or ``"NLC"`` tokens.
+        num_prefix_tokens: Tokens in front of the patches.
+        norm: ``"batch"`` for BatchNorm, ``"layer"`` for LayerNorm over channels at each pixel, ``"pre_layer"`` for
+            LayerNorm of what goes in and none of what comes out (released DeiT). None: BatchNorm for NCHW, else
+            LayerNorm.
+        value_act: Activation on the value; ``"gelu"`` in the released DeiT.
+        out_act: Activation after the norm.
         drop_path: Probability of leaving the branch out for an image, in training.
         init: See `reset_parameters`.
         device: Where the parameters are made.
@@ -95,59 +65,61 @@ class MRLALight(LayerMixer):
         head_dim: int | None = None,
         heads: int | None = None,
         carry: Carry = "shortcut",
-        place: ChainPlace = ALONE,
+        place: ChainPlace | None = None,
         has_shortcut: bool = True,
-        norm: Norm = "batch",
+        layout: Layout = "NCHW",
+        num_prefix_tokens: int = 0,
+        norm: Norm | None = None,
+        value_act: Activation | None = None,
+        out_act: Activation | None = None,
         drop_path: float = 0.0,
         init: Init = "identity",
         device: torch.device | str | None = None,
         dtype: torch.dtype | None = None,
     ):
-        super().__init__()
+        carries_shortcut = one_of("carry", carry, get_args(Carry)) == "shortcut" and has_shortcut
         factory: dict[str, Any] = {"device": device, "dtype": dtype}
+        super().__init__(
+            channels,
+            place=place,
+            norms_shortcut=carries_shortcut,
+            layout=layout,
+            num_prefix_tokens=num_prefix_tokens,
+            norm=norm,
+            out_act=out_act,
+            residual=True,
+            drop_path=drop_path,
+            init=init,
+            **factory,
+        )
         self.heads = resolve_heads(channels, head_dim=head_dim, heads=heads, default=32)
-        self.carry = _one_of("carry", carry, ("shortcut", "output"))
-        kernel_size = channel_kernel_size(channels)
-        self.query_weight = nn.Parameter(torch.empty(1, 1, kernel_size, **factory))
-        self.key_weight = nn.Parameter(torch.empty(1, 1, kernel_size, **factory))
-        self.value_weight = nn.Parameter(torch.empty(channels, 1, 3, 3, **factory))
-        has_decay = has_shortcut if carry == "shortcut" else place.index > 0
+        self.carry: Carry = carry
+        self.value_act: Activation | None = one_of("value_act", value_act, (None, *ACTIVATIONS))
+        self.query_weight, self.key_weight, self.value_weight = _kernels(channels, **factory)
+        has_decay = carries_shortcut if carry == "shortcut" else place is None or place.index > 0
         self.decay = nn.Parameter(torch.empty(channels, **factory)) if has_decay else None
-        self.norm = _make_norm(norm, channels, **factory)
-        self.drop_path = _make_drop_path(drop_path)
         self.reset_parameters(init)
 
-    def forward(
-        self, x: Float[Tensor, "b c h w"], shortcut: Float[Tensor, "b c h w"] | None = None, memory: Any = None
+    def update(
+        self, x: Float[Tensor, "b c h w"], shortcut: Float[Tensor, "b c h w"] | None, memory: Any
     ) -> tuple[Float[Tensor, "b c h w"], Any]:
-        """x_t + BN(o_t), and o_t where the next mixer needs it."""
-        carried = shortcut if self.carry == "shortcut" else memory
+        """o_t, and o_t again where the next mixer needs it."""
+        carried = shortcut if self.carry == "shortcut" else _expected(memory, Tensor, self)
+        decay = self.decay if carried is not None else None
+        carried = carried if decay is not None else None
         update = light_update(
-            x, carried, self.query_weight, self.key_weight, self.value_weight, self.decay, heads=self.heads
+            x, carried, self.query_weight, self.key_weight, self.value_weight, decay, self.heads, self.value_act
         )
-        out = x + self.drop_path(self.norm(update)).to(x.dtype)
-        return out, update if self.carry == "output" else None
+        return update, update if self.carry == "output" else None
 
     @torch.no_grad()
-    def reset_parameters(self, init: Init) -> None:
-        r"""Draws every parameter anew, from torch's global generator.
+    def reset_kernels(self, init: Init) -> None:
+        """Draws the kernels, and lambda: 1 for "identity", N(0, 1) as released, U(+-sqrt(6 / (c + 1))) as the notebook.
 
-        Args:
-            init: ``"identity"``: norm weight 0, lambda 1, so that the mixer changes nothing until it is trained.
-                ``"released"``: as the authors' code, norm weight 1, lambda from N(0, 1). ``"notebook"``: as the Paddle
-                notebook, lambda from U(+-sqrt(6 / (c + 1))), kernels normal with standard deviation sqrt(2 / k).
+        NOTE the authors' N(0, 1) makes the lambda term 19 to 200 times the attention term at the start.
         """
-        _one_of("init", init, ("identity", "released", "notebook"))
-        for weight in (self.query_weight, self.key_weight):
-            kernel_size = weight.shape[-1]
-            if init == "notebook":
-                weight.normal_(std=math.sqrt(2 / kernel_size))
-            else:
-                weight.uniform_(-1 / math.sqrt(kernel_size), 1 / math.sqrt(kernel_size))  # torch's default for Conv1d
-        _reset_depthwise(self.value_weight)
-        _reset_norm(self.norm, init)
+        _reset_kernels(self, init)
         if self.decay is not None:
-            # NOTE the authors' N(0, 1) makes the lambda term 19 to 200 times the attention term at the start.
             if init == "identity":
                 self.decay.fill_(1.0)
             elif init == "released":
@@ -157,11 +129,229 @@ class MRLALight(LayerMixer):
                 self.decay.uniform_(-bound, bound)
 
     def extra_repr(self) -> str:
-        channels = self.value_weight.shape[0]
-        return f"{channels}, heads={self.heads}, head_dim={channels // self.heads}, carry={self.carry!r}"
+        return f"{_width(self)}, carry={self.carry!r}"
 
 
-class DepthwiseMixer(LayerMixer):
+class MRLABase(BranchMixer):
+    r"""MRLA-base: a block's query asks the keys and values that the blocks so far have made, each once.
+
+    .. math:: x_t + \mathrm{ReLU}(\mathrm{BN}(\sum_{s \le t} \mathrm{softmax}_s(q_t \cdot k_s / \sqrt d)\, v_s))
+
+    arXiv:2302.03985, eq. 6; the ReLU is the released code's and not the paper's: ``out_act=None`` leaves it out.
+
+    Args:
+        channels: Channels c of the block's output.
+        head_dim: Width d of a head; 16 where neither this nor `heads` is given (less where 16 does not divide c).
+        heads: Number of heads g, in place of `head_dim`.
+        weighting: ``"softmax"`` over the blocks, or ``"sigmoid"`` for each alone.
+        last: Ask the last so many blocks only, this one counted; None for all.
+        place: Where in its chain the mixer stands; a memory that is longer than that is refused.
+        has_shortcut: Accepted like every mixer's, not used.
+        layout: As in `MRLALight`, like the arguments that follow.
+        num_prefix_tokens: Tokens in front of the patches.
+        norm: ``"batch"``, ``"layer"`` or ``"pre_layer"``.
+        value_act: Activation on the value.
+        out_act: Activation after the norm, ``"relu"`` as released.
+        drop_path: Probability of leaving the branch out for an image, in training.
+        init: ``"identity"`` (with `out_act` a zero scale follows it), ``"released"`` or ``"notebook"``.
+        device: Where the parameters are made.
+        dtype: Their type.
+
+    Raises:
+        ValueError: If a given width or count does not divide the channels, or an option is not one of those named.
+
+    Example:
+        >>> first, second = MRLABase(64, init="released"), MRLABase(64, init="released")
+        >>> x = torch.randn(2, 64, 8, 8)
+        >>> x, memory = first(x)
+        >>> x, memory = second(x, memory=memory)
+        >>> len(memory.values)
+        2
+    """
+
+    def __init__(
+        self,
+        channels: int,
+        *,
+        head_dim: int | None = None,
+        heads: int | None = None,
+        weighting: Weighting = "softmax",
+        last: int | None = None,
+        place: ChainPlace | None = None,
+        has_shortcut: bool = True,
+        layout: Layout = "NCHW",
+        num_prefix_tokens: int = 0,
+        norm: Norm | None = None,
+        value_act: Activation | None = None,
+        out_act: Activation | None = "relu",
+        drop_path: float = 0.0,
+        init: Init = "identity",
+        device: torch.device | str | None = None,
+        dtype: torch.dtype | None = None,
+    ):
+        factory: dict[str, Any] = {"device": device, "dtype": dtype}
+        super().__init__(
+            channels,
+            place=place,
+            norms_shortcut=False,
+            layout=layout,
+            num_prefix_tokens=num_prefix_tokens,
+            norm=norm,
+            out_act=out_act,
+            residual=True,
+            drop_path=drop_path,
+            init=init,
+            **factory,
+        )
+        self.heads = resolve_heads(channels, head_dim=head_dim, heads=heads, default=16)
+        self.weighting: Weighting = one_of("weighting", weighting, get_args(Weighting))
+        self.value_act: Activation | None = one_of("value_act", value_act, (None, *ACTIVATIONS))
+        check_window(last)
+        self.last = last
+        self.query_weight, self.key_weight, self.value_weight = _kernels(channels, **factory)
+        self.reset_parameters(init)
+
+    def update(
+        self, x: Float[Tensor, "b c h w"], shortcut: Float[Tensor, "b c h w"] | None, memory: Any
+    ) -> tuple[Float[Tensor, "b c h w"], Any]:
+        """o_t, and the keys and values so far."""
+        return base_update(
+            x,
+            _fitting(_expected(memory, LayerMemory, self), self.place),
+            self.query_weight,
+            self.key_weight,
+            self.value_weight,
+            self.heads,
+            self.weighting,
+            self.value_act,
+            self.last,
+        )
+
+    @torch.no_grad()
+    def reset_kernels(self, init: Init) -> None:
+        """Draws the three kernels."""
+        _reset_kernels(self, init)
+
+    def silent_kernels(self) -> tuple[str, ...]:
+        """A block that asks itself alone: its query; its key too where no later block asks for it."""
+        if self.weighting != "softmax" or not _asks_itself_alone(self):
+            return ()
+        unasked = self.last == 1 or (self.place is not None and self.place.index == self.place.length - 1)
+        return ("query_weight", "key_weight") if unasked else ("query_weight",)
+
+    def extra_repr(self) -> str:
+        return f"{_width(self)}, weighting={self.weighting!r}, last={self.last}"
+
+
+class LayerAttention(BranchMixer):
+    r"""Layer attention as the paper defines it: every block makes keys and values of all earlier outputs anew.
+
+    .. math:: x_t + \mathrm{BN}(\sum_{s \le t} \mathrm{softmax}_s(q_t \cdot k_s^t / \sqrt d)\, v_s^t)
+
+    arXiv:2302.03985, eq. 4, right for any number of heads (the released layer is so for one only).
+
+    Args:
+        channels: Channels c of the block's output.
+        head_dim: Width d of a head; 32 where neither this nor `heads` is given (less where 32 does not divide c).
+        heads: Number of heads g, in place of `head_dim`.
+        weighting: ``"softmax"`` over the blocks, or ``"sigmoid"`` for each alone.
+        last: Ask the last so many blocks only, this one counted; None for all.
+        residual: Whether x_t is added; the released code gives BN(o_t) alone.
+        place: Where in its chain the mixer stands; a memory that is longer than that is refused.
+        has_shortcut: Accepted like every mixer's, not used.
+        layout: As in `MRLALight`, like the arguments that follow.
+        num_prefix_tokens: Tokens in front of the patches.
+        norm: ``"batch"``, ``"layer"`` or ``"pre_layer"``.
+        value_act: Activation on the values; with one, every value is computed by itself.
+        out_act: Activation after the norm.
+        drop_path: Probability of leaving the branch out for an image, in training.
+        init: ``"identity"``, ``"released"`` or ``"notebook"``.
+        device: Where the parameters are made.
+        dtype: Their type.
+
+    Raises:
+        ValueError: If a given width or count does not divide the channels, or an option is not one of those named.
+
+    Example:
+        >>> x = torch.randn(2, 64, 8, 8)
+        >>> torch.equal(LayerAttention(64)(x)[0], x)
+        True
+    """
+
+    def __init__(
+        self,
+        channels: int,
+        *,
+        head_dim: int | None = None,
+        heads: int | None = None,
+        weighting: Weighting = "softmax",
+        last: int | None = None,
+        residual: bool = True,
+        place: ChainPlace | None = None,
+        has_shortcut: bool = True,
+        layout: Layout = "NCHW",
+        num_prefix_tokens: int = 0,
+        norm: Norm | None = None,
+        value_act: Activation | None = None,
+        out_act: Activation | None = None,
+        drop_path: float = 0.0,
+        init: Init = "identity",
+        device: torch.device | str | None = None,
+        dtype: torch.dtype | None = None,
+    ):
+        factory: dict[str, Any] = {"device": device, "dtype": dtype}
+        super().__init__(
+            channels,
+            place=place,
+            norms_shortcut=False,
+            layout=layout,
+            num_prefix_tokens=num_prefix_tokens,
+            norm=norm,
+            out_act=out_act,
+            residual=residual,
+            drop_path=drop_path,
+            init=init,
+            **factory,
+        )
+        self.heads = resolve_heads(channels, head_dim=head_dim, heads=heads, default=32)
+        self.weighting: Weighting = one_of("weighting", weighting, get_args(Weighting))
+        self.value_act: Activation | None = one_of("value_act", value_act, (None, *ACTIVATIONS))
+        check_window(last)
+        self.last = last
+        self.query_weight, self.key_weight, self.value_weight = _kernels(channels, **factory)
+        self.reset_parameters(init)
+
+    def update(
+        self, x: Float[Tensor, "b c h w"], shortcut: Float[Tensor, "b c h w"] | None, memory: Any
+    ) -> tuple[Float[Tensor, "b c h w"], Any]:
+        """o_t, and the outputs so far."""
+        return exact_update(
+            x,
+            _fitting(_expected(memory, OutputMemory, self), self.place),
+            self.query_weight,
+            self.key_weight,
+            self.value_weight,
+            self.heads,
+            self.weighting,
+            self.value_act,
+            self.last,
+        )
+
+    @torch.no_grad()
+    def reset_kernels(self, init: Init) -> None:
+        """Draws the three kernels."""
+        _reset_kernels(self, init)
+
+    def silent_kernels(self) -> tuple[str, ...]:
+        """A block that asks itself alone: its query and its key, which no other block uses."""
+        silent = self.weighting == "softmax" and _asks_itself_alone(self)
+        return ("query_weight", "key_weight") if silent else ()
+
+    def extra_repr(self) -> str:
+        return f"{_width(self)}, weighting={self.weighting!r}, last={self.last}"
+
+
+class DepthwiseMixer(BranchMixer):
     """The control arm: MRLA-light's value and norm with no attention and no memory, x_t + BN(v_t).
 
     If MRLA gains nothing over this, what helped was one more depthwise 3x3 convolution a block.
@@ -170,7 +360,11 @@ class DepthwiseMixer(LayerMixer):
         channels: Channels c of the block's output.
         place: Accepted like every mixer's, not used.
         has_shortcut: Accepted like every mixer's, not used.
-        norm: ``"batch"`` or ``"layer"``, as in `MRLALight`.
+        layout: As in `MRLALight`, like the arguments that follow.
+        num_prefix_tokens: Tokens in front of the patches.
+        norm: ``"batch"``, ``"layer"`` or ``"pre_layer"``.
+        value_act: Activation on the value.
+        out_act: Activation after the norm.
         drop_path: Probability of leaving the branch out for an image, in training.
         init: As in `MRLALight`.
         device: Where the parameters are made.
@@ -189,64 +383,92 @@ class DepthwiseMixer(LayerMixer):
         self,
         channels: int,
         *,
-        place: ChainPlace = ALONE,
+        place: ChainPlace | None = None,
         has_shortcut: bool = True,
-        norm: Norm = "batch",
+        layout: Layout = "NCHW",
+        num_prefix_tokens: int = 0,
+        norm: Norm | None = None,
+        value_act: Activation | None = None,
+        out_act: Activation | None = None,
         drop_path: float = 0.0,
         init: Init = "identity",
         device: torch.device | str | None = None,
         dtype: torch.dtype | None = None,
     ):
-        super().__init__()
-        self.value_weight = nn.Parameter(torch.empty(channels, 1, 3, 3, device=device, dtype=dtype))
-        self.norm = _make_norm(norm, channels, device=device, dtype=dtype)
-        self.drop_path = _make_drop_path(drop_path)
+        factory: dict[str, Any] = {"device": device, "dtype": dtype}
+        super().__init__(
+            channels,
+            place=place,
+            norms_shortcut=False,
+            layout=layout,
+            num_prefix_tokens=num_prefix_tokens,
+            norm=norm,
+            out_act=out_act,
+            residual=True,
+            drop_path=drop_path,
+            init=init,
+            **factory,
+        )
+        self.value_act: Activation | None = one_of("value_act", value_act, (None, *ACTIVATIONS))
+        self.value_weight = nn.Parameter(torch.empty(channels, 1, 3, 3, **factory))
         self.reset_parameters(init)
 
-    def forward(
-        self, x: Float[Tensor, "b c h w"], shortcut: Float[Tensor, "b c h w"] | None = None, memory: Any = None
+    def update(
+        self, x: Float[Tensor, "b c h w"], shortcut: Float[Tensor, "b c h w"] | None, memory: Any
     ) -> tuple[Float[Tensor, "b c h w"], Any]:
-        """x_t + BN(v_t)."""
-        value = conv2d(x, self.value_weight, padding=1, groups=x.shape[1])
-        return x + self.drop_path(self.norm(value)).to(x.dtype), None
+        """v_t, and no memory."""
+        return depthwise_value(x, self.value_weight, self.value_act), None
 
     @torch.no_grad()
-    def reset_parameters(self, init: Init) -> None:
-        """Draws every parameter anew; `init` as in `MRLALight.reset_parameters`."""
-        _one_of("init", init, ("identity", "released", "notebook"))
-        _reset_depthwise(self.value_weight)
-        _reset_norm(self.norm, init)
+    def reset_kernels(self, init: Init) -> None:
+        """Draws the value's kernel."""
+        reset_depthwise_kernel(self.value_weight)
 
 
-METHODS: dict[str, type[LayerMixer]] = {"light": MRLALight, "dw": DepthwiseMixer}
+METHODS: dict[str, type[LayerMixer]] = {
+    "light": MRLALight,
+    "base": MRLABase,
+    "exact": LayerAttention,
+    "dw": DepthwiseMixer,
+}
 """The methods that `mrla.attach` knows, by name."""
 
 
-def _one_of(name: str, given: Any, allowed: tuple[str, ...]) -> Any:
-    if given not in allowed:
-        raise ValueError(f"{name} must be one of {', '.join(map(repr, allowed))}: got {given!r}")
-    return given
+def _kernels(channels: int, **factory: Any) -> tuple[nn.Parameter, nn.Parameter, nn.Parameter]:
+    """Room for a query's, a key's and a value's kernel."""
+    along, depthwise = (1, 1, channel_kernel_size(channels)), (channels, 1, 3, 3)
+    query, key, value = (nn.Parameter(torch.empty(shape, **factory)) for shape in (along, along, depthwise))
+    return query, key, value
 
 
-def _make_norm(norm: Norm, channels: int, **factory: Any) -> nn.Module:
-    return _NORMS[_one_of("norm", norm, tuple(_NORMS))](channels, **factory)
+def _reset_kernels(mixer: MRLALight | MRLABase | LayerAttention, init: Init) -> None:
+    reset_channel_kernel(mixer.query_weight, init)
+    reset_channel_kernel(mixer.key_weight, init)
+    reset_depthwise_kernel(mixer.value_weight)
 
 
-def _make_drop_path(drop_path: float) -> nn.Module:
-    if not 0 <= drop_path < 1:
-        raise ValueError(f"drop_path must be a probability in [0, 1): got {drop_path}")
-    return DropPath(drop_path) if drop_path else nn.Identity()
+def _width(mixer: MRLALight | MRLABase | LayerAttention) -> str:
+    return f"{mixer.channels}, heads={mixer.heads}, head_dim={mixer.channels // mixer.heads}"
 
 
-def _reset_norm(norm: nn.Module, init: Init) -> None:
-    assert isinstance(norm.weight, Tensor)
-    assert isinstance(norm.bias, Tensor)
-    norm.weight.fill_(0.0 if init == "identity" else 1.0)
-    norm.bias.zero_()
-    if isinstance(norm, nn.BatchNorm2d):
-        norm.reset_running_stats()
+def _asks_itself_alone(mixer: MRLABase | LayerAttention) -> bool:
+    return mixer.last == 1 or (mixer.place is not None and mixer.place.index == 0)
 
 
-def _reset_depthwise(weight: Tensor) -> None:
-    # Kaiming fan-out that does not divide by groups, in the authors' code and in the notebook alike.
-    weight.normal_(std=math.sqrt(2 / (weight.shape[0] * weight.shape[2] * weight.shape[3])))
+def _expected(memory: Any, kind: type, mixer: LayerMixer) -> Any:
+    if memory is None or isinstance(memory, kind):
+        return memory
+    raise ValueError(
+        f"memory must be what a {type(mixer).__name__} before this one returned, or None at the head of a chain: "
+        f"got {type(memory).__name__}"
+    )
+
+
+def _fitting(memory: LayerMemory | OutputMemory | None, place: ChainPlace | None) -> Any:
+    """`memory`, unless it holds more blocks than stand before this one."""
+    if memory is not None and place is not None and len(memory[0]) > place.index:
+        raise ValueError(
+            f"the memory is from another chain: it holds {len(memory[0])} blocks, and {place.index} stand before this "
+            f"one in its chain of {place.length}; pass what the mixer before returned, or None at the head"
+        )
+    return memory

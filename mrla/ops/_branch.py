@@ -1,0 +1,188 @@
+"""What all methods here share: layouts, norms, activation, scale, DropPath and the add around an update."""
+
+import math
+from abc import abstractmethod
+from typing import Any, Literal, get_args
+
+import torch
+from jaxtyping import Float
+from timm.layers import DropPath, LayerNorm2d
+from torch import Tensor, nn
+from torch.nn.functional import pad
+
+from ._contract import ChainPlace, Init, LayerMixer
+from ._layouts import Grid, Layout, from_map, to_map
+from ._projections import ACTIVATIONS, Activation
+
+Norm = Literal["batch", "layer", "pre_layer"]
+
+
+class BranchMixer(LayerMixer):
+    r"""A mixer that adds a normed update to the block's output; a method says only what the update is.
+
+    .. math:: x_t + \gamma \odot \mathrm{act}(\mathrm{norm}(o_t))
+
+    Prefix tokens pass by. With ``norm="pre_layer"``, the released DeiT's form, the norm stands in front instead:
+    :math:`x_t + \gamma \odot o_t` with o_t made of LN(x_t) and, where a shortcut is carried, LN(s_t); a prefix token
+    p then becomes :math:`p + \gamma \odot \mathrm{LN}(p)`.
+
+    gamma is there only where the mixer is to start as the identity and no norm stands last: a zero norm weight under
+    a ReLU would have a zero gradient for ever.
+    """
+
+    def __init__(
+        self,
+        channels: int,
+        *,
+        place: ChainPlace | None,
+        norms_shortcut: bool,
+        layout: Layout,
+        num_prefix_tokens: int,
+        norm: Norm | None,
+        out_act: Activation | None,
+        residual: bool,
+        drop_path: float,
+        init: Init,
+        **factory: Any,
+    ):
+        super().__init__()
+        one_of("layout", layout, get_args(Layout))
+        one_of("norm", norm, (None, *get_args(Norm)))
+        one_of("out_act", out_act, (None, *ACTIVATIONS))
+        one_of("init", init, get_args(Init))
+        if num_prefix_tokens < 0 or (num_prefix_tokens and layout != "NLC"):
+            raise ValueError(
+                f"num_prefix_tokens counts tokens in front of the patches, of layout 'NLC' alone: "
+                f"got {num_prefix_tokens} with layout={layout!r}"
+            )
+        if not 0 <= drop_path < 1:
+            raise ValueError(f"drop_path must be a probability in [0, 1): got {drop_path}")
+        if not residual and (init == "identity" or num_prefix_tokens):
+            raise ValueError(
+                f"residual=False gives the update alone, which cannot start as the identity nor pass prefix tokens by: "
+                f"got init={init!r}, num_prefix_tokens={num_prefix_tokens}; use init='released' on maps"
+            )
+        norm = norm or ("batch" if layout == "NCHW" else "layer")
+        self.place = place
+        self.channels = channels
+        self.layout: Layout = layout
+        self.num_prefix_tokens = num_prefix_tokens
+        self.out_act: Activation | None = out_act
+        self.residual = residual
+        in_front = norm == "pre_layer"
+        layer_norm = LayerNorm2d if layout == "NCHW" else nn.LayerNorm
+        self.input_norm = layer_norm(channels, eps=1e-6, **factory) if in_front else None
+        self.shortcut_norm = layer_norm(channels, eps=1e-6, **factory) if in_front and norms_shortcut else None
+        after = {"batch": nn.BatchNorm2d, "layer": LayerNorm2d}
+        self.norm = None if in_front else after[norm](channels, **factory)
+        needs_scale = init == "identity" and (in_front or out_act is not None)
+        self.scale = nn.Parameter(torch.empty(channels, **factory)) if needs_scale else None
+        self.drop_path = DropPath(drop_path) if drop_path else nn.Identity()
+
+    @abstractmethod
+    def update(
+        self, x: Float[Tensor, "b c h w"], shortcut: Float[Tensor, "b c h w"] | None, memory: Any
+    ) -> tuple[Float[Tensor, "b c h w"], Any]:
+        """o_t and the memory for the next mixer."""
+
+    @abstractmethod
+    def reset_kernels(self, init: Init) -> None:
+        """Draws what the method itself owns."""
+
+    def forward(
+        self,
+        x: Float[Tensor, "*shape"],
+        shortcut: Float[Tensor, "*shape"] | None = None,
+        memory: Any = None,
+        *,
+        grid: Grid | None = None,
+    ) -> tuple[Float[Tensor, "*shape"], Any]:
+        """The block's new output, in x's dtype, and the memory for the next mixer."""
+        axis = 1 if self.layout == "NCHW" else -1
+        if x.ndim != len(self.layout) or x.shape[axis] != self.channels:
+            raise ValueError(
+                f"x must be {self.layout} with c = {self.channels}, as the mixer was made for: got {tuple(x.shape)}"
+            )
+        normed = x if self.input_norm is None else self.input_norm(x)
+        if shortcut is None or self.shortcut_norm is None:
+            normed_shortcut = shortcut
+        else:
+            normed_shortcut = self.shortcut_norm(shortcut)
+        branch, memory = self.update(
+            self._map(normed, grid), None if normed_shortcut is None else self._map(normed_shortcut, grid), memory
+        )
+        if self.norm is not None:
+            branch = self.norm(branch)
+        if self.out_act is not None:
+            branch = ACTIVATIONS[self.out_act](branch)
+        branch = from_map(branch, self.layout)
+        if self.num_prefix_tokens and self.input_norm is not None:
+            branch = torch.cat((normed[:, : self.num_prefix_tokens].to(branch.dtype), branch), dim=1)
+        elif self.num_prefix_tokens:
+            branch = pad(branch, (0, 0, self.num_prefix_tokens, 0))
+        if self.scale is not None:
+            branch = branch * (self.scale[:, None, None] if self.layout == "NCHW" else self.scale)
+        branch = self.drop_path(branch).to(x.dtype)
+        return x + branch if self.residual else branch, memory
+
+    def _map(self, x: Tensor, grid: Grid | None) -> Tensor:
+        return to_map(x, self.layout, num_prefix_tokens=self.num_prefix_tokens, grid=grid)
+
+    @torch.no_grad()
+    def reset_parameters(self, init: Init) -> None:
+        """Draws every parameter anew, from torch's global generator.
+
+        Args:
+            init: ``"identity"``: the last norm's weight 0 (or, where no norm stands last, gamma 0), so that the mixer
+                changes nothing until it is trained. ``"released"`` and ``"notebook"``: norm weights 1; the method's own
+                parameters as the authors' code or the Paddle notebook starts them.
+
+        Raises:
+            ValueError: If the mixer was made for another start and has no gamma to be zero.
+        """
+        one_of("init", init, get_args(Init))
+        if init == "identity" and self.scale is None and (self.norm is None or self.out_act is not None):
+            raise ValueError("this mixer has no scale to start as the identity with: make it with init='identity'")
+        for norm in (self.input_norm, self.shortcut_norm, self.norm):
+            if norm is not None:
+                norm.weight.fill_(0.0 if norm is self.norm and init == "identity" and self.scale is None else 1.0)
+                norm.bias.zero_()
+            if isinstance(norm, nn.BatchNorm2d):
+                norm.reset_running_stats()
+        if self.scale is not None:
+            self.scale.fill_(0.0 if init == "identity" else 1.0)
+        self.reset_kernels(init)
+
+    def silent_parameters(self) -> tuple[str, ...]:
+        """Names of own parameters whose gradient is zero by the maths, whatever the data."""
+        if self.place is not None and self.place.patches_unread and self.num_prefix_tokens:
+            read = ("input_norm.", "scale") if self.input_norm is not None else ()
+            return tuple(name for name, _ in self.named_parameters() if not name.startswith(read))
+        return self.silent_kernels()
+
+    def silent_kernels(self) -> tuple[str, ...]:
+        """The part of `silent_parameters` that comes from the method itself."""
+        return ()
+
+
+def one_of(name: str, given: Any, allowed: tuple[Any, ...]) -> Any:
+    """`given`, or a ValueError that says what it may be."""
+    if given not in allowed:
+        raise ValueError(f"{name} must be one of {', '.join(map(repr, allowed))}: got {given!r}")
+    return given
+
+
+@torch.no_grad()
+def reset_channel_kernel(weight: Tensor, init: Init) -> None:
+    """Draws a query's or key's kernel: the notebook's normal, else torch's default for Conv1d."""
+    bound = 1 / math.sqrt(weight.shape[-1])
+    if init == "notebook":
+        weight.normal_(std=math.sqrt(2) * bound)
+    else:
+        weight.uniform_(-bound, bound)
+
+
+@torch.no_grad()
+def reset_depthwise_kernel(weight: Tensor) -> None:
+    """Draws a value's kernel: Kaiming fan-out that does not divide by groups, in the authors' code and the notebook."""
+    weight.normal_(std=math.sqrt(2 / (weight.shape[0] * weight.shape[2] * weight.shape[3])))

@@ -1,0 +1,64 @@
+"""What a layer mixer is, for the stages that call it and the methods that fill it in."""
+
+from abc import ABC, abstractmethod
+from typing import Any, Literal, NamedTuple
+
+from jaxtyping import Float
+from torch import Tensor, nn
+
+from ._layouts import Grid
+
+Init = Literal["identity", "released", "notebook"]
+
+
+class ChainPlace(NamedTuple):
+    """Where in its chain a mixer stands: `index` of `length` mixers, counted from 0.
+
+    `patches_unread` says that the network reads only the prefix tokens of what this mixer returns, as a transformer
+    with a class token does after its last block: what the mixer does to the patches then cannot be learnt.
+    """
+
+    index: int
+    length: int
+    patches_unread: bool = False
+
+
+class LayerMixer(nn.Module, ABC):
+    """What stands behind a block and lets it hear the blocks before it.
+
+    A mixer is called ``mixer(x, shortcut, memory) -> (x, memory)``: `x` is the block's output, `shortcut` what the
+    block added to its branch (None where that is not known) and `memory` whatever the mixer before left (None at the
+    head of a chain). It returns the block's new output, in x's dtype, and the memory for the next one. Memory is a
+    value: a mixer never keeps it.
+
+    Attributes:
+        place: Where in its chain the mixer stands; None where that is not known, as for a mixer used on its own.
+    """
+
+    place: ChainPlace | None
+
+    @abstractmethod
+    def forward(
+        self,
+        x: Float[Tensor, "*shape"],
+        shortcut: Float[Tensor, "*shape"] | None = None,
+        memory: Any = None,
+        *,
+        grid: Grid | None = None,
+    ) -> tuple[Float[Tensor, "*shape"], Any]:
+        """The block's new output and the memory for the next mixer of the chain.
+
+        Args:
+            x: The block's output, in the layout that the mixer was made for.
+            shortcut: What the block added, likewise.
+            memory: What the mixer before returned.
+            grid: Rows and columns of patch tokens, where `x` is tokens and their grid is known.
+        """
+
+    @abstractmethod
+    def reset_parameters(self, init: Init) -> None:
+        """Draws every parameter anew, from torch's global generator."""
+
+    def silent_parameters(self) -> tuple[str, ...]:
+        """Names of own parameters whose gradient is zero by the maths, whatever the data."""
+        return ()
