@@ -5,7 +5,7 @@ from typing import Any
 import timm
 import torch
 
-from mrla.models.named_resnets import default_cfgs
+from mrla.models import NAMED
 from mrla.train.arms import count_parameters
 
 from .measure import count_macs
@@ -26,23 +26,22 @@ def list_networks(filter: str = "*") -> list[dict[str, Any]]:
 
     Example:
         >>> [network["name"] for network in list_networks("resnet18_cifar*")]
-        ['resnet18_cifar', 'resnet18_cifar_mrla_light']
+        ['resnet18_cifar', 'resnet18_cifar_mrla_base', 'resnet18_cifar_mrla_light']
     """
-    names = [name for name in timm.list_models(filter) if name in default_cfgs and not name.startswith("test_")]
+    names = [name for name in timm.list_models(filter) if name in NAMED and not name.startswith("test_")]
     if not names:
         raise ValueError(f"no network of mrla fits {filter!r}; `mrla models` lists them all")
     networks = []
     for name in names:
-        input_size = default_cfgs[name].default.input_size
+        input_size = NAMED[name].default.input_size
         with torch.device("meta"):  # shapes are all that is needed
             model = timm.create_model(name)
             macs = count_macs(model, input_size)
-        trainable, with_statistics = count_parameters(model)
         networks.append(
             {
                 "name": name,
                 "input_size": input_size,
-                "parameters": {"trainable": trainable, "with_statistics": with_statistics},
+                "parameters": count_parameters(model),
                 "macs": macs,
             }
         )

@@ -101,9 +101,9 @@ def load(folder: str | Path) -> nn.Module:
         weights = load_file(Path(folder) / WEIGHTS)
     except (OSError, SafetensorError) as error:
         raise ValueError(f"{Path(folder) / WEIGHTS} is missing or damaged ({error}); save the network again") from error
-    if differences := _differences(model.state_dict(), weights):
+    if found := differences(model.state_dict(), weights):
         raise ValueError(
-            f"{Path(folder) / WEIGHTS} is of another network than {config['architecture']} ({differences}); "
+            f"{Path(folder) / WEIGHTS} is of another network than {config['architecture']} ({found}); "
             f"keep it with the config.json that it was saved with"
         )
     model.load_state_dict(weights)
@@ -171,9 +171,9 @@ def describe(
     recipe = attach_recipe(model)
     with torch.device("meta"):  # nothing is drawn or copied
         twin = build(architecture, arguments, recipe)
-    if differences := _differences(twin.state_dict(), weights):
+    if found := differences(twin.state_dict(), weights):
         raise ValueError(
-            f"{architecture} with {arguments} does not rebuild this {type(model).__name__} ({differences}); "
+            f"{architecture} with {arguments} does not rebuild this {type(model).__name__} ({found}); "
             f"pass the model_args that it was built with"
         )
     kept = (
@@ -227,7 +227,7 @@ def build(architecture: str, model_args: Mapping[str, Any], recipe: Mapping[str,
     return model
 
 
-def _differences(own: Mapping[str, Tensor], weights: Mapping[str, Tensor]) -> str:
+def differences(own: Mapping[str, Tensor], weights: Mapping[str, Tensor]) -> str:
     """How many names and shapes of `weights` are not those of the network's `own`, and the first five; "" for none."""
     differences = [
         *(f"{name} is missing" for name in own if name not in weights),

@@ -7,7 +7,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from ._checks import check_kernels, check_like, check_map, check_window
+from ._checks import check_kernels, check_like, check_map, check_pairs, check_window
 from ._projections import Activation, depthwise_value, per_channel, pool, slide
 
 Weighting = Literal["softmax", "sigmoid"]
@@ -69,7 +69,8 @@ def weighted_sum(weights: Float[Tensor, "b t g"], maps: Sequence[Float[Tensor, "
     first, *others = (per_channel(weight, channels) for weight in weights.unbind(1))
     total = first * maps[0]
     for weight, other in zip(others, maps[1:], strict=True):
-        total = torch.addcmul(total, weight, other.to(total.dtype))
+        # Mixed on purpose: a float32 copy of a lower map would be kept for backward, one more in every block.
+        total = torch.addcmul(total, weight, other)
     return total.to(maps[-1].dtype)
 
 
@@ -120,6 +121,7 @@ def base_update(
     check_kernels(x.shape[1], query_weight, key_weight, value_weight, heads)
     check_window(last)
     before = recent(memory or LayerMemory(), last)
+    check_pairs("keys and values", before)
     check_like("every value of the memory", before.values, x)
     query, key = (one.unflatten(1, (heads, -1)) for one in slide(pool(x), query_weight, key_weight))
     for earlier in before.keys:

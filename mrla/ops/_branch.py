@@ -10,6 +10,7 @@ from timm.layers import DropPath, LayerNorm2d
 from torch import Tensor, nn
 from torch.nn.functional import pad
 
+from ._checks import check_like
 from ._contract import ChainPlace, Init, LayerMixer
 from ._layouts import Grid, Layout, from_map, to_map
 from ._projections import ACTIVATIONS, Activation
@@ -35,7 +36,7 @@ class BranchMixer(LayerMixer):
         channels: int,
         *,
         place: ChainPlace | None,
-        norms_shortcut: bool,
+        uses_shortcut: bool,
         layout: Layout,
         num_prefix_tokens: int,
         norm: Norm | None,
@@ -69,10 +70,11 @@ class BranchMixer(LayerMixer):
         self.num_prefix_tokens = num_prefix_tokens
         self.out_act: Activation | None = out_act
         self.residual = residual
+        self.uses_shortcut = uses_shortcut
         in_front = norm == "pre_layer"
         layer_norm = LayerNorm2d if layout == "NCHW" else nn.LayerNorm
         self.input_norm = layer_norm(channels, eps=1e-6, **factory) if in_front else None
-        self.shortcut_norm = layer_norm(channels, eps=1e-6, **factory) if in_front and norms_shortcut else None
+        self.shortcut_norm = layer_norm(channels, eps=1e-6, **factory) if in_front and uses_shortcut else None
         after = {"batch": nn.BatchNorm2d, "layer": LayerNorm2d}
         self.norm = None if in_front else after[norm](channels, **factory)
         needs_scale = init == "identity" and (in_front or out_act is not None)
@@ -103,14 +105,14 @@ class BranchMixer(LayerMixer):
             raise ValueError(
                 f"x must be {self.layout} with c = {self.channels}, as the mixer was made for: got {tuple(x.shape)}"
             )
+        if shortcut is not None:
+            check_like("shortcut", (shortcut,), x)
         normed = x if self.input_norm is None else self.input_norm(x)
-        if shortcut is None or self.shortcut_norm is None:
-            normed_shortcut = shortcut
-        else:
-            normed_shortcut = self.shortcut_norm(shortcut)
-        branch, memory = self.update(
-            self._map(normed, grid), None if normed_shortcut is None else self._map(normed_shortcut, grid), memory
-        )
+        carried = None
+        if shortcut is not None and self.uses_shortcut:
+            carried = shortcut if self.shortcut_norm is None else self.shortcut_norm(shortcut)
+            carried = self._map(carried, grid)
+        branch, memory = self.update(self._map(normed, grid), carried, memory)
         if self.norm is not None:
             branch = self.norm(branch)
         if self.out_act is not None:
@@ -141,8 +143,12 @@ class BranchMixer(LayerMixer):
             ValueError: If the mixer was made for another start and has no gamma to be zero.
         """
         one_of("init", init, get_args(Init))
-        if init == "identity" and self.scale is None and (self.norm is None or self.out_act is not None):
-            raise ValueError("this mixer has no scale to start as the identity with: make it with init='identity'")
+        without_scale = self.scale is None and (self.norm is None or self.out_act is not None)
+        if init == "identity" and (without_scale or not self.residual):
+            raise ValueError(
+                "this mixer cannot start as the identity, having no scale to be zero or no residual: make it with "
+                "init='identity' and residual=True"
+            )
         for norm in (self.input_norm, self.shortcut_norm, self.norm):
             if norm is not None:
                 norm.weight.fill_(0.0 if norm is self.norm and init == "identity" and self.scale is None else 1.0)

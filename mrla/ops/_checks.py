@@ -1,6 +1,6 @@
 """What every operator asks of its arguments, said in one place."""
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 
 from torch import Tensor
 
@@ -46,6 +46,15 @@ def check_like(name: str, tensors: Iterable[Tensor], x: Tensor) -> None:
                 f"{name} must have the shape of x, {tuple(x.shape)}: got {tuple(tensor.shape)}; "
                 f"pass what the blocks before left in the same chain, or None at its head"
             )
+
+
+def check_pairs(name: str, memory: Sequence[Sequence[Tensor]]) -> None:
+    """Raises ValueError unless both parts of a memory hold the same number of blocks."""
+    if len(memory[0]) != len(memory[1]):
+        raise ValueError(
+            f"a memory holds as many {name}, one of each for every block: got {len(memory[0])} and {len(memory[1])}; "
+            f"pass what the block before returned"
+        )
 
 
 def check_window(last: int | None) -> None:

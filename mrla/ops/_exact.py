@@ -3,10 +3,10 @@
 from typing import NamedTuple
 
 from jaxtyping import Float
-from torch import Tensor, cat
+from torch import Tensor, cat, float16
 
 from ._base import Weighting, layer_weights, recent, weighted_sum
-from ._checks import check_kernels, check_like, check_map, check_window
+from ._checks import check_kernels, check_like, check_map, check_pairs, check_window
 from ._projections import Activation, depthwise_value, pool, slide
 
 
@@ -71,8 +71,11 @@ def exact_update(
     check_kernels(x.shape[1], query_weight, key_weight, value_weight, heads)
     check_window(last)
     before = recent(memory or OutputMemory(), last)
+    check_pairs("outputs and means", before)
     check_like("every output of the memory", before.outputs, x)
-    now = OutputMemory(outputs=(*before.outputs, x), pooled=(*before.pooled, pool(x)))
+    pooled = pool(x)
+    check_like("every mean of the memory", before.pooled, pooled)
+    now = OutputMemory(outputs=(*before.outputs, x), pooled=(*before.pooled, pooled))
     (query,) = slide(now.pooled[-1], query_weight)
     (keys,) = slide(cat(now.pooled), key_weight)
     weights = layer_weights(
@@ -80,9 +83,12 @@ def exact_update(
         [key.unflatten(1, (heads, -1)) for key in keys.chunk(len(now.pooled))],
         weighting,
     )
-    if value_act is None:
-        update = depthwise_value(weighted_sum(weights, now.outputs), value_weight)
+    if value_act is not None:
+        update = weighted_sum(weights, [depthwise_value(one, value_weight, value_act) for one in now.outputs])
+    elif weighting == "sigmoid" and x.dtype == float16:
+        # A sum of outputs may not fit into float16 where that of their values does; their mean always does.
+        count = len(now.outputs)
+        update = depthwise_value(weighted_sum(weights / count, now.outputs), value_weight) * count
     else:
-        values = [depthwise_value(output, value_weight, value_act) for output in now.outputs]
-        update = weighted_sum(weights, values)
+        update = depthwise_value(weighted_sum(weights, now.outputs), value_weight)
     return update, recent(now, last)

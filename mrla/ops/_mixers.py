@@ -9,7 +9,7 @@ from torch import Tensor, nn
 
 from ._base import LayerMemory, Weighting, base_update
 from ._branch import BranchMixer, Norm, one_of, reset_channel_kernel, reset_depthwise_kernel
-from ._checks import check_window
+from ._checks import check_map, check_window
 from ._contract import ChainPlace, Init, LayerMixer
 from ._exact import OutputMemory, exact_update
 from ._heads import channel_kernel_size, resolve_heads
@@ -82,7 +82,7 @@ class MRLALight(BranchMixer):
         super().__init__(
             channels,
             place=place,
-            norms_shortcut=carries_shortcut,
+            uses_shortcut=carries_shortcut,
             layout=layout,
             num_prefix_tokens=num_prefix_tokens,
             norm=norm,
@@ -104,7 +104,13 @@ class MRLALight(BranchMixer):
         self, x: Float[Tensor, "b c h w"], shortcut: Float[Tensor, "b c h w"] | None, memory: Any
     ) -> tuple[Float[Tensor, "b c h w"], Any]:
         """o_t, and o_t again where the next mixer needs it."""
-        carried = shortcut if self.carry == "shortcut" else _expected(memory, Tensor, self)
+        carried = shortcut
+        if self.carry == "output":
+            carried = _expected(memory, Tensor, self)
+            if carried is not None and self.place is not None and self.place.index == 0:
+                raise ValueError(
+                    "the memory is from another chain: this mixer stands at the head of its own; pass None"
+                )
         decay = self.decay if carried is not None else None
         carried = carried if decay is not None else None
         update = light_update(
@@ -193,7 +199,7 @@ class MRLABase(BranchMixer):
         super().__init__(
             channels,
             place=place,
-            norms_shortcut=False,
+            uses_shortcut=False,
             layout=layout,
             num_prefix_tokens=num_prefix_tokens,
             norm=norm,
@@ -303,7 +309,7 @@ class LayerAttention(BranchMixer):
         super().__init__(
             channels,
             place=place,
-            norms_shortcut=False,
+            uses_shortcut=False,
             layout=layout,
             num_prefix_tokens=num_prefix_tokens,
             norm=norm,
@@ -399,7 +405,7 @@ class DepthwiseMixer(BranchMixer):
         super().__init__(
             channels,
             place=place,
-            norms_shortcut=False,
+            uses_shortcut=False,
             layout=layout,
             num_prefix_tokens=num_prefix_tokens,
             norm=norm,
@@ -417,6 +423,7 @@ class DepthwiseMixer(BranchMixer):
         self, x: Float[Tensor, "b c h w"], shortcut: Float[Tensor, "b c h w"] | None, memory: Any
     ) -> tuple[Float[Tensor, "b c h w"], Any]:
         """v_t, and no memory."""
+        check_map(x)
         return depthwise_value(x, self.value_weight, self.value_act), None
 
     @torch.no_grad()

@@ -4,12 +4,15 @@ from pathlib import Path
 
 import pytest
 import torch
+from hypothesis import given
+from hypothesis import strategies as st
+from oracles import FEW, assert_same_values_and_gradients
 from safetensors.torch import load_file
 
-from mrla.ops import light_gate, light_update
+from mrla.ops import depthwise_value, light_gate, light_update
 from mrla.ops._naive import naive_light_update
 
-GOLDEN = Path(__file__).parents[1] / "golden"
+GOLDEN = Path(__file__).parents[1] / "golden" / "modules"
 # Case, its query, key and value weights, and the suggested bounds of shared/golden/INDEX.json (float64, float32).
 LAYERS = [
     ("mrla_light_layer_c64_d32_7x5", ("Wq", "Wk", "Wv"), 2, (1.8e-10, 2.5e-8), (4e-6, 1.3e-4)),
@@ -33,17 +36,14 @@ def arguments(channels: int, heads: int, height: int, width: int, kernel_size: i
 @pytest.mark.parametrize(
     "shape", [(4, 1, 3, 3, 3), (4, 2, 2, 5, 3), (6, 6, 1, 1, 3), (6, 3, 4, 1, 5), (8, 2, 3, 2, 7)], ids=str
 )
-def test_fast_equals_naive_in_values_and_gradients(shape):
+@pytest.mark.parametrize("value_act", [None, "gelu", "relu"])
+def test_fast_equals_naive_in_values_and_gradients(shape, value_act):
     *tensors, heads = arguments(*shape)
-    leaves = [tensor.clone().requires_grad_() for tensor in tensors]
-    twins = [tensor.clone().requires_grad_() for tensor in tensors]
-    fast, slow = light_update(*leaves, heads), naive_light_update(*twins, heads)
-    torch.testing.assert_close(fast, slow)
-    weight = torch.randn_like(fast)
-    (fast * weight).sum().backward()
-    (slow * weight).sum().backward()
-    for leaf, twin in zip(leaves, twins, strict=True):
-        torch.testing.assert_close(leaf.grad, twin.grad)
+    assert_same_values_and_gradients(
+        lambda leaves: [light_update(*leaves, heads, value_act)],
+        lambda leaves: [naive_light_update(*leaves, heads, value_act)],
+        *tensors,
+    )
 
 
 @pytest.mark.parametrize("dtype", [torch.float64, torch.float32])
@@ -100,17 +100,85 @@ def test_no_query_means_half_the_value():
     torch.testing.assert_close(full - half, decay[:, None, None] * shortcut)
 
 
-def test_unrolled_recurrence_is_the_weighted_sum_of_earlier_values():
-    """o_t = sum over l of beta_l gate_{t-l} v_{t-l}, with beta_l the product of the l last lambdas."""
-    blocks = [arguments(4, 2, 3, 3) for _ in range(4)]
-    carried, own = None, []
-    for x, _, query, key, value, decay, heads in blocks:
-        own.append(light_update(x, None, query, key, value, None, heads))
-        carried = light_update(x, carried, query, key, value, decay if carried is not None else None, heads)
-    decays = [block[5] for block in blocks]
-    expected = torch.zeros_like(own[0])
-    beta = torch.ones(4, dtype=torch.float64)
-    for back in range(4):
-        expected += beta[:, None, None] * own[3 - back]
-        beta = beta * decays[3 - back]
-    torch.testing.assert_close(carried, expected)
+@given(
+    depth=st.integers(1, 5),
+    heads=st.integers(1, 4),
+    head_dim=st.integers(1, 4),
+    value_act=st.sampled_from([None, "gelu", "relu"]),
+    seed=st.integers(0, 2**16),
+)
+@FEW
+def test_unrolled_recurrence_is_the_weighted_sum_of_earlier_values(depth, heads, head_dim, value_act, seed):
+    """o_t = sum over l of beta_l gate_{t-l} v_{t-l}, with beta_l = lambda_t ... lambda_{t-l+1} and beta_0 = 1."""
+    torch.manual_seed(seed)
+    channels = heads * head_dim
+    blocks = [arguments(channels, heads, 3, 2) for _ in range(depth)]
+    tensors = [block[part] for part in (0, 2, 3, 4, 5) for block in blocks]
+
+    def parts(leaves):
+        return [leaves[start : start + depth] for start in range(0, len(leaves), depth)]
+
+    def recurrence(leaves):
+        carried, outs = None, []
+        for x, query, key, value, decay in zip(*parts(leaves), strict=True):
+            decay = decay if carried is not None else None
+            carried = light_update(x, carried, query, key, value, decay, heads, value_act)
+            outs.append(carried)
+        return outs
+
+    def closed_form(leaves):
+        xs, queries, keys, kernels, decays = parts(leaves)
+        own = []
+        for x, query, key, kernel in zip(xs, queries, keys, kernels, strict=True):
+            gate = light_gate(x, query, key, heads).repeat_interleave(head_dim, dim=1)[:, :, None, None]
+            own.append(gate * depthwise_value(x, kernel, value_act))
+        return [
+            sum(torch.stack([torch.ones_like(decays[0]), *decays[s + 1 : t + 1]]).prod(0)[:, None, None] * own[s]
+                for s in range(t + 1))
+            for t in range(depth)
+        ]  # fmt: skip
+
+    assert_same_values_and_gradients(recurrence, closed_form, *tensors)
+
+
+def test_float16_rounds_the_sum_and_not_the_product():
+    """x and lambda * carried both overflow on the way: pooled sums of 2.7e5, and a product of 9e4 in a sum of 5e4."""
+    x = torch.full((1, 2, 3, 3), -4e4, dtype=torch.float16)
+    carried = torch.full((1, 2, 3, 3), 3e4, dtype=torch.float16)
+    tap, centre = torch.zeros(1, 1, 3, dtype=torch.float16), torch.zeros(2, 1, 3, 3, dtype=torch.float16)
+    tap[..., 1], centre[:, :, 1, 1] = 1, 1
+    decay = torch.full((2,), 3.0, dtype=torch.float16)
+    assert (decay[:, None, None] * carried).isinf().all()
+    out = light_update(x, carried, tap, tap, centre, decay, heads=1)  # a gate of one: q.k is 3.2e9
+    torch.testing.assert_close(out, torch.full_like(out, 5e4))
+
+
+def test_bfloat16_agrees_with_float32():
+    *tensors, heads = arguments(8, 2, 4, 4, dtype=torch.float32)
+    low = [tensor.to(torch.bfloat16) for tensor in tensors]
+    out, full = light_update(*low, heads), light_update(*(tensor.float() for tensor in low), heads)
+    assert out.dtype == torch.bfloat16
+    assert (out.float() - full).norm() < 0.01 * full.norm()
+
+
+@pytest.mark.unchecked
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"decay": None}, "carried and decay belong together: got carried and no decay; give both or neither"),
+        ({"carried": None}, "carried and decay belong together: got no carried and decay; give both or neither"),
+        ({"carried": torch.randn(2, 4, 3, 2)}, r"carried must have the shape of x, \(2, 4, 3, 3\): got \(2, 4, 3, 2\)"),
+        ({"carried": torch.randn(1, 4, 3, 3)}, r"carried must have the shape of x, \(2, 4, 3, 3\): got \(1, 4, 3, 3\)"),
+        ({"decay": torch.randn(4, 1, 1)}, r"decay must be \(c,\) for x with c = 4 channels: got \(4, 1, 1\)"),
+        ({"x": torch.randn(2, 9, 4)}, r"x must be a batch of maps .*got shape \(2, 9, 4\)"),
+        ({"value_weight": torch.randn(4, 1, 5, 5)}, r"value_weight must be \(c, 1, 3, 3\).*got \(4, 1, 5, 5\)"),
+        ({"query_weight": torch.randn(1, 1, 2)}, r"query_weight and key_weight must both be \(1, 1, k\) with k odd"),
+        ({"key_weight": torch.randn(1, 1, 5)}, r"got \(1, 1, 3\) and \(1, 1, 5\)"),
+        ({"heads": 3}, "heads must divide the channels: got heads=3, channels=4"),
+    ],
+)
+def test_what_does_not_fit_is_refused(change, message):
+    x, carried, query, key, value, decay, heads = arguments(4, 2, 3, 3, dtype=torch.float32)
+    given = {"x": x, "carried": carried, "query_weight": query, "key_weight": key, "value_weight": value}
+    with pytest.raises(ValueError, match=message):
+        light_update(**{**given, "decay": decay, "heads": heads, **change})

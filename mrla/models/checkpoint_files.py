@@ -1,0 +1,138 @@
+"""Reading weights from the files that others publish, whichever framework wrote them, without running their code."""
+
+import argparse
+import re
+import warnings
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from safetensors import SafetensorError
+from safetensors.torch import load_file
+from torch import Tensor
+
+from .paddle_pickles import STATE_ENTRIES, read_pdparams, tensor_from_array
+
+
+def read_state_dict(checkpoint: str | Path | Mapping[str, Any]) -> dict[str, Tensor]:
+    """Reads a network's weights from a file, or finds them in a checkpoint that is in memory.
+
+    An entry ``state_dict``, ``model`` or ``model_state_dict`` (the first of these that holds tensors) is taken out of
+    the checkpoint, and ``module.``, which data-parallel training puts before names, is removed where all have it.
+
+    Args:
+        checkpoint: A file of torch (``.pth``, ``.pt``, ``.tar``, ``.bin``, ``.ckpt``), ``.safetensors`` or Paddle's
+            ``.pdparams``; or a mapping of names to tensors or numpy arrays, or one with an entry as above.
+
+    Returns:
+        Tensors by name, in the checkpoint's order, on the CPU where a file was read. Those of a mapping share its
+        memory; arrays are copied, uint16 as the bits of bfloat16, a type that numpy does not have.
+
+    Raises:
+        ValueError: If the file is missing, damaged, of another kind or would run code (none is run), or something
+            beside tensors is among the weights.
+
+    Example:
+        >>> import tempfile
+        >>> path = Path(tempfile.mkdtemp()) / "net.pth.tar"
+        >>> torch.save({"epoch": 3, "state_dict": {"module.fc.bias": torch.zeros(2)}}, path)
+        >>> read_state_dict(path)
+        {'fc.bias': tensor([0., 0.])}
+    """
+    if isinstance(checkpoint, Mapping):
+        return _weights(checkpoint, "the mapping")
+    path = Path(checkpoint)
+    _check_is_data(path)
+    reader = _READERS.get(path.suffix.lower())
+    if reader is None:
+        raise ValueError(f"a checkpoint ends in one of {', '.join(_READERS)}: got {path}; rename or convert it")
+    return _weights(reader(path), str(path))
+
+
+def _check_is_data(path: Path) -> None:
+    """Raises where `path` is no file, or is one of the texts that failed downloads leave in a file's place."""
+    if path.is_dir():
+        raise ValueError(f"{path} is a folder; give the path of the file in it")
+    try:
+        with path.open("rb") as file:
+            start = file.read(512)
+    except OSError as error:
+        raise ValueError(f"{path} cannot be read ({error.strerror}); give the path of a file that is there") from error
+    if not start:
+        raise ValueError(f"{path} is empty; download or save it again")
+    if start.startswith(b"version https://git-lfs"):
+        raise ValueError(f"{path} is git-LFS's pointer to the weights, not the weights; run `git lfs pull` to get them")
+    if start.lstrip(b"\xef\xbb\xbf\r\n\t ").lower().startswith((b"<!doctype", b"<html", b"<?xml")):
+        raise ValueError(f"{path} is a web page, not weights; download the file that the page links to")
+
+
+def _read_torch(path: Path) -> Any:
+    try:
+        # Released DeiT checkpoints hold a Namespace of their training arguments. torch's warnings say in many words
+        # what the error then says in one line.
+        with torch.serialization.safe_globals([argparse.Namespace]), warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            return torch.load(path, map_location="cpu", weights_only=True)
+    except Exception as error:  # damaged bytes are damaged instructions, which fail in every way there is
+        # torch's message fills a page and advises to load the file without a check.
+        text = " ".join(str(error).split())
+        if found := re.search(r"GLOBAL (\S+)", text):
+            raise ValueError(
+                f"{path} asks for {found[1]}, which is not among what weights need and may do harm; "
+                f"nothing was run: do not load it, or have its state dict saved alone"
+            ) from None
+        text = text.rpartition("WeightsUnpickler error: ")[2].removeprefix("Cannot use ``weights_only=True`` with ")
+        reason = re.split(r"\. | Check the documentation", text)[0].rstrip(". ") or type(error).__name__
+        raise ValueError(
+            f"{path} is damaged or not a checkpoint of torch ({reason}); download it or save its state dict again"
+        ) from None
+
+
+def _read_safetensors(path: Path) -> dict[str, Tensor]:
+    try:
+        return load_file(path)
+    except (OSError, SafetensorError) as error:
+        reason = " ".join(str(error).split())
+        raise ValueError(f"{path} is damaged or no safetensors file ({reason}); download or save it again") from error
+
+
+_TORCH = (".pth", ".pt", ".tar", ".bin", ".ckpt")
+_READERS: dict[str, Callable[[Path], Any]] = {
+    **dict.fromkeys(_TORCH, _read_torch),
+    ".safetensors": _read_safetensors,
+    ".pdparams": read_pdparams,
+}
+
+
+def _weights(content: Any, source: str) -> dict[str, Tensor]:
+    """Unwraps, converts, and strips `module.`; `source` is what messages call the checkpoint."""
+    if not isinstance(content, Mapping):
+        raise ValueError(
+            f"{source} must hold names and tensors: it holds a {type(content).__name__}; save the state_dict() alone"
+        )
+    state = next((content[name] for name in STATE_ENTRIES if _has_tensors(content.get(name))), content)
+    tensors: dict[str, Tensor] = {}
+    for name, value in state.items():
+        if not isinstance(name, str) or not isinstance(value, Tensor | np.ndarray):
+            raise ValueError(
+                f"{source} must hold names and tensors alone, or have them as its entry {' or '.join(STATE_ENTRIES)}: "
+                f"{name!r} is a {type(value).__name__}; pass the state_dict() alone"
+            )
+        if isinstance(value, Tensor):
+            tensors[name] = value.detach()  # parameters, too, are saved by some
+        else:
+            try:
+                tensors[name] = tensor_from_array(value)
+            except ValueError as error:
+                raise ValueError(f"{source}, {name!r}: {error}") from error
+    if not tensors:
+        raise ValueError(f"{source} holds no tensors; pass a network's state_dict()")
+    while all(name.startswith("module.") for name in tensors):
+        tensors = {name.removeprefix("module."): tensor for name, tensor in tensors.items()}
+    return tensors
+
+
+def _has_tensors(entry: Any) -> bool:
+    return isinstance(entry, Mapping) and any(isinstance(value, Tensor | np.ndarray) for value in entry.values())
