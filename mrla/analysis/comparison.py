@@ -191,13 +191,12 @@ def _summarise(
         rates = measure_throughput({arm: model.to(device) for arm, model in models.items()}, images.to(device))
     table: dict[str, Any] = {}
     for arm in arms:
-        trainable, with_statistics = count_parameters(models[arm])
         runs = [results[arm, seed] for seed in seeds]
         table[arm] = {
             **{name: _spread([run["last"][name] for run in runs]) for name in _SCORES},
             "best_val_accuracy": _spread([run["best"]["val_accuracy"] for run in runs])
             | {"epochs": [run["best"]["epoch"] for run in runs]},
-            "parameters": {"trainable": trainable, "with_statistics": with_statistics},
+            "parameters": count_parameters(models[arm]),
             "macs": count_macs(models[arm], (facts.in_chans, facts.size, facts.size)),
             "images_per_second": asdict(rates[arm]),
             "train_seconds": _spread([run["seconds"] for run in runs]),

@@ -66,7 +66,6 @@ def evaluate_checkpoint(
         )
     smoothing = recipe.label_smoothing if recipe is not None and recipe.smooth_validation else 0.0
     scores = evaluate(model, batches, label_smoothing=smoothing, machine=machine)
-    trainable, with_statistics = count_parameters(model)
     images, _ = next(iter(batches))
     device = timing_device(machine.accelerator)
     with thread_limit(machine.threads):
@@ -75,7 +74,7 @@ def evaluate_checkpoint(
         **scores,
         "images": int(scores["images"]),
         "split": split,
-        "parameters": {"trainable": trainable, "with_statistics": with_statistics},
+        "parameters": count_parameters(model),
         "macs": count_macs(model, (facts.in_chans, facts.size, facts.size)),
         "images_per_second": asdict(rates["network"]),
     }

@@ -74,21 +74,21 @@ def _create(recipe: Recipe, arguments: dict[str, Any]) -> nn.Module:
         raise ValueError(f"{recipe.model} cannot be built with {arguments}: {error}") from error
 
 
-def count_parameters(model: nn.Module) -> tuple[int, int]:
+def count_parameters(model: nn.Module) -> dict[str, int]:
     """Trainable parameters, and those with BatchNorm's running statistics, as the notebook counts.
 
     Args:
         model: Any network.
 
     Returns:
-        Both counts.
+        ``trainable`` and ``with_statistics``.
 
     Example:
         >>> import torch
         >>> with torch.device("meta"):
         ...     count_parameters(timm.create_model("resnet18_cifar", num_classes=10))
-        (11173962, 11183562)
+        {'trainable': 11173962, 'with_statistics': 11183562}
     """
     trainable = sum(parameter.numel() for parameter in model.parameters() if parameter.requires_grad)
     statistics = sum(b.numel() for name, b in model.named_buffers() if name.endswith(("running_mean", "running_var")))
-    return trainable, trainable + statistics
+    return {"trainable": trainable, "with_statistics": trainable + statistics}

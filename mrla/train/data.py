@@ -125,7 +125,7 @@ DATA_KINDS: dict[str, type[Data]] = {"digits": Digits, "cifar10": Cifar10, "cifa
 
 
 class UndecodableImageError(ValueError):
-    """An image that does not decode: one line, which names its path.
+    """An image that does not decode, or not to a known range: one line, which names its path.
 
     Args:
         message: The line, or the traceback that ends in it: a loader's process hands over no more than that.
@@ -334,14 +334,49 @@ def _open_folder(data: Folder, split: Split, seed: int, augment: bool) -> Sample
 
 
 def _open_image(paths: Sequence[str], index: int) -> Any:
-    from torchvision.datasets.folder import pil_loader
+    from PIL import Image
 
+    path = paths[index]
     try:
-        return pil_loader(paths[index])
+        with open(path, "rb") as file, Image.open(file) as image:
+            return _three_channels(image)
+    except _UnknownRangeError as error:
+        raise UndecodableImageError(
+            f"{path} must have values of a known range: {error}; save it with 8 or 16 bits a channel"
+        ) from error
     except Exception as error:  # decoders raise whatever they stumble over: OSError, SyntaxError, struct.error, ...
         raise UndecodableImageError(
-            f"{paths[index]} does not decode as an image ({_one_line(error)}); repair or remove it"
+            f"{path} does not decode as an image ({_one_line(error)}); repair or remove it"
         ) from error
+
+
+class _UnknownRangeError(ValueError):
+    """An image of which nothing says what value is white."""
+
+
+def _three_channels(image: Any) -> Any:
+    """The image with 8 bits of red, green and blue; what is transparent shows the colour that is stored there."""
+    import numpy as np
+    from PIL import Image
+
+    if image.mode[0] in "IF":  # greys of more than 8 bits, which PIL cuts off at 255 instead of scaling them
+        white = _white(image)
+        greys = np.asarray(image).astype(np.float64) * (255 / white)
+        return Image.fromarray(greys.round().astype(np.uint8)).convert("RGB")
+    if image.mode == "P" and "transparency" in image.info:
+        # PIL warns, or fails, where transparent colours of a palette are to become one colour of an image without.
+        image = image.convert("RGBA")
+    return image.convert("RGB")
+
+
+def _white(image: Any) -> int:
+    """The value that stands for white in an image of greys of more than 8 bits."""
+    if image.mode.startswith("I;16"):
+        bits_per_sample = 258  # a tag of TIFF, where 12 bits are possible too
+        return 2 ** getattr(image, "tag_v2", {}).get(bits_per_sample, (16,))[0] - 1
+    if image.mode == "I" and image.format in ("PNG", "PPM"):
+        return 65535  # more bits than 16 these formats do not have; PIL brings fewer of PPM to 16
+    raise _UnknownRangeError(f"its mode is {image.mode} (PIL's name), in which white can be anything")
 
 
 def _one_line(error: Exception) -> str:

@@ -1,6 +1,7 @@
 """Runs: from a recipe, or from a model and two loaders, to a folder with the trained network and its numbers."""
 
 from collections.abc import Mapping, Sequence
+from contextlib import closing
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
@@ -21,11 +22,11 @@ from .arms import build_arm
 from .data import image_facts
 from .engine import WholeFiles, keep_checkpoint, quiet_lightning, thread_limit, trainer_arguments
 from .history import History
-from .loaders import OwnLoaders, RecipeImages
+from .loaders import Batches, OwnLoaders, RecipeImages, first_batch
 from .recipes import Machine, Optim, Recipe, as_dict, check_numbers
 from .runs import BEST, CHECKPOINTS, RESULT, Run, open_run, versions
 from .task import Classification, DivergedError
-from .trained import read_checkpoint
+from .trained import network_weights, read_checkpoint
 
 
 def fit(
@@ -93,7 +94,7 @@ def fit(
     check_numbers(epochs=epochs, optim=optim, label_smoothing=label_smoothing, ema_decay=ema_decay, seed=seed)
     # Asked before the training, not after it: a network that cannot be saved should not be trained for hours.
     network = describe(model, model.state_dict(), architecture=architecture, model_args=model_args)
-    images, _ = next(iter(val_loader))
+    images, _ = first_batch(val_loader)
     facts = {"class_names": class_names, "mean": mean, "std": std, "input_size": tuple(images.shape[1:])}
     settings = {
         "network": network,
@@ -199,23 +200,26 @@ def evaluate(
         4.0
     """
     machine = machine or Machine()
-    images, _ = next(iter(batches), (None, None))
-    if images is None:
+    first = first_batch(batches)
+    if first is None:
         raise ValueError("the loader must have at least one image: it has none")
     task = Classification(
-        model, classes=_count_classes(model, images), label_smoothing=label_smoothing, smooth_validation=True
+        model, classes=_count_classes(model, first[0]), label_smoothing=label_smoothing, smooth_validation=True
     )
     with quiet_lightning(), thread_limit(machine.threads), in_eval_mode(model):
         trainer = L.Trainer(
             **trainer_arguments(machine), logger=False, enable_progress_bar=False, enable_model_summary=False
         )
-        scores = trainer.validate(task, batches, verbose=False)[0]
+        with closing(Batches(batches)) as closable:
+            # Of several processes each has a part: Lightning gives it a sampler, if it sees the DataLoader.
+            seen = batches if trainer.world_size > 1 else closable
+            scores = trainer.validate(task, seen, verbose=False)[0]
     return {name.removeprefix("val_"): float(value) for name, value in scores.items()}
 
 
 def _run(
     task: Classification,
-    images: L.LightningDataModule,
+    images: OwnLoaders | RecipeImages,
     *,
     out: Path,
     settings: Mapping[str, Any],
@@ -259,7 +263,8 @@ def _run(
         if (result := open_run(out, settings)) is not None:
             return Run(folder=out, epochs=result["epochs"], result=result, is_main_process=trainer.is_global_zero)
         try:
-            trainer.fit(task, datamodule=images, ckpt_path=str(last) if last.is_file() else None, weights_only=True)
+            with closing(images):
+                trainer.fit(task, datamodule=images, ckpt_path=str(last) if last.is_file() else None, weights_only=True)
         except DivergedError as error:
             kept = f"the last good checkpoint is {last}" if last.is_file() else "there is no finished epoch to keep"
             raise DivergedError(f"{error}; stopped, {kept}; try a smaller learning rate") from error
@@ -282,12 +287,10 @@ def _run(
 
 def _save_weights(task: Classification, saved: Mapping[str, Any], out: Path) -> None:
     """The last weights into the run's folder, the best ones into ``best/``, both as `mrla.save` writes them."""
-    prefix = "model."
     # From the checkpoints: with the moving average on they hold it, also where a run was stopped at its very end and
     # Lightning has put the weights of the last step into the module.
     for kind, folder in (("best", out / BEST), ("last", out)):
-        state = read_checkpoint(out / CHECKPOINTS / f"{kind}.ckpt")["state_dict"]
-        weights = {name.removeprefix(prefix): tensor for name, tensor in state.items() if name.startswith(prefix)}
+        weights = network_weights(read_checkpoint(out / CHECKPOINTS / f"{kind}.ckpt"))
         save(task.model, folder, state_dict=weights, **saved)
 
 

@@ -97,6 +97,7 @@ class Classification(L.LightningModule):
 
     def on_train_epoch_start(self) -> None:
         self.train_scores.reset()
+        # A loader of the caller's that Lightning has given a sampler, for several processes, draws what it draws now.
         self._seed_step()
 
     def on_train_batch_start(self, batch: Any, batch_idx: int) -> None:

@@ -1,11 +1,13 @@
 """Trained networks as commands take them: a folder that `mrla.save` wrote, or a run's ``.ckpt``."""
 
 import pickle
+from collections.abc import Mapping
 from pathlib import Path
+from typing import Any
 from zipfile import BadZipFile
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from mrla.models import build, load, read_config
 from mrla.models.atomic_write import read_json
@@ -34,7 +36,7 @@ def load_trained(checkpoint: str | Path) -> tuple[nn.Module, Recipe | None, tupl
         return load(path), _recipe_of(path), tuple(names) if names else None
     if not path.is_file():
         raise ValueError(f"a checkpoint is a folder that mrla.save wrote, or a run's .ckpt: {path} does not exist")
-    weights = read_checkpoint(path)["state_dict"]
+    weights = network_weights(read_checkpoint(path))
     run = path.parent.parent
     settings = read_json(run / CONFIG)["settings"]
     if "network" in settings:  # a run of mrla.fit
@@ -44,9 +46,8 @@ def load_trained(checkpoint: str | Path) -> tuple[nn.Module, Recipe | None, tupl
         recipe = from_dict(settings)
         facts: ImageFacts = image_facts(recipe.data)
         model, names = build_arm(recipe, facts), facts.class_names
-    own = {name.removeprefix("model."): weight for name, weight in weights.items() if name.startswith("model.")}
     try:
-        model.load_state_dict(own)
+        model.load_state_dict(weights)
     except RuntimeError as error:
         first = str(error).splitlines()[1:2]
         raise ValueError(f"{path} is of another network than {run / CONFIG} says: {' '.join(first).strip()}") from error
@@ -84,6 +85,19 @@ def read_checkpoint(path: Path) -> dict:
             f"run anew"
         ) from error
     return content
+
+
+def network_weights(checkpoint: Mapping[str, Any]) -> dict[str, Tensor]:
+    """The weights of a network in a checkpoint, under the network's own names.
+
+    Args:
+        checkpoint: As `read_checkpoint` gives it.
+
+    Returns:
+        The state dict of the `model` of `mrla.train.task.Classification`.
+    """
+    prefix, weights = "model.", checkpoint["state_dict"]
+    return {name.removeprefix(prefix): tensor for name, tensor in weights.items() if name.startswith(prefix)}
 
 
 def _recipe_of(folder: Path) -> Recipe | None:

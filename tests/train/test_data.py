@@ -1,5 +1,6 @@
 import hashlib
 import pickle
+import struct
 import tarfile
 import tempfile
 from collections import Counter
@@ -9,7 +10,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from PIL import Image
+from PIL import Image, PngImagePlugin
 from torchvision import datasets
 
 from mrla.train.data import (
@@ -411,6 +412,86 @@ def test_an_image_of_any_mode_has_the_pixels_of_its_three_channels(folder, name)
     assert label == 0
     # The centre, as in the test above.
     torch.testing.assert_close(image, torch.tensor(pixels[2:18, 4:20]).expand(3, -1, -1) / 255)
+
+
+GREY = np.random.default_rng(2).integers(0, 256, (20, 24), dtype=np.uint8)
+WIDE = GREY.astype(np.uint16) * 257
+
+
+def with_one_image(folder: Folder, path: Path) -> Folder:
+    """The folder with `path` alone in val/cat, looked at in whole and not normalised."""
+    for other in path.parent.iterdir():
+        if other != path:
+            other.unlink()
+    return replace(folder, size=20, crop_pct=1.0, mean=(0.0,) * 3, std=(1.0,) * 3)
+
+
+def write_tiff(path: Path, bits: int, order: str) -> None:
+    """An uncompressed TIFF of `GREY` with 12 or 16 bits, in either order of bytes, as PIL does not write it."""
+    values = WIDE >> (16 - bits)
+    if bits == 12:  # two values in three bytes
+        text = "".join(f"{value:03x}" for value in values.ravel())
+        pixels = bytes.fromhex(text)
+    else:
+        pixels = values.astype(f"{order}u2").tobytes()
+    height, width = GREY.shape
+    tags = {256: width, 257: height, 258: bits, 259: 1, 262: 1, 273: 8, 277: 1, 278: height, 279: len(pixels)}
+    entries = b"".join(struct.pack(f"{order}HHII", tag, 4, 1, value) for tag, value in tags.items())
+    start = (b"II" if order == "<" else b"MM") + struct.pack(f"{order}HI", 42, 8 + len(pixels))
+    path.write_bytes(start + pixels + struct.pack(f"{order}H", len(tags)) + entries + bytes(4))
+
+
+DEEP_GREYS = {
+    "I;16 png": lambda path: Image.fromarray(WIDE).save(path),
+    "I;16 tiff": lambda path: write_tiff(path, 16, "<"),
+    "I;16B tiff": lambda path: write_tiff(path, 16, ">"),
+    "I;16 12.tiff": lambda path: write_tiff(path, 12, "<"),
+    "I pgm": lambda path: path.write_bytes(b"P5 24 20 65535\n" + WIDE.astype(">u2").tobytes()),
+    "I 10.pgm": lambda path: path.write_bytes(b"P5 24 20 1020\n" + (WIDE // 257 * 4).astype(">u2").tobytes()),
+}
+
+
+@pytest.mark.parametrize("name", [*DEEP_GREYS, "I png"])
+def test_greys_of_more_than_8_bits_are_scaled(folder, name, monkeypatch):
+    mode, _, suffix = name.partition(" ")
+    path = Path(folder.root) / "val" / "cat" / f"0.{suffix}"
+    if name == "I png":  # as older PIL opens what newer PIL opens as I;16
+        monkeypatch.setitem(PngImagePlugin._MODES, (16, 0), ("I", "I;16B"))
+        name = "I;16 png"
+    DEEP_GREYS[name](path)
+    with Image.open(path) as stored:
+        assert stored.mode == mode
+    image, _ = open_split(with_one_image(folder, path), "val")[SampleKey(0, 0)]
+    expected = torch.tensor(GREY[:, 2:22]).expand(3, -1, -1).double()
+    assert (image.double() * 255 - expected).abs().max() < (1 if "12" in suffix else 0.01)
+
+
+@pytest.mark.parametrize("workers", [0, 1])
+@pytest.mark.parametrize("dtype", [np.int32, np.float32])
+def test_greys_of_an_unknown_range_are_refused(folder, dtype, workers):
+    path = Path(folder.root) / "val" / "cat" / "0.tiff"
+    Image.fromarray(GREY.astype(dtype)).save(path)
+    samples = open_split(with_one_image(folder, path), "val")
+    with pytest.raises(UndecodableImageError, match=r"must have values of a known range: its mode is [IF] ") as caught:
+        all_batches(samples, batch_size=3, workers=workers)
+    text = one_line(caught)
+    assert text.startswith(str(path))
+    assert text.endswith("save it with 8 or 16 bits a channel")
+
+
+@pytest.mark.parametrize("transparency", [bytes(range(256)), 7])
+def test_a_palette_with_transparency_shows_its_colours(folder, transparency):
+    path = Path(folder.root) / "val" / "cat" / "0.png"
+    stored = Image.fromarray(GREY, mode="P")
+    colours = np.random.default_rng(3).integers(0, 256, (256, 3), dtype=np.uint8)
+    stored.putpalette(colours.tobytes())
+    stored.save(path, transparency=transparency)
+    with Image.open(path) as opened:
+        assert opened.mode == "P"
+        assert opened.info["transparency"] == transparency
+    # Warnings are errors here, and would be called an image that does not decode.
+    image, _ = open_split(with_one_image(folder, path), "val")[SampleKey(0, 0)]
+    torch.testing.assert_close(image, torch.tensor(colours[GREY[:, 2:22]]).permute(2, 0, 1) / 255)
 
 
 def test_classes_are_sorted_by_name_and_labels_follow(tmp_path):

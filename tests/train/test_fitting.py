@@ -1,23 +1,27 @@
 """Runs: what they leave behind, that they go on as they would have, and how they stop."""
 
+import gc
 import json
+import multiprocessing
 import signal
 import subprocess
 import sys
+from contextlib import nullcontext
 from dataclasses import replace
 from pathlib import Path
 
 import pytest
 import timm
 import torch
+from PIL import Image
 from tiny_runs import assert_same_run, content, result, rows, tiny
 from torch import nn
 from torch.nn.functional import cross_entropy
-from torch.utils.data import DataLoader, TensorDataset
+from torch.utils.data import DataLoader, Dataset, TensorDataset
 
 import mrla
-from mrla.train import Digits, Machine, MixerOptions, Optim, engine, fitting
-from mrla.train.data import loader, open_split
+from mrla.train import Digits, Folder, Machine, MixerOptions, Optim, engine, fitting
+from mrla.train.data import UndecodableImageError, loader, open_split
 from mrla.train.fitting import train
 from mrla.train.history import History
 from mrla.train.task import Classification, DivergedError, Scores
@@ -145,9 +149,11 @@ def crash_at_epoch_start(monkeypatch):
     monkeypatch.setattr(History, "on_train_epoch_start", start)
 
 
-def crash_mid_epoch(monkeypatch):
+def crash_mid_epoch(monkeypatch, epoch: int = 1, batch: int = 11):
+    stop = epoch, batch
+
     def step(self, batch, batch_idx):
-        if (self.current_epoch, batch_idx) == (1, 11):
+        if (self.current_epoch, batch_idx) == stop:
             raise Crash
         return original(self, batch, batch_idx)
 
@@ -434,6 +440,76 @@ def test_fit_goes_on_to_the_same_numbers(tmp_path, workers):
     assert_same_run(tmp_path / "whole", tmp_path / "run")
     scores = mrla.evaluate(whole.model, own_loaders()[1], machine=CPU)
     assert scores["loss"] == pytest.approx(whole.result["last"]["val_loss"], rel=1e-5)
+
+
+class WithOneBroken(Dataset):
+    """24 images, of which one does not open."""
+
+    def __init__(self, broken: int | None):
+        self.broken = broken
+
+    def __len__(self) -> int:
+        return 24
+
+    def __getitem__(self, index: int) -> tuple[torch.Tensor, int]:
+        if index == self.broken:
+            raise Crash
+        return torch.full((3, 8, 8), float(index)), index % 7
+
+
+def with_workers(broken: int | None, persistent: bool) -> DataLoader:
+    return DataLoader(WithOneBroken(broken), batch_size=8, num_workers=1, persistent_workers=persistent)
+
+
+@pytest.fixture
+def no_collector():
+    """The garbage collector, which ends forgotten workers, does not come by."""
+    gc.disable()
+    yield
+    gc.enable()
+
+
+# The tests hold the error while they count workers, as whoever reports it does.
+
+
+@pytest.mark.usefixtures("no_collector")
+@pytest.mark.parametrize("persistent", [False, True])
+@pytest.mark.parametrize("where", ["train", "val", "first of val", "step", "nowhere"])
+def test_fit_leaves_no_worker(tmp_path, monkeypatch, where, persistent):
+    train_loader = with_workers(9 if where == "train" else None, persistent)
+    val_loader = with_workers({"val": 9, "first of val": 0}.get(where), persistent)
+    if where == "step":
+        crash_mid_epoch(monkeypatch, epoch=0, batch=1)
+    with nullcontext() if where == "nowhere" else pytest.raises(Crash) as caught:
+        mrla.fit(own_network(), train_loader, val_loader, out=tmp_path / "run", **OWN)
+    assert multiprocessing.active_children() == []
+    if caught is None:  # the loaders are the caller's and start other workers when they are iterated again
+        assert [len(labels) for _, labels in train_loader] == [len(labels) for _, labels in val_loader] == [8] * 3
+
+
+@pytest.mark.usefixtures("no_collector")
+@pytest.mark.parametrize("broken", [0, 9])
+def test_evaluate_leaves_no_worker(broken):
+    with pytest.raises(Crash) as caught:
+        mrla.evaluate(own_network(), with_workers(broken, persistent=False), machine=CPU)
+    assert multiprocessing.active_children() == []
+    assert "worker process" in str(caught.value)
+
+
+@pytest.mark.usefixtures("no_collector")
+@pytest.mark.parametrize("part", ["train", "val"])
+def test_a_recipes_run_leaves_no_worker(tmp_path, part):
+    for folder in ("train/0", "train/1", "val/0", "val/1"):
+        (tmp_path / folder).mkdir(parents=True)
+        for name in "ab":
+            Image.new("RGB", (8, 8)).save(tmp_path / folder / f"{name}.png")
+    broken = tmp_path / part / "1" / "b.png"
+    broken.write_bytes(b"not an image")
+    images = Folder(root=str(tmp_path), size=8, workers=1)
+    with pytest.raises(UndecodableImageError) as caught:
+        train(tiny(data=images, batch_size=2, machine=CPU), tmp_path / "run", progress=False)
+    assert multiprocessing.active_children() == []
+    assert str(broken) in str(caught.value)
 
 
 def test_fit_trains_the_given_network_in_place(tmp_path):
