@@ -69,7 +69,12 @@ def test_no_room_is_called_utils():
 def test_no_file_carries_a_timm_module_name():
     import timm.models
 
-    theirs = set(timm.models._registry._module_to_models) - {"named_resnets", "named_deits", "named_efficientnets", "named_pvts"}
+    theirs = set(timm.models._registry._module_to_models) - {
+        "named_resnets",
+        "named_deits",
+        "named_efficientnets",
+        "named_pvts",
+    }
     assert not {path.stem for path in (PACKAGE / "models").glob("*.py")} & theirs
 
 

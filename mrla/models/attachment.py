@@ -186,11 +186,10 @@ def _make_mixers(
                 parameter for parameter in container.get_submodule(name).parameters() if parameter.is_floating_point()
             )
             on_meta = reference.device.type == "meta"
-            place = ChainPlace(
-                index=at % length,
-                length=min(length, len(served) - at // length * length),
-                patches_unread=chain.patches_unread and name == chain.blocks[-1],
-            )
+            begins = at // length * length
+            ends = min(begins + length, len(served))
+            unread = int(chain.patches_unread and ends == len(chain.blocks))
+            place = ChainPlace(index=at - begins, length=ends - begins, unread=unread)
             mixer: LayerMixer = mixer_class(  # type: ignore[call-arg]
                 chain.channels,  # type: ignore[arg-type]
                 place=place,

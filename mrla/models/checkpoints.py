@@ -14,6 +14,7 @@ from torch import Tensor, nn
 
 from .atomic_write import make_folder, written_whole
 from .attachment import attach, attach_recipe, detach, is_attached
+from .registration import NAMED
 
 WEIGHTS = "model.safetensors"
 CONFIG = "config.json"
@@ -169,6 +170,8 @@ def describe(
     if "num_classes" in arguments and hasattr(model, "num_classes"):
         arguments["num_classes"] = model.num_classes
     recipe = attach_recipe(model)
+    if recipe and architecture in NAMED:  # timm's "local-dir:" builds it as for plain weights, unless it is told
+        arguments.setdefault("init", recipe["init"])
     with torch.device("meta"):  # nothing is drawn or copied
         twin = build(architecture, arguments, recipe)
     if found := differences(twin.state_dict(), weights):

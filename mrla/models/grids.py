@@ -28,11 +28,12 @@ class GridFromPatches:
     def __init__(self, patch_embed: nn.Module, *, dynamic: bool):
         self.patch_embed = patch_embed
         self._last = threading.local()
+        self._dynamic = dynamic
         self._hook = patch_embed.register_forward_hook(self._record) if dynamic else None
 
     def grid(self, arguments: tuple[Any, ...]) -> Grid | None:
         """The grid of the patch embedding."""
-        if self._hook is None:
+        if not self._dynamic:
             return self.patch_embed.grid_size  # type: ignore[return-value]
         return getattr(self._last, "grid", None)
 

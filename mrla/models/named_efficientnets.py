@@ -21,7 +21,13 @@ _B0 = (
     "ir_r4_k5_s2_e6_c192_se0.25",
     "ir_r1_k3_s1_e6_c320_se0.25",
 )
-_TINY = ("ds_r1_k3_s1_e1_c8", "ir_r3_k3_s2_e2_c16_se0.25", "ir_r3_k5_s2_e2_c24_se0.25", "ir_r1_k3_s2_e2_c32")
+_TINY = (
+    "ds_r1_k3_s1_e1_c8",
+    "ir_r3_k3_s2_e2_c16_se0.25",
+    "ir_r3_k5_s2_e2_c24_se0.25",
+    "ir_r2_k3_s2_e2_c24",
+    "ir_r1_k3_s2_e2_c32",
+)
 
 
 def build_efficientnet(
@@ -81,7 +87,7 @@ for _method, _title in TITLES.items():
             _name: dict(
                 num_classes=1000,
                 input_size=(3, 64, 64),
-                pool_size=(4, 4),
+                pool_size=(2, 2),
                 first_conv="conv_stem",
                 classifier="classifier",
             )

@@ -161,7 +161,8 @@ class BranchMixer(LayerMixer):
 
     def silent_parameters(self) -> tuple[str, ...]:
         """Names of own parameters whose gradient is zero by the maths, whatever the data."""
-        if self.place is not None and self.place.patches_unread and self.num_prefix_tokens:
+        place = self.place
+        if place is not None and place.index >= place.length - place.unread and self.num_prefix_tokens:
             read = ("input_norm.", "scale") if self.input_norm is not None else ()
             return tuple(name for name, _ in self.named_parameters() if not name.startswith(read))
         return self.silent_kernels()

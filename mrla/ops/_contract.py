@@ -14,13 +14,13 @@ Init = Literal["identity", "released", "notebook"]
 class ChainPlace(NamedTuple):
     """Where in its chain a mixer stands: `index` of `length` mixers, counted from 0.
 
-    `patches_unread` says that the network reads only the prefix tokens of what this mixer returns, as a transformer
-    with a class token does after its last block: what the mixer does to the patches then cannot be learnt.
+    `unread` counts the mixers at the end of the chain whose patches the network never reads: one, where a transformer
+    reads only its class token after the last block. What such a mixer does to the patches cannot be learnt.
     """
 
     index: int
     length: int
-    patches_unread: bool = False
+    unread: int = 0
 
 
 class LayerMixer(nn.Module, ABC):

@@ -242,7 +242,8 @@ class MRLABase(BranchMixer):
         """A block that asks itself alone: its query; its key too where no later block asks for it."""
         if self.weighting != "softmax" or not _asks_itself_alone(self):
             return ()
-        unasked = self.last == 1 or (self.place is not None and self.place.index == self.place.length - 1)
+        place = self.place
+        unasked = self.last == 1 or (place is not None and place.index + 1 >= place.length - place.unread)
         return ("query_weight", "key_weight") if unasked else ("query_weight",)
 
     def extra_repr(self) -> str:

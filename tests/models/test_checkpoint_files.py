@@ -60,6 +60,11 @@ def test_torch_files_read(suffix, kind, tmp_path):
     same(read_state_dict(str(path)), WEIGHTS)
 
 
+def test_a_file_that_torch_warns_of_reads_in_silence(tmp_path):
+    torch.save(WEIGHTS, tmp_path / "net.pth", pickle_protocol=3)  # pytest turns warnings into errors
+    same(read_state_dict(tmp_path / "net.pth"), WEIGHTS)
+
+
 @pytest.mark.parametrize("kind", FORMATS)
 def test_a_checkpoint_with_its_arguments_reads(kind, tmp_path):
     arguments = argparse.Namespace(lr=0.1, name="deit", nested={"a": (1, 2)})

@@ -6,11 +6,8 @@ import pytest
 import timm
 import torch
 from conftest import randomise_norms
-from torch import nn
 from torch.utils.flop_counter import FlopCounterMode
 
-import mrla
-from mrla.models import is_attached
 from mrla.models.named_resnets import default_cfgs
 
 TWINS = timm.list_models("test_*mrla*")
@@ -53,11 +50,6 @@ def test_counts_are_those_of_the_notebook(name):
     assert counts(name, num_classes=10) == NOTEBOOK[name]
 
 
-@pytest.mark.parametrize("name", RELEASED)
-def test_counts_are_those_of_the_released_code(name):
-    assert counts(name)[0] == RELEASED[name]
-
-
 @pytest.mark.parametrize(
     ("name", "billions"),
     [("resnet50", 4.087), ("resnet50_mrla_light", 4.137), ("resnet101", 7.799), ("resnet101_mrla_light", 7.880)],
@@ -76,58 +68,6 @@ def test_classes_default_to_the_data_set_of_the_name():
     with torch.device("meta"):
         assert timm.create_model("resnet18_cifar_mrla_light").num_classes == 10
         assert timm.create_model("resnet18_mrla_light").num_classes == 1000
-
-
-@pytest.mark.parametrize("name", TWINS)
-def test_twins_are_small_and_attached(name):
-    assert counts(name)[0] < 1_000_000
-    assert is_attached(timm.create_model(name))
-
-
-@pytest.mark.parametrize("name", TWINS)
-def test_forward_is_finite_and_shaped(name):
-    model = timm.create_model(name, num_classes=7)
-    x = torch.randn(3, 3, 64, 64)
-    assert model(x).shape == (3, 7)
-    assert model(x).isfinite().all()
-    assert model.eval()(x).isfinite().all()
-
-
-@pytest.mark.parametrize("init", ["released", "notebook", "identity"])
-@pytest.mark.parametrize("name", TWINS)
-def test_every_parameter_learns_within_two_steps(name, init):
-    # In float64: with the notebook's start, which zeroes no norm, some gates saturate to exactly 1 in float32.
-    model = timm.create_model(name, num_classes=7, init=init).double().train()
-    optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
-    silent = set(dict(model.named_parameters()))
-    x, labels = torch.randn(8, 3, 64, 64, dtype=torch.float64), torch.randint(7, (8,))
-    for _ in range(2):
-        optimizer.zero_grad()
-        nn.functional.cross_entropy(model(x), labels).backward()
-        silent -= {key for key, p in model.named_parameters() if p.grad is not None and p.grad.abs().max() > 0}
-        optimizer.step()
-    assert silent == set()
-
-
-@pytest.mark.parametrize("name", TWINS)
-def test_features_are_what_feature_info_says(name):
-    features = timm.create_model(name, features_only=True).eval()
-    maps = features(torch.randn(1, 3, 64, 64))
-    assert [m.shape[1] for m in maps] == features.feature_info.channels()
-    assert [64 // m.shape[2] for m in maps] == features.feature_info.reduction()
-    whole = timm.create_model(name).eval()
-    whole.load_state_dict({**whole.state_dict(), **features.state_dict()})
-    x = torch.randn(1, 3, 64, 64)
-    assert torch.equal(features(x)[-1], whole.forward_features(x))
-
-
-@pytest.mark.parametrize("name", TWINS)
-def test_a_named_model_is_the_attached_one(name):
-    named = timm.create_model(name, num_classes=7).eval()
-    x = torch.randn(2, 3, 64, 64)
-    assert set(named.state_dict()) == set(mrla.attach(mrla.detach(named)).state_dict())
-    again = mrla.attach(mrla.detach(named)).eval()
-    assert torch.equal(again(x), mrla.detach(again)(x))
 
 
 def test_mixer_options_go_through():

@@ -108,6 +108,8 @@ def test_the_state_dict_is_told_from_other_entries(path):
     one, two, best = np.ones(2), np.zeros(3), paddle_tensor(np.array(0.9))
     nets = {"opt": {"m": paddle_tensor(two)}, "best": best, "model": {"w": paddle_tensor(one)}}
     same(read_pdparams(written(path, nets)), {"w": one})
+    table = {"StructuredToParameterName@@": {"w": "linear_0.w_0"}}
+    same(read_pdparams(written(path, {"model": {"w": one, **table}})), {"w": one})
     flat = {"w": paddle_tensor(one), "v": ("linear_0.b_0", two)}
     same(read_pdparams(written(path, flat)), {"w": one, "v": two})
     with pytest.raises(ValueError, match=r"net\.pdparams must hold one dict .* it holds several: 'a', 'b'; save"):

@@ -192,7 +192,7 @@ def test_who_is_silent():
     assert silent("exact", 0) == silent("exact", 2, last=1) == ("query_weight", "key_weight")
     assert silent("exact", 1) == silent("exact", 0, weighting="sigmoid") == ()
     assert silent("light", 0) == silent("dw", 0) == ()
-    token = {"layout": "NLC", "num_prefix_tokens": 1, "place": ChainPlace(2, 3, patches_unread=True)}
+    token = {"layout": "NLC", "num_prefix_tokens": 1, "place": ChainPlace(2, 3, unread=1)}
     assert set(DepthwiseMixer(8, **token).silent_parameters()) == {"value_weight", "norm.weight", "norm.bias"}
     assert DepthwiseMixer(8, norm="pre_layer", **token).silent_parameters() == ("value_weight",)
     assert set(MRLALight(8, norm="pre_layer", **token).silent_parameters()) == {
