@@ -4,7 +4,6 @@ from typing import TYPE_CHECKING, Any
 
 from . import ops as ops
 from .models import attach as attach
-from .models import convert as convert
 from .models import detach as detach
 from .models import load as load
 from .models import load_reference as load_reference

@@ -148,6 +148,26 @@ def test_a_missing_package_is_said_with_the_extra_that_brings_it(missing, statem
     assert not list(Path().iterdir())
 
 
+def test_convert_writes_what_its_last_line_reads(capsys):
+    import timm
+    from golden_cases import model_case
+
+    case = model_case("paddle_resnet18_mrla")
+    torch.save({"state_dict": case.state, "epoch": 3}, "notebook.pth")
+    assert main(["convert", "notebook.pth", "ours.safetensors", "--arch", "paddle_resnet18_mrla"]) == 0
+    call = capsys.readouterr().out.splitlines()[-1]
+    model = eval(call, {"timm": timm})  # what the user is told to run
+    found = model.eval()(case.image)
+    assert (found - case.outputs["output"]).abs().max() < case.tolerance(torch.float32)
+
+
+def test_convert_refuses_a_checkpoint_of_another_network_and_leaves_nothing(capsys):
+    torch.save({"fc.weight": torch.zeros(10, 512), "fc.bias": torch.zeros(10)}, "other.pth")
+    words = ["convert", "other.pth", "ours.safetensors", "--arch", "paddle_resnet18"]
+    refuse(words, r"is not one of paddle_resnet18 \(\d+ differences: (?:[^;]+; ){4}[^;]+\);", capsys)
+    assert [path.name for path in Path().iterdir()] == ["other.pth"]
+
+
 def test_version(capsys):
     assert main(["--version"]) == 0
     assert re.fullmatch(r"mrla \d+\.\d+\.\d+\n", capsys.readouterr().out)
@@ -188,6 +208,20 @@ REFUSED = {
     "unwritable folder": (["train", "--out", "TRAINED/config.json/x"], r"output folder must be writable"),
     "data of another kind": (["eval", "TRAINED", "--data.root", "x"], r"digits lie in no folder"),
     "no checkpoint": (["eval"], r"required: checkpoint"),
+    "convert without arch": (["convert", "a.pth", "b.safetensors"], r"required: arch"),
+    "convert nothing": (["convert", "no.pth", "b.safetensors", "--arch", "resnet50_mrlal"], r"no.pth cannot be read"),
+    "convert unknown": (
+        ["convert", "a.pth", "b.safetensors", "--arch", "resnet50_mrlb"],
+        r"arch must be one of .*did you mean 'resnet50_mrlab'\?",
+    ),
+    "convert to a pth": (
+        ["convert", "a.pth", "b.pth", "--arch", "resnet50_mrlal"],
+        r"is a .safetensors file: got b.pth",
+    ),
+    "convert kernels": (
+        ["convert", "a.pth", "b.safetensors", "--arch", "resnet50_mrlal", "--eca", "5,x"],
+        r"--eca takes one kernel size for each stage, such as 5,5,5,7: got '5,x'",
+    ),
 }
 
 

@@ -69,7 +69,7 @@ def compare(
 
     Args:
         recipe: A recipe or its name; its `arm` is replaced by each of `arms`, its `seed` is the first of the seeds.
-        arms: What is compared, the baseline first: ``plain``, ``light``, ``dw``, ``eca``, ``se``.
+        arms: What is compared, the baseline first: ``plain``, ``light``, ``base``, ``exact``, ``dw``, ``eca``, ``se``.
         seeds: How many seeds each arm is trained with; settled before the first run, for to add seeds until a
             difference shows is to find one that is not there.
         out: Folder of the comparison; ``runs/compare-RECIPE`` if not given.

@@ -8,6 +8,7 @@ from .chain_search import Chain as Chain
 from .chain_search import find_chains as find_chains
 from .checkpoints import build as build
 from .checkpoints import load as load
+from .checkpoints import network_arguments as network_arguments
 from .checkpoints import read_config as read_config
 from .checkpoints import save as save
 from .initialisation import initialise_as_notebook as initialise_as_notebook
@@ -15,6 +16,7 @@ from .named_deits import build_deit as build_deit
 from .named_efficientnets import build_efficientnet as build_efficientnet
 from .named_pvts import build_pvt as build_pvt
 from .named_resnets import build_resnet as build_resnet
+from .references import REFERENCES as REFERENCES
 from .references import convert as convert
 from .references import load_reference as load_reference
 from .registration import NAMED as NAMED

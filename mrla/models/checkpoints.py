@@ -165,10 +165,7 @@ def describe(
             f"timm did not make this {type(model).__name__}, so its name is not known: "
             f"pass architecture='torchvision/resnet18' (or timm's name) and the model_args it was built with"
         )
-    # timm records what it built the network with; reset_classifier may have changed the classes since.
-    arguments = {**getattr(model, "_model_args", {}), **(model_args or {})}
-    if "num_classes" in arguments and hasattr(model, "num_classes"):
-        arguments["num_classes"] = model.num_classes
+    arguments = {**network_arguments(model), **(model_args or {})}
     recipe = attach_recipe(model)
     if recipe and architecture in NAMED:  # timm's "local-dir:" builds it as for plain weights, unless it is told
         arguments.setdefault("init", recipe["init"])
@@ -197,6 +194,25 @@ def describe(
         "pretrained_cfg": {name: known[name] for name in kept if known.get(name) is not None},
         "mrla": {"version": version("mrla"), "attach": recipe},
     }
+
+
+def network_arguments(model: nn.Module) -> dict[str, Any]:
+    """What timm built a network with, as it records it; the number of classes is that of today.
+
+    Args:
+        model: A network made by `timm.create_model`.
+
+    Returns:
+        Keyword arguments; none for a network that timm did not make.
+
+    Example:
+        >>> network_arguments(timm.create_model("resnet18", num_classes=3))
+        {'num_classes': 3}
+    """
+    arguments = dict(getattr(model, "_model_args", {}))
+    if "num_classes" in arguments and hasattr(model, "num_classes"):  # reset_classifier may have changed them
+        arguments["num_classes"] = model.num_classes
+    return arguments
 
 
 def build(architecture: str, model_args: Mapping[str, Any], recipe: Mapping[str, Any] | None) -> nn.Module:

@@ -1,6 +1,7 @@
 """Checkpoints of the released code and of the Paddle notebook, in our networks."""
 
 import difflib
+import json
 import re
 from collections.abc import Mapping
 from dataclasses import dataclass, field
@@ -14,7 +15,7 @@ from torch import Tensor, nn
 
 from .atomic_write import written_whole
 from .checkpoint_files import read_state_dict
-from .checkpoints import differences
+from .checkpoints import differences, network_arguments
 
 # Whole parts of a dotted name, and what they are called here. Wq stands in <block>.mrla.mrla.Wq, its BatchNorm beside
 # the block's mixer as bn_mrla.
@@ -122,7 +123,13 @@ def load_reference(arch: str, checkpoint: str | Path | Mapping[str, Any], **over
         raise ValueError(f"arch must be one of {', '.join(REFERENCES)}: got {arch!r}{hint}")
     reference = REFERENCES[arch]
     state = translate(read_state_dict(checkpoint), reference.names, reference.transposed)
-    model = timm.create_model(reference.network, **{**_classes(arch, reference, state, overrides), **overrides})
+    arguments = {**_classes(arch, reference, state, overrides), **overrides}
+    try:
+        model = timm.create_model(reference.network, **arguments)
+    except TypeError as error:
+        raise ValueError(
+            f"{arch} cannot be built with {overrides}: {error}; leave out what it does not take"
+        ) from error
     _resample_position(model, state, overrides)
     own = model.state_dict()
     for name in own:  # a count of batches that neither Paddle nor older files hold; nothing here reads it
@@ -134,7 +141,7 @@ def load_reference(arch: str, checkpoint: str | Path | Mapping[str, Any], **over
     return model.eval()
 
 
-def convert(checkpoint: str | Path, target: str | Path, arch: str, **overrides: Any) -> Path:
+def convert(checkpoint: str | Path, target: str | Path, arch: str, **overrides: Any) -> nn.Module:
     """Writes a checkpoint of the released code or of the notebook as safetensors with our names.
 
     Args:
@@ -144,8 +151,8 @@ def convert(checkpoint: str | Path, target: str | Path, arch: str, **overrides: 
         overrides: As in `load_reference`.
 
     Returns:
-        `target`. ``timm.create_model(network, num_classes=..., checkpoint_path=target)`` reads it; the network's name
-        is in the file's metadata.
+        The network, as `load_reference` gives it. ``timm.create_model(network, ..., checkpoint_path=target)``
+        reads the file, whose metadata holds the network's name and arguments.
 
     Raises:
         ValueError: As `load_reference`, or if `target` is no ``.safetensors`` file or cannot be written.
@@ -154,10 +161,11 @@ def convert(checkpoint: str | Path, target: str | Path, arch: str, **overrides: 
     if target.suffix != ".safetensors":
         raise ValueError(f"the converted file is a .safetensors file: got {target}; choose such a name")
     model = load_reference(arch, checkpoint, **overrides)
-    metadata = {"format": "pt", "architecture": REFERENCES[arch].network, "num_classes": str(model.num_classes)}
+    arguments = json.dumps(network_arguments(model))
+    metadata = {"format": "pt", "architecture": REFERENCES[arch].network, "model_args": arguments}
     with written_whole(target) as beside:
         save_file(model.state_dict(), beside, metadata=metadata)
-    return target
+    return model
 
 
 def translate(

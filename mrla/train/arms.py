@@ -50,8 +50,10 @@ def build_arm(recipe: Recipe, facts: ImageFacts) -> nn.Module:
 def mixer_arguments(options: MixerOptions, arm: str) -> dict[str, Any]:
     """The arguments of `attach` that say how an arm's mixers are built; the control has neither heads nor memory."""
     arguments: dict[str, Any] = {"norm": options.norm, "drop_path": options.drop_path}
+    if arm != "dw":
+        arguments.update(head_dim=options.head_dim, heads=options.heads)
     if arm == "light":
-        arguments.update(head_dim=options.head_dim, heads=options.heads, carry=options.carry)
+        arguments["carry"] = options.carry
     return arguments
 
 

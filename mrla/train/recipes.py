@@ -12,7 +12,7 @@ from typing import Any, Literal, get_args
 
 from .data import DATA_KINDS, Cifar10, Data, Digits, Folder
 
-Arm = Literal["plain", "light", "dw", "eca", "se"]
+Arm = Literal["plain", "light", "base", "exact", "dw", "eca", "se"]
 ARMS: tuple[str, ...] = get_args(Arm)
 
 
@@ -24,14 +24,14 @@ class MixerOptions:
         head_dim: Channels per head; the method's own where neither this nor `heads` is given.
         heads: Number of heads, in place of `head_dim`.
         carry: What light's lambda multiplies: ``shortcut`` (released code, notebook) or ``output`` (the paper's text).
-        norm: Norm of the mixer's branch: ``batch`` or ``layer``.
+        norm: Norm of the mixer's branch: ``batch`` or ``layer``; None for the kind of network, ``batch`` for a ResNet.
         drop_path: Probability of leaving a mixer's branch out for an image, in training.
     """
 
     head_dim: int | None = None
     heads: int | None = None
     carry: Literal["shortcut", "output"] = "shortcut"
-    norm: Literal["batch", "layer"] = "batch"
+    norm: Literal["batch", "layer"] | None = None
     drop_path: float = 0.0
 
 
@@ -118,7 +118,8 @@ class Recipe:
         model: Name of the plain network in timm's registry.
         model_args: Further arguments of the network, such as ``{"channels": [16, 32, 64, 128]}``.
         pretrained: Whether the plain network starts from timm's weights.
-        arm: What is trained: ``plain``; ``light`` or ``dw`` attached to it; or with timm's ``eca`` or ``se`` in it.
+        arm: What is trained: ``plain``; ``light``, ``base``, ``exact`` or ``dw`` attached to it; or with timm's ``eca``
+            or ``se`` in it.
         init: How the weights start: ``released``, ``notebook`` (the whole network), or ``identity`` (mixers that change
             nothing at first).
         mixer: How the mixers are built.

@@ -22,7 +22,7 @@ from mrla.train import MixerOptions, Optim, Recipe, get_recipe
 from mrla.train.recipes import as_dict, from_dict
 
 ARMS, SEEDS, EPOCHS = ("plain", "light"), (0, 1), 3
-OPTIM = Optim(lr=0.5, weight_decay=5e-4, schedule="constant")
+OPTIM = Optim(lr=1.0, schedule="constant")
 FILES = {"compare.json", "table.csv", "history.csv", "curves.png", "curves.svg", "run.json", ".lock"}
 
 START = """

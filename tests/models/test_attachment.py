@@ -280,7 +280,11 @@ def test_channels_last_agrees():
         (lambda: nn.DataParallel(tiny()), {}, "attach before wrapping: DataParallel hides"),
         (lambda: torch.compile(tiny()), {}, "attach before wrapping: OptimizedModule hides"),
         (lambda: nn.Sequential(nn.Linear(2, 2)), {}, r"attach knows the ResNet family.*Sequential has 0 \(Linear\)"),
-        (tiny, {"method": "lihgt"}, "method must be one of 'light', 'dw': got 'lihgt'; did you mean 'light'"),
+        (
+            tiny,
+            {"method": "lihgt"},
+            "method must be one of 'light', 'base', 'exact', 'dw': got 'lihgt'; did you mean 'light'",
+        ),
         (tiny, {"head_dim": 5}, "head_dim must divide the channels: got head_dim=5, channels=8; try 4"),
         (tiny, {"drop_path": 2.0}, "drop_path must be a probability"),
         (tiny, {"init": "zeros"}, "init must be one of"),

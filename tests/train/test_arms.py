@@ -7,6 +7,7 @@ import torch
 from conftest import randomise_norms
 
 from mrla.models import is_attached
+from mrla.ops import METHODS
 from mrla.train import Digits, MixerOptions, get_recipe
 from mrla.train.arms import build_arm, count_parameters
 from mrla.train.data import ImageFacts, image_facts
@@ -21,7 +22,7 @@ def facts(classes: int, *, size: int = 32) -> ImageFacts:
 
 
 @pytest.mark.parametrize("init", ["released", "notebook"])
-@pytest.mark.parametrize("arm", ["light", "dw", "eca", "se"])
+@pytest.mark.parametrize("arm", ["light", "base", "exact", "dw", "eca", "se"])
 def test_arms_of_one_seed_share_the_plain_weights_bit_for_bit(arm, init):
     recipe = replace(TINY, init=init, seed=5)
     plain = build_arm(replace(recipe, arm="plain"), FACTS).state_dict()
@@ -31,10 +32,10 @@ def test_arms_of_one_seed_share_the_plain_weights_bit_for_bit(arm, init):
     assert all(torch.equal(other[name], plain[name]) for name in plain)
     assert all(torch.equal(other[name], again[name]) for name in other)
     new = [name for name in other if name not in plain]
-    assert all((".mrla" in name) == (arm in ("light", "dw")) for name in new)
+    assert all((".mrla" in name) == (arm in METHODS) for name in new)
 
 
-@pytest.mark.parametrize("arm", ["plain", "light", "dw", "eca", "se"])
+@pytest.mark.parametrize("arm", ["plain", "light", "base", "exact", "dw", "eca", "se"])
 def test_another_seed_gives_another_network(arm):
     recipe = replace(TINY, arm=arm)
     one, other = (dict(build_arm(replace(recipe, seed=seed), FACTS).named_parameters()) for seed in (0, 1))
@@ -43,7 +44,7 @@ def test_another_seed_gives_another_network(arm):
     assert not any(torch.equal(one[name], other[name]) for name in drawn)
 
 
-@pytest.mark.parametrize("arm", ["plain", "light", "dw", "eca", "se"])
+@pytest.mark.parametrize("arm", ["plain", "light", "base", "exact", "dw", "eca", "se"])
 def test_the_global_random_state_neither_matters_nor_moves(arm):
     recipe = replace(TINY, arm=arm)
     one = build_arm(recipe, FACTS).state_dict()
@@ -58,7 +59,7 @@ def test_the_global_random_state_neither_matters_nor_moves(arm):
     assert all(torch.equal(one[name], other[name]) for name in one)
 
 
-@pytest.mark.parametrize("arm", ["light", "dw"])
+@pytest.mark.parametrize("arm", METHODS)
 @pytest.mark.parametrize("training", [True, False])
 def test_an_arm_with_the_identity_start_says_what_the_plain_one_says(arm, training):
     recipe = replace(TINY, init="identity")
@@ -76,11 +77,11 @@ def test_the_released_start_does_change_the_logits():
 
 
 def test_every_arm_takes_the_images_and_names_its_classes():
-    for arm in ("plain", "light", "dw", "eca", "se"):
+    for arm in ("plain", "light", "base", "exact", "dw", "eca", "se"):
         model = build_arm(replace(TINY, arm=arm), FACTS)
         assert model.training
         assert model(torch.randn(2, FACTS.in_chans, FACTS.size, FACTS.size)).shape == (2, 10)
-        assert is_attached(model) == (arm in ("light", "dw"))
+        assert is_attached(model) == (arm in METHODS)
 
 
 def test_the_mixers_are_built_as_the_recipe_says():
@@ -117,7 +118,7 @@ def test_an_unknown_network_gets_the_nearest_name():
         build_arm(replace(TINY, model="resnet18_cifer"), FACTS)
 
 
-@pytest.mark.parametrize("arm", ["light", "dw"])
+@pytest.mark.parametrize("arm", METHODS)
 def test_mixers_are_not_attached_twice(arm):
     recipe = replace(TINY, model="resnet18_cifar_mrla_light", arm=arm)
     with pytest.raises(ValueError, match="'resnet18_cifar_mrla_light', which has mixers already"):

@@ -40,7 +40,7 @@ def test_the_released_settings():
     assert (optim.name, optim.lr, optim.momentum, optim.weight_decay) == ("sgd", 0.1, 0.9, 1e-4)
     assert optim.decay_vectors
     assert (optim.schedule, optim.milestones, optim.gamma, optim.warmup_epochs) == ("multistep", (30, 60, 90), 0.1, 3)
-    assert (recipe.mixer.drop_path, recipe.mixer.carry, recipe.mixer.norm) == (0.2, "shortcut", "batch")
+    assert (recipe.mixer.drop_path, recipe.mixer.carry) == (0.2, "shortcut")
 
 
 def test_the_default_needs_no_download_and_no_gpu():
@@ -129,7 +129,7 @@ def test_a_wrong_machine_setting_is_named(wrong, rule):
         ({"label_smoothing": -0.1}, r"label_smoothing must be in \[0, 1\): got -0.1"),
         ({"ema_decay": 1.0}, r"ema_decay must be in \(0, 1\): got 1.0"),
         ({"ema_decay": 0.0}, r"ema_decay must be in \(0, 1\): got 0.0"),
-        ({"arm": "lite"}, "arm must be one of plain, light, dw, eca, se; did you mean 'light'?.*got lite"),
+        ({"arm": "lite"}, "arm must be one of plain, light, base, exact, dw, eca, se; did you mean 'light'?.*got lite"),
         (
             {"init": "identiy"},
             "init must be one of released, notebook, identity; did you mean 'identity'?.*got identiy",
