@@ -7,12 +7,14 @@ from typing import Any
 import pytest
 import timm
 import torch
-from golden_cases import MODEL_CASES, MODULE_CASES, Mode, ModuleCase, model_case, module_case
+from golden_cases import GOLDEN, MODEL_CASES, MODULE_CASES, Mode, ModuleCase, model_case, module_case
+from safetensors.torch import load_file
 from timm.layers import EcaModule, SEModule
 from timm.models.resnet import BasicBlock, Bottleneck
 from torch import Tensor, nn
 
 import mrla
+from mrla.models.checkpoint_files import read_state_dict
 from mrla.models.references import REFERENCES, translate
 from mrla.models.stage import MIXER, run_block
 from mrla.ops import (
@@ -27,8 +29,12 @@ from mrla.ops import (
 )
 from mrla.ops._naive import naive_exact_updates
 
+PDPARAMS = GOLDEN / "pdparams"
 RELEASED, NOTEBOOK = REFERENCES["resnet50_mrlal"].names, REFERENCES["paddle_resnet18_mrla"].names
 DEIT = REFERENCES["deit_mrlal_tiny_patch16_224"].names
+
+PADDLE_KEEPS = torch.tensor(0.9).item()
+"""The part of the running statistics that Paddle keeps: 0.9 in float32."""
 
 Run = Callable[[dict[str, Tensor], dict[str, Tensor]], dict[str, Tensor]]
 """Parameters by reference name, inputs by name -> outputs by name."""
@@ -178,8 +184,8 @@ def load(model: nn.Module, case: ModuleCase, ours: dict[str, str], dtype: torch.
     assert all(name.endswith("num_batches_tracked") for name in missing)
     for module in model.modules():
         if isinstance(module, nn.BatchNorm2d) and case.name.startswith("paddle"):
-            # Paddle holds BatchNorm's epsilon in float32, in float64 runs too (golden/README.md, discrepancy 9).
-            module.eps = torch.tensor(1e-5, dtype=torch.float32).item()
+            # Paddle holds epsilon and momentum in float32, in float64 runs too (golden/README.md, discrepancy 9).
+            module.eps, module.momentum = torch.tensor(1e-5).item(), 1 - PADDLE_KEEPS
     return model.to(dtype)
 
 
@@ -270,7 +276,7 @@ def check_statistics(model: nn.Module, case: ModuleCase, ours: dict[str, str], d
         if paddle and name.endswith("running_var"):
             # Paddle's CPU BatchNorm keeps the biased variance: n / (n - 1) on the batch's part (discrepancy 8).
             before = case.state[theirs].double()
-            expected = before * 0.9 + (expected - before * 0.9) * _unbias(case, name)
+            expected = before * PADDLE_KEEPS + (expected - before * PADDLE_KEEPS) * _unbias(case, name)
         close(state[name], expected, case.tolerance("train", "state_after", dtype), theirs)
 
 
@@ -356,6 +362,16 @@ def intermediate(model: nn.Module, image: Tensor) -> dict[str, Tensor]:
     if hasattr(model, "blocks"):
         return {"output_block_cls": torch.stack([prefix[:, 0] for _, prefix in maps], dim=1)}
     return {f"output_stage{stage}_gap": maps[stage].mean((2, 3)) for stage in range(1, 5)}
+
+
+@pytest.mark.parametrize("dtype", DTYPES, ids=["float64", "float32"])
+def test_a_file_that_paddle_wrote_gives_the_notebooks_numbers(dtype):
+    state = {name: tensor.to(dtype) for name, tensor in read_state_dict(PDPARAMS / "mrla_module_64.pdparams").items()}
+    known = load_file(PDPARAMS / "mrla_module_64.safetensors")
+    inputs = {"input_xt": known["input_0"].to(dtype), "input_ot_1": known["input_1"].to(dtype)}
+    case = module_case("paddle_mrla_module_c64_8x8")  # the same module with other numbers: its bounds serve here
+    output = light_module(case)(state, inputs)["output"]
+    close(output, known["output"], case.tolerance("eval", "output", dtype), "output")
 
 
 @pytest.mark.parametrize("name", ["mrla_light_layer_c64_d32_8x8", "mini_resnet_light"])

@@ -138,7 +138,47 @@ class MRLALight(BranchMixer):
         return f"{_width(self)}, carry={self.carry!r}"
 
 
-class MRLABase(BranchMixer):
+class _AskingMixer(BranchMixer):
+    """What base and exact share: a block's query asks several blocks, all so far or the last ones."""
+
+    def __init__(
+        self,
+        channels: int,
+        *,
+        default_head_dim: int,
+        head_dim: int | None,
+        heads: int | None,
+        weighting: Weighting,
+        last: int | None,
+        value_act: Activation | None,
+        device: torch.device | str | None,
+        dtype: torch.dtype | None,
+        **branch: Any,
+    ):
+        super().__init__(channels, uses_shortcut=False, device=device, dtype=dtype, **branch)
+        self.heads = resolve_heads(channels, head_dim=head_dim, heads=heads, default=default_head_dim)
+        self.weighting: Weighting = one_of("weighting", weighting, get_args(Weighting))
+        self.value_act: Activation | None = one_of("value_act", value_act, (None, *ACTIVATIONS))
+        check_window(last)
+        self.last = last
+        self.query_weight, self.key_weight, self.value_weight = _kernels(channels, device=device, dtype=dtype)
+        self.reset_parameters(branch["init"])
+
+    @property
+    def asks_itself_alone(self) -> bool:
+        """Whether the query has but one block to choose from: the head of a chain, or a window of one."""
+        return self.last == 1 or (self.place is not None and self.place.index == 0)
+
+    @torch.no_grad()
+    def reset_kernels(self, init: Init) -> None:
+        """Draws the three kernels."""
+        _reset_kernels(self, init)
+
+    def extra_repr(self) -> str:
+        return f"{_width(self)}, weighting={self.weighting!r}, last={self.last}"
+
+
+class MRLABase(_AskingMixer):
     r"""MRLA-base: a block's query asks the keys and values that the blocks so far have made, each once.
 
     .. math:: x_t + \mathrm{ReLU}(\mathrm{BN}(\sum_{s \le t} \mathrm{softmax}_s(q_t \cdot k_s / \sqrt d)\, v_s))
@@ -195,27 +235,25 @@ class MRLABase(BranchMixer):
         device: torch.device | str | None = None,
         dtype: torch.dtype | None = None,
     ):
-        factory: dict[str, Any] = {"device": device, "dtype": dtype}
         super().__init__(
             channels,
+            default_head_dim=16,
+            head_dim=head_dim,
+            heads=heads,
+            weighting=weighting,
+            last=last,
+            residual=True,
             place=place,
-            uses_shortcut=False,
             layout=layout,
             num_prefix_tokens=num_prefix_tokens,
             norm=norm,
+            value_act=value_act,
             out_act=out_act,
-            residual=True,
             drop_path=drop_path,
             init=init,
-            **factory,
+            device=device,
+            dtype=dtype,
         )
-        self.heads = resolve_heads(channels, head_dim=head_dim, heads=heads, default=16)
-        self.weighting: Weighting = one_of("weighting", weighting, get_args(Weighting))
-        self.value_act: Activation | None = one_of("value_act", value_act, (None, *ACTIVATIONS))
-        check_window(last)
-        self.last = last
-        self.query_weight, self.key_weight, self.value_weight = _kernels(channels, **factory)
-        self.reset_parameters(init)
 
     def update(
         self, x: Float[Tensor, "b c h w"], shortcut: Float[Tensor, "b c h w"] | None, memory: Any
@@ -233,24 +271,16 @@ class MRLABase(BranchMixer):
             self.last,
         )
 
-    @torch.no_grad()
-    def reset_kernels(self, init: Init) -> None:
-        """Draws the three kernels."""
-        _reset_kernels(self, init)
-
     def silent_kernels(self) -> tuple[str, ...]:
         """A block that asks itself alone: its query; its key too where no later block asks for it."""
-        if self.weighting != "softmax" or not _asks_itself_alone(self):
+        if self.weighting != "softmax" or not self.asks_itself_alone:
             return ()
         place = self.place
         unasked = self.last == 1 or (place is not None and place.index + 1 >= place.length - place.unread)
         return ("query_weight", "key_weight") if unasked else ("query_weight",)
 
-    def extra_repr(self) -> str:
-        return f"{_width(self)}, weighting={self.weighting!r}, last={self.last}"
 
-
-class LayerAttention(BranchMixer):
+class LayerAttention(_AskingMixer):
     r"""Layer attention as the paper defines it: every block makes keys and values of all earlier outputs anew.
 
     .. math:: x_t + \mathrm{BN}(\sum_{s \le t} \mathrm{softmax}_s(q_t \cdot k_s^t / \sqrt d)\, v_s^t)
@@ -306,27 +336,25 @@ class LayerAttention(BranchMixer):
         device: torch.device | str | None = None,
         dtype: torch.dtype | None = None,
     ):
-        factory: dict[str, Any] = {"device": device, "dtype": dtype}
         super().__init__(
             channels,
+            default_head_dim=32,
+            head_dim=head_dim,
+            heads=heads,
+            weighting=weighting,
+            last=last,
+            residual=residual,
             place=place,
-            uses_shortcut=False,
             layout=layout,
             num_prefix_tokens=num_prefix_tokens,
             norm=norm,
+            value_act=value_act,
             out_act=out_act,
-            residual=residual,
             drop_path=drop_path,
             init=init,
-            **factory,
+            device=device,
+            dtype=dtype,
         )
-        self.heads = resolve_heads(channels, head_dim=head_dim, heads=heads, default=32)
-        self.weighting: Weighting = one_of("weighting", weighting, get_args(Weighting))
-        self.value_act: Activation | None = one_of("value_act", value_act, (None, *ACTIVATIONS))
-        check_window(last)
-        self.last = last
-        self.query_weight, self.key_weight, self.value_weight = _kernels(channels, **factory)
-        self.reset_parameters(init)
 
     def update(
         self, x: Float[Tensor, "b c h w"], shortcut: Float[Tensor, "b c h w"] | None, memory: Any
@@ -344,18 +372,10 @@ class LayerAttention(BranchMixer):
             self.last,
         )
 
-    @torch.no_grad()
-    def reset_kernels(self, init: Init) -> None:
-        """Draws the three kernels."""
-        _reset_kernels(self, init)
-
     def silent_kernels(self) -> tuple[str, ...]:
         """A block that asks itself alone: its query and its key, which no other block uses."""
-        silent = self.weighting == "softmax" and _asks_itself_alone(self)
+        silent = self.weighting == "softmax" and self.asks_itself_alone
         return ("query_weight", "key_weight") if silent else ()
-
-    def extra_repr(self) -> str:
-        return f"{_width(self)}, weighting={self.weighting!r}, last={self.last}"
 
 
 class DepthwiseMixer(BranchMixer):
@@ -449,18 +469,14 @@ def _kernels(channels: int, **factory: Any) -> tuple[nn.Parameter, nn.Parameter,
     return query, key, value
 
 
-def _reset_kernels(mixer: MRLALight | MRLABase | LayerAttention, init: Init) -> None:
+def _reset_kernels(mixer: MRLALight | _AskingMixer, init: Init) -> None:
     reset_channel_kernel(mixer.query_weight, init)
     reset_channel_kernel(mixer.key_weight, init)
     reset_depthwise_kernel(mixer.value_weight)
 
 
-def _width(mixer: MRLALight | MRLABase | LayerAttention) -> str:
+def _width(mixer: MRLALight | _AskingMixer) -> str:
     return f"{mixer.channels}, heads={mixer.heads}, head_dim={mixer.channels // mixer.heads}"
-
-
-def _asks_itself_alone(mixer: MRLABase | LayerAttention) -> bool:
-    return mixer.last == 1 or (mixer.place is not None and mixer.place.index == 0)
 
 
 def _expected(memory: Any, kind: type, mixer: LayerMixer) -> Any:
