@@ -18,7 +18,7 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
 import mrla
-from mrla.models.references import convert, load_reference
+from mrla.models.references import REFERENCES, convert, load_reference, translate
 
 RESNET = {"layers": (1, 1, 1, 1), "channels": (8, 8, 16, 16)}
 DEIT = {"img_size": 32, "patch_size": 8, "embed_dim": 32, "depth": 2, "num_heads": 2}
@@ -169,6 +169,34 @@ def test_an_unknown_architecture_is_refused_with_a_near_name():
         load_reference("convmixer_1536", "/nowhere.pth")
 
 
+def test_every_documented_architecture_is_known_and_builds_its_twin():
+    networks = {
+        **{f"resnet{depth}_mrlal": f"resnet{depth}_mrla_light" for depth in (50, 101)},
+        **{f"resnet{depth}_mrlab": f"resnet{depth}c_mrla_base" for depth in (50, 101)},
+        **{f"paddle_resnet{depth}_mrla": f"resnet{depth}_cifar_mrla_light" for depth in (18, 34, 50, 101, 152)},
+        "paddle_resnext50_32x4d_mrla": "resnext50_32x4d_cifar_mrla_light",
+        "paddle_wide_resnet50_2_mrla": "wide_resnet50_2_cifar_mrla_light",
+        "paddle_resnet18": "resnet18_cifar",
+    }
+    for size in ("tiny", "small", "base"):
+        networks[f"deit_mrlal_{size}_patch16_224"] = f"deit_{size}_patch16_224_mrla_light"
+        networks[f"deit_mrlab_{size}_patch16_224"] = f"deit_{size}_patch16_224_mrla_base"
+    assert {arch: reference.network for arch, reference in REFERENCES.items()} == networks
+
+
+def test_the_layer_attention_of_the_older_released_file_is_renamed():
+    """No network of the table has it; the golden blocks do."""
+    theirs = {
+        f"layer1.0.la.W{letter}.weight": torch.full((1, 1, 3), float(at)) for at, letter in enumerate("qkv", start=1)
+    }
+    theirs["layer1.0.bn_la.weight"] = torch.full((4,), 4.0)
+    ours = translate(theirs, REFERENCES["resnet50_mrlal"].names)
+    names = ("query_weight", "key_weight", "value_weight", "norm.weight")
+    assert [(name, tensor.mean().item()) for name, tensor in ours.items()] == [
+        (f"layer1.0.mrla.{name}", at) for at, name in enumerate(names, start=1)
+    ]
+
+
 def listed(message: str) -> list[str]:
     (inside,) = re.findall(r"\(\d+ differences: (.*)\)", message)
     return inside.split("; ")
@@ -259,6 +287,18 @@ def test_another_number_of_patches_is_refused_where_no_image_size_is_given():
     sizes = {name: value for name, value in DEIT.items() if name != "img_size"}
     with pytest.raises(ValueError, match=r"1 differences: pos_embed is \(1, 17, 32\), the network's is \(1, 785, 32\)"):
         load_reference(arch, weights, **sizes)
+
+
+def test_an_image_size_does_not_hide_another_width():
+    arch = "deit_mrlal_tiny_patch16_224"
+    weights = foreign(arch, network(arch))
+    message = refused(arch, weights, r"not one of deit_mrlal_tiny_patch16_224 \(", img_size=64, embed_dim=64)
+    assert "pos_embed is (1, 17, 32), the network's is (1, 65, 64)" in message
+
+
+def test_an_argument_that_the_network_does_not_take_is_refused():
+    weights = foreign("paddle_resnet18", network("paddle_resnet18"))
+    refused("paddle_resnet18", weights, "paddle_resnet18 cannot be built with .*'img_size'", img_size=64)
 
 
 @pytest.mark.parametrize("arch", ["resnet50_mrlal", "deit_mrlal_tiny_patch16_224", "paddle_resnet18_mrla"])
