@@ -16,7 +16,7 @@ OUTSIDE = {
     "models": {"safetensors", "huggingface_hub", "torchvision"},
     "dense": {"torchvision"},
     "deploy": {"onnx", "onnxscript", "onnxruntime"},
-    "train": {"lightning", "torchmetrics", "torchvision", "sklearn", "safetensors"},
+    "train": {"lightning", "torchmetrics", "torchvision", "PIL", "sklearn", "safetensors"},
     "analysis": {"scipy", "matplotlib", "jinja2", "captum", "filelock", "lightning"},
     "cli": {"jsonargparse", "rich", "yaml"},
     "": set(),

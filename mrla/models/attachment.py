@@ -123,7 +123,8 @@ def detach(model: ModelT) -> ModelT:
             stage.grid_source.detach()
         del stage.plain_class, stage.grid_source
         stage.__class__ = plain_class  # type: ignore[assignment]
-    del model.mrla_recipe
+    for module in model.modules():  # timm's wrappers for features hold the network that was attached to
+        module.__dict__.pop("mrla_recipe", None)
     return model
 
 

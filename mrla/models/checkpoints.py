@@ -171,6 +171,9 @@ def describe(
         arguments.setdefault("init", recipe["init"])
     with torch.device("meta"):  # nothing is drawn or copied
         twin = build(architecture, arguments, recipe)
+        if (pool := _global_pool(model)) != _global_pool(twin):  # reset_classifier may have changed it
+            arguments["global_pool"] = pool
+            twin = build(architecture, arguments, recipe)
     if found := differences(twin.state_dict(), weights):
         raise ValueError(
             f"{architecture} with {arguments} does not rebuild this {type(model).__name__} ({found}); "
@@ -210,9 +213,18 @@ def network_arguments(model: nn.Module) -> dict[str, Any]:
         {'num_classes': 3}
     """
     arguments = dict(getattr(model, "_model_args", {}))
-    if "num_classes" in arguments and hasattr(model, "num_classes"):  # reset_classifier may have changed them
-        arguments["num_classes"] = model.num_classes
+    classes = getattr(model, "num_classes", None)
+    built_for = (getattr(model, "pretrained_cfg", None) or {}).get("num_classes")
+    if isinstance(classes, int) and ("num_classes" in arguments or built_for not in (None, classes)):
+        arguments["num_classes"] = classes  # reset_classifier may have changed them
     return arguments
+
+
+def _global_pool(model: nn.Module) -> str | None:
+    """How timm's network pools its last features, which no weight's name or shape shows."""
+    pool = getattr(model, "global_pool", None)
+    pool = getattr(pool, "pool_type", pool)
+    return pool if isinstance(pool, str) else None
 
 
 def build(architecture: str, model_args: Mapping[str, Any], recipe: Mapping[str, Any] | None) -> nn.Module:

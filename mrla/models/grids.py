@@ -22,7 +22,8 @@ class GridFromArgument:
 class GridFromPatches:
     """The grid of timm's patch embedding: its own where the image size is fixed, else that of the patches it last made.
 
-    The latter is kept per thread, so that threads with images of different sizes cannot meet in it.
+    The latter is kept per thread, so that threads with images of different sizes cannot meet in it. It is that of the
+    last image: a stage that is called without its network, on tokens of another grid, needs a fixed size.
     """
 
     def __init__(self, patch_embed: nn.Module, *, dynamic: bool):

@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 import timm
+import torch
 from safetensors.torch import save_file
 from timm.layers import resample_abs_pos_embed
 from torch import Tensor, nn
@@ -112,30 +113,34 @@ def load_reference(arch: str, checkpoint: str | Path | Mapping[str, Any], **over
 
     Example:
         >>> import timm
-        >>> weights = timm.create_model("resnet18_cifar", num_classes=7).state_dict()
-        >>> weights["fc.weight"] = weights["fc.weight"].T  # as Paddle stores it
-        >>> load_reference("paddle_resnet18", weights).num_classes
+        >>> ours = timm.create_model("resnet18_cifar", num_classes=7).state_dict()
+        >>> theirs = {name.replace("running_mean", "_mean").replace("running_var", "_variance"): tensor
+        ...           for name, tensor in ours.items()}
+        >>> theirs["fc.weight"] = theirs["fc.weight"].T  # as Paddle stores it
+        >>> load_reference("paddle_resnet18", theirs).num_classes
         7
     """
     if arch not in REFERENCES:
         near = difflib.get_close_matches(str(arch), REFERENCES, n=1)
         hint = f"; did you mean {near[0]!r}?" if near else ""
         raise ValueError(f"arch must be one of {', '.join(REFERENCES)}: got {arch!r}{hint}")
+    if weights := {"pretrained", "checkpoint_path"} & set(overrides):
+        raise ValueError(f"the weights are the checkpoint's: got {', '.join(sorted(weights))} too; leave it out")
     reference = REFERENCES[arch]
-    state = translate(read_state_dict(checkpoint), reference.names, reference.transposed)
+    theirs = read_state_dict(checkpoint)
+    state = translate(theirs, reference.names, reference.transposed)
     arguments = {**_classes(arch, reference, state, overrides), **overrides}
     try:
-        model = timm.create_model(reference.network, **arguments)
-    except TypeError as error:
-        raise ValueError(
-            f"{arch} cannot be built with {overrides}: {error}; leave out what it does not take"
-        ) from error
+        with torch.random.fork_rng(devices=[]):  # what is drawn here is overwritten below
+            model = timm.create_model(reference.network, **arguments)
+    except (TypeError, RuntimeError, ArithmeticError, LookupError) as error:
+        raise ValueError(f"{arch} cannot be built with {overrides}: {error}; leave out what does not fit it") from error
     _resample_position(model, state, overrides)
     own = model.state_dict()
     for name in own:  # a count of batches that neither Paddle nor older files hold; nothing here reads it
         if name.endswith("num_batches_tracked"):
             state.setdefault(name, own[name])
-    if found := differences(own, state):
+    if found := _foreign_to_it(theirs, reference.names) or differences(own, state):
         raise ValueError(f"the checkpoint is not one of {arch} ({found}){_hint(state, overrides)}")
     model.load_state_dict(state)
     return model.eval()
@@ -181,6 +186,9 @@ def translate(
     Returns:
         Our names and tensors: lambda as (c,), squeeze-and-excitation as 1x1 convolutions.
 
+    Raises:
+        ValueError: If two names there stand for one here.
+
     Example:
         >>> import torch
         >>> theirs = {"0.bn_mrla.weight": torch.ones(4), "0.mrla.lambda_t": torch.ones(4, 1, 1)}
@@ -198,6 +206,8 @@ def translate(
             tensor = tensor.flatten()
         if re.search(r"(^|\.)se\.fc[12]\.weight$", renamed) and tensor.ndim == 2:
             tensor = tensor[:, :, None, None]
+        if renamed in ours:
+            raise ValueError(f"two names of the checkpoint stand for {renamed}, one of them {name}: it mixes two codes")
         ours[renamed] = tensor.contiguous()
     return ours
 
@@ -206,6 +216,14 @@ def _rename(name: str, names: Mapping[str, str]) -> str:
     # Whole parts of a dotted name: "la.Wq" must not be found in "mrla.Wq". The longest first.
     parts = "|".join(re.escape(theirs) for theirs in sorted(names, key=len, reverse=True))
     return re.sub(rf"(?:(?<=\.)|^)(?:{parts})(?=\.|$)", lambda found: names[found[0]], name)
+
+
+def _foreign_to_it(state: Mapping[str, Tensor], names: Mapping[str, str]) -> str:
+    """How many names that code does not use, since we use them in their place, and the first five; "" for none."""
+    parts = "|".join(re.escape(here) for here in names.values())
+    strange = [name for name in state if re.search(rf"(?:(?<=\.)|^)(?:{parts})(?=\.|$)", name)]
+    listed = "; ".join(f"{name} is no name of that code" for name in strange[:5])
+    return f"{len(strange)} differences: {listed}" if strange else ""
 
 
 def _classes(

@@ -253,7 +253,7 @@ def test_finished_is_not_repeated(whole, monkeypatch):
     ("changes", "options", "named"),
     [
         ({"epochs": 4}, {}, "compare.recipe.epochs is 3 there, 4 here"),
-        ({"optim": replace(OPTIM, lr=0.2)}, {}, "compare.recipe.optim.lr is 0.5 there, 0.2"),
+        ({"optim": replace(OPTIM, lr=0.2)}, {}, "compare.recipe.optim.lr is 1.0 there, 0.2"),
         ({"seed": 1}, {}, "compare.recipe.seed is 0 there, 1 here"),
         ({}, {"seeds": 3}, r"compare.seeds is \[0, 1\] there, \[0, 1, 2\] here"),
         ({}, {"arms": ("plain", "dw")}, r"compare.arms is \['plain', 'light'\] there, \['plain', 'dw'\] here"),
@@ -290,7 +290,10 @@ def test_a_run_that_fails(tmp_path):
     ("options", "message"),
     [
         ({"recipe": "digits_resnet81"}, "did you mean 'digits_resnet18'"),
-        ({"arms": ("plain", "ligth")}, "arms must be of plain, light, dw, eca, se: got 'ligth'; did you mean 'light'"),
+        (
+            {"arms": ("plain", "ligth")},
+            "arms must be of plain, light, base, exact, dw, eca, se: got 'ligth'; did you mean 'light'",
+        ),
         ({"arms": ("plain",)}, "arms must be at least two different ones: got plain"),
         ({"arms": ()}, "at least two different ones: got none"),
         ({"arms": ("plain", "light", "plain")}, "at least two different ones: got plain, light, plain"),

@@ -111,7 +111,7 @@ def test_every_parameter_learns_within_two_steps_but_those_that_the_maths_silenc
     assert all(p.grad is not None for p in model.parameters()), "a parameter outside the graph would stall DDP"
 
 
-@pytest.mark.parametrize("name", FAMILIES)
+@pytest.mark.parametrize("name", TWINS)
 def test_features_are_what_feature_info_says(name):
     features = timm.create_model(name, features_only=True).eval()
     x = image()
@@ -248,6 +248,76 @@ def test_compile_and_export_give_the_same_logits(name):
         program = torch.export.export(model, (x,), dynamic_shapes=({0: torch.export.Dim("batch", min=2, max=64)},))
         three = image(3)
         torch.testing.assert_close(program.module()(three), model(three), atol=1e-4, rtol=1e-4)
+
+
+def test_features_may_be_fewer():
+    for name in ("test_resnet_basic_mrla_light", "test_deit_mrla_base", "test_pvt_v2_mrla_light"):
+        features = timm.create_model(name, features_only=True, out_indices=(1, 2))
+        assert len(features(image())) == 2
+
+
+def test_an_incomplete_plain_checkpoint_is_refused():
+    weights = timm.create_model("resnet18").state_dict()
+    del weights["layer2.0.conv1.weight"]
+    with pytest.raises(RuntimeError, match=r"Missing key.*layer2\.0\.conv1\.weight"):
+        timm.create_model("resnet18_mrla_light", pretrained=True, pretrained_cfg_overlay={"state_dict": weights})
+
+
+def test_plain_checkpoints_in_their_first_authors_form_are_read_as_timm_reads_them():
+    plain = timm.create_model("deit_tiny_patch16_224").eval()
+    overlay = {"state_dict": {"model": plain.state_dict()}}  # as the DeiT files are
+    named = timm.create_model(
+        "deit_tiny_patch16_224_mrla_light", pretrained=True, pretrained_cfg_overlay=overlay
+    ).eval()
+    x = torch.randn(1, 3, 224, 224)
+    assert torch.equal(named(x), plain(x))
+
+
+def test_weights_point_at_the_plain_networks_repository():
+    config = timm.models.get_arch_pretrained_cfgs("pvt_v2_b0_mrla_light")["pvt_v2_b0_mrla_light.in1k"]
+    assert config.hf_hub_id == "timm/pvt_v2_b0.in1k"
+    assert config.architecture == "pvt_v2_b0_mrla_light"
+
+
+def test_efficientnet_takes_a_head_width_or_the_control():
+    by_width = timm.create_model("test_efficientnet_mrla_light", mixer={"head_dim": 4})
+    widths = {m.channels // m.heads for m in by_width.modules() if isinstance(m, LayerMixer)}
+    assert widths == {4}
+    assert timm.create_model("test_efficientnet_mrla_light", method="dw")(image()).isfinite().all()
+
+
+def test_released_se_has_a_sixteenth_of_the_channels_whatever_they_are():
+    model = timm.create_model("test_resnet_bottleneck_mrla_light", se=True, channels=(4, 8, 20, 28))
+    for stage in (model.layer1, model.layer2, model.layer3, model.layer4):
+        block = stage.get_submodule("0")
+        assert block.se.fc1.out_channels == block.se.fc1.in_channels // 16
+        assert block.se.fc1.bias is None
+
+
+def test_detach_works_on_timms_wrapper_of_features():
+    features = timm.create_model("test_resnet_basic_mrla_base", features_only=True)
+    mrla.detach(features)
+    assert not is_attached(features)
+    inner = timm.create_model("test_deit_mrla_base", features_only=True)
+    assert attach_recipe(mrla.detach(inner).model) is None
+
+
+@pytest.mark.parametrize(
+    ("network", "arguments", "classes", "pool"),
+    [
+        ("resnet18", {}, 9, None),
+        ("resnet18", {"num_classes": 5}, 5, "max"),
+        ("vit_tiny_patch16_224", {"img_size": 64, "depth": 3, "num_classes": 5, "global_pool": "avg"}, 7, "max"),
+        ("efficientnet_b0", {}, 0, None),
+        ("pvt_v2_b0", {}, 3, None),
+    ],
+)
+def test_a_new_head_and_pooling_survive_saving(network, arguments, classes, pool, tmp_path):
+    model = mrla.attach(timm.create_model(network, **arguments)).eval()
+    model.reset_classifier(classes, *([pool] if pool else []))
+    again = mrla.load(mrla.save(model, tmp_path))
+    x = image()
+    assert torch.equal(again(x), model.eval()(x))
 
 
 SIZES = [((64, 96), {"img_size": (64, 96)}), ((96, 64), {"img_size": (96, 64)}), ((128, 128), {"img_size": 128})]

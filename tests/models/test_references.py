@@ -206,7 +206,7 @@ def listed(message: str) -> list[str]:
     ("source", "arch", "sizes", "first"),
     [
         ("resnet101_mrlab", "resnet50_mrlal", RESNET, "conv1.weight is missing"),
-        ("resnet50_mrlal", "resnet101_mrlab", RESNET, "conv1.0.weight is missing"),
+        ("resnet50_mrlal", "resnet101_mrlab", RESNET, "layer1.0.conv1.weight is no name of that code"),
         ("paddle_resnext50_32x4d_mrla", "paddle_resnet18", RESNET, "layer1.0.bn3.weight is not in the network"),
         ("paddle_resnet18", "paddle_resnet18_mrla", RESNET, "layer1.0.mrla.query_weight is missing"),
         ("paddle_resnet18_mrla", "paddle_resnet18", RESNET, "layer1.0.mrla.decay is not in the network"),
@@ -454,3 +454,40 @@ def test_the_door_has_both(tmp_path):
     assert mrla.load_reference is load_reference
     arrays = {name: np.asarray(tensor) for name, tensor in _items("paddle_resnet18", network("paddle_resnet18"))}
     assert mrla.load_reference("paddle_resnet18", arrays, **RESNET).num_classes == 7
+
+
+@pytest.mark.parametrize("arch", ["resnet50_mrlal", "paddle_resnet18_mrla", "paddle_resnet18"])
+def test_our_own_names_are_not_the_foreign_codes(arch):
+    """A converted file that is given once more would have its square Paddle head transposed again, in silence."""
+    ours = network(arch).state_dict()
+    with pytest.raises(ValueError, match=r"is not one of .* differences: .* is no name of that code"):
+        loaded(arch, ours)
+
+
+def test_two_names_for_one_are_refused():
+    model = network("resnet50_mrlal")
+    weights = foreign("resnet50_mrlal", model)
+    weights["layer1.0.mrla.norm.weight"] = torch.zeros_like(weights["layer1.0.bn_mrla.weight"])
+    with pytest.raises(ValueError, match=r"two names of the checkpoint stand for layer1\.0\.mrla\.norm\.weight"):
+        loaded("resnet50_mrlal", weights)
+
+
+@pytest.mark.parametrize(
+    ("overrides", "message"),
+    [
+        ({"pretrained": True}, "the weights are the checkpoint's: got pretrained too"),
+        ({"checkpoint_path": "/nowhere"}, "the weights are the checkpoint's: got checkpoint_path too"),
+        ({"layers": (1,)}, "cannot be built with"),
+    ],
+)
+def test_overrides_that_make_no_network_are_refused(overrides, message):
+    weights = foreign("paddle_resnet18", network("paddle_resnet18"))
+    with pytest.raises(ValueError, match=message):
+        load_reference("paddle_resnet18", weights, **overrides)
+
+
+def test_the_global_random_state_is_left_alone():
+    weights = foreign("paddle_resnet18", network("paddle_resnet18"))
+    before = torch.get_rng_state()
+    loaded("paddle_resnet18", weights)
+    assert torch.equal(torch.get_rng_state(), before)
