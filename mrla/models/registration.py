@@ -7,7 +7,7 @@ from typing import Any
 
 from timm.models import build_model_with_cfg, generate_default_cfgs, get_arch_pretrained_cfgs, register_model
 from timm.models._pretrained import DefaultCfg
-from torch import Tensor, nn
+from torch import nn
 
 from .stage import MIXER
 
@@ -26,7 +26,7 @@ def register(
     configs: Mapping[str, Any],
     *,
     arguments: Mapping[str, Any],
-    pretrained_filter: Callable[..., dict[str, Tensor]] | None = None,
+    pretrained_filter: Callable[..., dict[str, Any]] | None = None,
     feature_cfg: Mapping[str, Any] | None = None,
 ) -> None:
     """Enters a network into timm's registry, as if it had been written out in the module of its builder.
@@ -42,7 +42,7 @@ def register(
         feature_cfg: How timm takes features out of it.
     """
 
-    def fill_up(state_dict: dict[str, Tensor], model: nn.Module) -> dict[str, Tensor]:
+    def fill_up(state_dict: dict[str, Any], model: nn.Module) -> dict[str, Any]:
         """A plain network's weights, filled up with the mixers' own, so that loading may stay strict."""
         plain = pretrained_filter(state_dict, model) if pretrained_filter is not None else state_dict
         return {**{key: value for key, value in model.state_dict().items() if MIXER in key.split(".")}, **plain}
