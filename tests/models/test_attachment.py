@@ -303,7 +303,7 @@ def test_bad_calls_are_refused_and_change_nothing(make, arguments, message):
 def test_wrong_kinds_of_arguments_are_type_errors():
     with pytest.raises(TypeError, match=r"method 'light' takes .*carry.*: got carri"):
         mrla.attach(tiny(), carri="output")
-    with pytest.raises(TypeError, match="method 'dw' takes drop_path, init, norm: got head_dim"):
+    with pytest.raises(TypeError, match="method 'dw' takes drop_path, init, norm, out_act, value_act: got head_dim"):
         mrla.attach(tiny(), "dw", head_dim=8)
     with pytest.raises(TypeError, match=r"attach needs a torch\.nn\.Module: got str"):
         mrla.attach("resnet18")  # type: ignore[type-var]
