@@ -108,7 +108,8 @@ class Chain(nn.Module):
     def forward(self, x: Tensor) -> list[Tensor]:
         outputs, memory = [], None
         for block in self.children():
-            x, memory = run_block(block, x, memory)
+            shortcut = "downsample" if block.downsample is not None else "input"
+            x, memory = run_block(block, x, memory, shortcut)
             outputs.append(x)
         return outputs
 

@@ -2,14 +2,16 @@
 
 import difflib
 import inspect
+from collections.abc import Sequence
 from typing import Any, TypeVar
 
 import torch
+from timm.layers import PatchEmbed
 from torch import nn
 
 from mrla.ops import METHODS, ChainPlace, LayerMixer
 
-from .chain_search import Chain, find_chains
+from .chain_search import Chain, ContainerChoice, find_chains
 from .grids import GridFromArgument, GridFromPatches
 from .stage import MIXER, Stage
 
@@ -25,6 +27,8 @@ def attach(
     *,
     head_dim: int | None = None,
     heads: int | None = None,
+    blocks: ContainerChoice | None = None,
+    example: Sequence[int] | None = None,
     chain_length: int | None = None,
     init: str = "identity",
     drop_path: float = 0.0,
@@ -36,11 +40,14 @@ def attach(
     their names, and a plain checkpoint still loads with only ``*.mrla.*`` missing.
 
     Args:
-        model: A ResNet, ResNeXt or Wide ResNet of timm or torchvision, or timm's vision transformer, EfficientNet or
-            PVT v2, trained or not.
+        model: A network of one input, trained or not. Its chains of blocks are found by a dry run; see
+            `mrla.models.find_chains`.
         method: ``"light"``, ``"base"`` or ``"exact"``; ``"dw"`` for the control with no attention.
         head_dim: Channels per head; the method's own where neither this nor `heads` is given.
         heads: Number of heads, in place of `head_dim`.
+        blocks: Which containers hold the blocks, where they are not found: a pattern of paths such as
+            ``"stages.*.blocks"``, a list of paths or patterns, or a function of path and module.
+        example: Shape of the input, the batch included, where the network does not tell of it.
         chain_length: Memory begins anew every so many blocks (the released DeiT-base: 4); None for once a stage.
         init: ``"identity"`` for a trained network; ``"released"`` or ``"notebook"`` to train from scratch as the
             authors' code or the Paddle notebook does. Only the mixers are drawn.
@@ -52,7 +59,7 @@ def attach(
         `model` itself.
 
     Raises:
-        ValueError: If the network has no chain of known blocks, already has mixers, is wrapped (DDP, compiled,
+        ValueError: If no chain of blocks is found, the network already has mixers or is wrapped (DDP, compiled,
             scripted), or an option's value does not fit.
         TypeError: If the method has no such option, or `model` is not a module.
 
@@ -68,6 +75,8 @@ def attach(
         "method": method,
         "head_dim": head_dim,
         "heads": heads,
+        "blocks": blocks,
+        "example": example if example is None else list(example),
         "chain_length": chain_length,
         "init": init,
         "drop_path": drop_path,
@@ -78,18 +87,21 @@ def attach(
         raise ValueError(f"chain_length must be at least 1 block, or None for once a stage: got {chain_length}")
     arguments = _mixer_arguments(recipe)
     # Everything that can fail comes before the first change to the model.
-    chains = find_chains(model)
+    chains = find_chains(model, blocks, example)
     mixers = [_make_mixers(model, chain, METHODS[method], chain_length, arguments) for chain in chains]
     for chain, chain_mixers in zip(chains, mixers, strict=True):
         container = model.get_submodule(chain.name)
         for name, mixer in chain_mixers.items():
             block = container.get_submodule(name)
             block.add_module(MIXER, mixer.train(block.training))
-        plain_class = type(container)
-        container.__class__ = Stage
-        assert isinstance(container, Stage)
-        container.plain_class = plain_class
-        container.grid_source = _grid_source(model, chain)
+        if not isinstance(container, Stage):  # it may hold several chains
+            plain_class = type(container)
+            container.__class__ = Stage
+            assert isinstance(container, Stage)
+            container.plain_class = plain_class
+            container.grid_source = _grid_source(model, chain)
+            container.shortcuts = {}
+        container.shortcuts.update(chain.shortcuts)
     model.mrla_recipe = recipe  # type: ignore[assignment]
     return model
 
@@ -121,7 +133,7 @@ def detach(model: ModelT) -> ModelT:
         plain_class = stage.plain_class
         if stage.grid_source is not None:
             stage.grid_source.detach()
-        del stage.plain_class, stage.grid_source
+        del stage.plain_class, stage.grid_source, stage.shortcuts
         stage.__class__ = plain_class  # type: ignore[assignment]
     for module in model.modules():  # timm's wrappers for features hold the network that was attached to
         module.__dict__.pop("mrla_recipe", None)
@@ -152,7 +164,8 @@ def _mixer_arguments(recipe: dict[str, Any]) -> dict[str, Any]:
     """What the method's mixer is built with, checked against what it takes."""
     arguments = dict(recipe)
     method = arguments.pop("method")
-    del arguments["chain_length"]  # the chains', not the mixers'
+    for name in ("blocks", "example", "chain_length"):  # the chains', not the mixers'
+        del arguments[name]
     if method not in METHODS:
         near = difflib.get_close_matches(str(method), METHODS, n=1)
         hint = f"; did you mean {near[0]!r}?" if near else ""
@@ -194,6 +207,7 @@ def _make_mixers(
             mixer: LayerMixer = mixer_class(  # type: ignore[call-arg]
                 chain.channels,  # type: ignore[arg-type]
                 place=place,
+                has_shortcut=name in chain.shortcuts,
                 layout=chain.layout,
                 num_prefix_tokens=chain.num_prefix_tokens,
                 device="meta" if on_meta else "cpu",
@@ -206,7 +220,7 @@ def _make_mixers(
 def _grid_source(model: nn.Module, chain: Chain) -> GridFromArgument | GridFromPatches | None:
     if chain.takes_grid:
         return GridFromArgument()
-    if not chain.patch_embed:
+    if chain.patch_embed is None:
         return None
     patch_embed = model.get_submodule(chain.patch_embed)
-    return GridFromPatches(patch_embed, dynamic=not getattr(patch_embed, "flatten", True))
+    return GridFromPatches(patch_embed, dynamic=isinstance(patch_embed, PatchEmbed) and not patch_embed.flatten)

@@ -1,13 +1,20 @@
 """Which blocks of a network follow one another, and what their outputs look like."""
 
-from dataclasses import dataclass
+import math
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass, field, replace
+from fnmatch import fnmatchcase
+from typing import Any, Literal
 
-from timm.models import _efficientnet_blocks as efficientnet_blocks
-from timm.models import pvt_v2, vision_transformer
-from timm.models import resnet as timm_resnet
-from torch import nn
+from timm.layers import PatchEmbed
+from torch import Tensor, nn
 
-from mrla.ops import Layout
+from mrla.ops import Layout, resolve_grid
+
+from .dry_run import Call, dry_run
+
+ShortcutSource = Literal["input", "downsample"]
+ContainerChoice = str | Sequence[str] | Callable[[str, nn.Module], bool]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -18,9 +25,12 @@ class Chain:
         name: Path of the container in the network, such as ``layer1``.
         blocks: Names of the blocks in their container that can have a mixer, in the order in which they run.
         channels: Channels of every block's output.
+        shape: Shape of the blocks' outputs for a batch of two images of the size that the network was tried with.
         layout: How the blocks' outputs are laid out: ``"NCHW"``, ``"NHWC"`` or ``"NLC"``.
+        shortcuts: Where a block's shortcut comes from: its input, or its `downsample`; a block whose shortcut is not
+            known is not there.
         num_prefix_tokens: Tokens in front of the patches.
-        patch_embed: Path of the module that makes the patches and knows their grid; "" where there is none.
+        patch_embed: Path of the module that makes the patches and knows their grid; None where there is none.
         takes_grid: Whether the blocks are called with the grid of their tokens.
         patches_unread: Whether the network reads only the prefix tokens of the last block's output.
     """
@@ -28,110 +38,305 @@ class Chain:
     name: str
     blocks: tuple[str, ...]
     channels: int
+    shape: tuple[int, ...]
     layout: Layout = "NCHW"
+    shortcuts: dict[str, ShortcutSource] = field(default_factory=dict)
     num_prefix_tokens: int = 0
-    patch_embed: str = ""
+    patch_embed: str | None = None
     takes_grid: bool = False
     patches_unread: bool = False
 
 
-def find_chains(model: nn.Module) -> list[Chain]:
-    """The chains of residual blocks in a network of a known family, in the order of the network.
+@dataclass(frozen=True)
+class _Run:
+    """Children of one container, each fed by the one before, all outputs of one shape."""
+
+    container: str
+    names: tuple[str, ...]
+    calls: tuple[Call, ...]
+
+
+def find_chains(
+    model: nn.Module, blocks: ContainerChoice | None = None, example: Sequence[int] | None = None
+) -> list[Chain]:
+    """The chains of blocks in a network, found by what a dry run shows, in the order of the network.
+
+    A block is a child of a plain container that has parameters and more than one layer. Blocks form a chain where each
+    is fed by the one before and keeps its shape; the first may change it. Of containers within one another the
+    outermost that has a chain counts. A block alone is a chain where it is of a kind that forms chains elsewhere in
+    the network; where none does, blocks alone that keep their shape count. A block that says by `has_skip` that it has
+    no residual gets no mixer, and one that says it has is a chain even alone.
 
     Args:
-        model: A ResNet of timm or torchvision (ResNeXt, Wide ResNet, SE and ECA forms included), or timm's
-            `VisionTransformer` (DeiT), `EfficientNet` (its blocks with a residual) or `PyramidVisionTransformerV2`.
+        model: Any network of one input.
+        blocks: Which containers hold blocks, where the rule is not to find them: a pattern of paths such as
+            ``"stages.*.blocks"``, a list of paths or patterns, or a function of path and module.
+        example: Shape of the input, the batch included; None for the size that the network tells of.
 
     Returns:
-        One chain for each stage.
+        One chain for each run of blocks.
 
     Raises:
-        ValueError: If there is none.
+        ValueError: If there is none, or the network does not run.
 
     Example:
         >>> import timm
         >>> [(chain.name, len(chain.blocks), chain.channels) for chain in find_chains(timm.create_model("resnet18"))]
         [('layer1', 2, 64), ('layer2', 2, 128), ('layer3', 2, 256), ('layer4', 2, 512)]
     """
-    found = [_read(name, module) for name, module in model.named_modules()]
-    chains = [chain for chain in found if chain is not None]
+    calls = dry_run(model, example)
+    by_path: dict[str, list[Call]] = {}
+    for call in calls:
+        by_path.setdefault(call.path, []).append(call)
+    containers = {name: module for name, module in model.named_modules() if _is_container(name, module, by_path)}
+    if blocks is not None:
+        containers = _chosen(containers, blocks)
+    runs = [run for name, module in containers.items() for run in _runs(name, module, by_path)]
+    if blocks is None:
+        runs = _outermost(model, runs)
+    order = {id(call): position for position, call in enumerate(calls)}
+    runs.sort(key=lambda run: order[id(run.calls[0])])
+    refused: list[str] = []
+    chains = []
+    for run in runs:
+        chain = _describe(model, run, calls, by_path)
+        if isinstance(chain, Chain):
+            chains.append(chain)
+        else:
+            refused.append(f"{run.container} ({chain})")
     if not chains:
-        children = (
-            ", ".join(f"{name} ({type(child).__name__})" for name, child in model.named_children()) or "no children"
-        )
-        raise ValueError(
-            f"attach knows the ResNet family of timm and torchvision, and timm's VisionTransformer, EfficientNet and "
-            f"PyramidVisionTransformerV2 so far: {type(model).__name__} has {children}; give it such a network"
-        )
-    return chains
+        raise ValueError(_nothing_found(model, containers, refused))
+    return [*chains[:-1], _with_unread_patches(model, chains[-1])]
 
 
-def _read(name: str, module: nn.Module) -> Chain | None:
-    """The chain that `module` holds if it is a stage of a known family."""
-    if isinstance(module, vision_transformer.VisionTransformer):
-        return _read_vision_transformer(name, module)
-    if isinstance(module, pvt_v2.PyramidVisionTransformerStage):
-        blocks = module.blocks
-        return Chain(
-            name=_join(name, "blocks"),
-            blocks=tuple(key for key, _ in blocks.named_children()),
-            channels=blocks[0].mlp.fc2.out_features,  # type: ignore[union-attr]
-            layout="NLC",
-            takes_grid=True,
-        )
-    blocks = list(module.named_children())
-    if not isinstance(module, nn.Sequential) or not blocks:
-        return None
-    if all(type(block) in _residual_blocks() for _, block in blocks):
-        return Chain(name=name, blocks=tuple(key for key, _ in blocks), channels=_out_channels(blocks[0][1]))
-    if all(isinstance(block, _EFFICIENTNET_BLOCKS) for _, block in blocks):
-        residual = [(key, block) for key, block in blocks if block.has_skip]
-        if residual:
-            channels = residual[0][1].feature_info("bottleneck")["num_chs"]  # type: ignore[operator]
-            return Chain(name=name, blocks=tuple(key for key, _ in residual), channels=channels)
+def _is_container(name: str, module: nn.Module, by_path: dict[str, list[Call]]) -> bool:
+    """Whether calling `module` does nothing but to call its children one after the other."""
+    children = [f"{name}.{key}" if name else key for key, _ in module.named_children()]
+    if not children or not name:
+        return False
+    if type(module).forward in (nn.Sequential.forward, nn.ModuleList.forward):
+        return True
+    # A class of its own, such as a stage of a RegNet, which loops over its children.
+    calls = [by_path.get(path, []) for path in (name, *children)]
+    if any(len(call) != 1 for call in calls):
+        return False
+    whole, *parts = (one for (one,) in calls)
+    if any(len(call.args) != 1 or call.kwargs for call in (whole, *parts)):
+        return False
+    handed_on = [whole.args[0], *(part.output for part in parts)]
+    taken = [*(part.args[0] for part in parts), whole.output]
+    return all(isinstance(one, Tensor) and one is other for one, other in zip(handed_on, taken, strict=True))
+
+
+def _is_block(module: nn.Module) -> bool:
+    if type(module).forward in (nn.Sequential.forward, nn.ModuleList.forward):
+        return False
+    leaves = sum(1 for child in module.modules() if not any(True for _ in child.children()))
+    return leaves > 1 and any(True for _ in module.parameters())
+
+
+def _runs(name: str, container: nn.Module, by_path: dict[str, list[Call]]) -> list[_Run]:
+    runs: list[list[tuple[str, Call]]] = []
+    before: Call | None = None
+    for key, child in container.named_children():
+        calls = by_path.get(f"{name}.{key}", [])
+        call = calls[0] if len(calls) == 1 and _is_block(child) else None
+        if call is None or call.given is None or call.returned is None:
+            before = None
+            continue
+        keeps_shape = call.given.shape == call.returned.shape
+        if before is not None and before.returned is call.given and keeps_shape:
+            runs[-1].append((key, call))
+        else:
+            runs.append([(key, call)])
+        before = call
+    return [_Run(name, tuple(key for key, _ in run), tuple(call for _, call in run)) for run in runs]
+
+
+def _outermost(model: nn.Module, runs: list[_Run]) -> list[_Run]:
+    """Runs of several blocks that are in no block of another such run, and single blocks of the same kinds."""
+    several = _not_within([run for run in runs if len(run.calls) > 1])
+    singles = [run for run in runs if len(run.calls) == 1]
+    models = several or [run for run in singles if run.calls[0].given.shape == run.calls[0].returned.shape]  # type: ignore[union-attr]
+    models = models or [run for run in singles if not any(_inside(other, [run]) for other in singles)]
+    kinds = {type(model.get_submodule(call.path)) for run in models for call in run.calls}
+    alone = {id(run): model.get_submodule(run.calls[0].path) for run in singles}
+    alike = [run for run in singles if type(alone[id(run)]) in kinds or _says_residual(alone[id(run)])]
+    return _not_within([*several, *alike])
+
+
+def _not_within(runs: list[_Run]) -> list[_Run]:
+    taken: list[_Run] = []
+    for run in sorted(runs, key=lambda run: run.container.count(".")):
+        if not _inside(run, taken):
+            taken.append(run)
+    return taken
+
+
+def _says_residual(block: nn.Module) -> bool:
+    return getattr(block, "has_skip", False) is True
+
+
+def _inside(run: _Run, others: Iterable[_Run]) -> bool:
+    return any(
+        run.container == call.path or run.container.startswith(f"{call.path}.")
+        for other in others
+        for call in other.calls
+    )
+
+
+def _describe(model: nn.Module, run: _Run, calls: list[Call], by_path: dict[str, list[Call]]) -> Chain | str:
+    """The chain of a run, or why its outputs cannot be read."""
+    last = run.calls[-1].returned
+    assert last is not None
+    shape = tuple(last.shape)
+    batch = calls[0].given.shape[0] if calls[0].given is not None else shape[0]
+    if len(shape) not in (3, 4) or shape[0] != batch:
+        return f"outputs of shape {shape} for a batch of {batch}"
+    axis = _channel_axis(model, run.calls[-1], calls)
+    if axis is None or (len(shape) == 3 and axis == 1):
+        return f"outputs of shape {shape} whose channels are not found"
+    layout: Layout = "NLC" if len(shape) == 3 else "NCHW" if axis == 1 else "NHWC"
+    tokens: dict[str, Any] = {}
+    if layout == "NLC":
+        found = _tokens(model, run, shape[1])
+        if found is None:
+            return f"{shape[1]} tokens that form no grid that is known"
+        tokens = found
+    modules = [model.get_submodule(call.path) for call in run.calls]
+    served = [at for at, block in enumerate(modules) if getattr(block, "has_skip", True)]
+    if not served:
+        return "no block with a residual"
+    sources: dict[str, ShortcutSource | None] = {
+        run.names[at]: _shortcut_source(modules[at], run.calls[at], by_path) for at in served
+    }
+    known: dict[str, ShortcutSource] = {name: source for name, source in sources.items() if source is not None}
+    return Chain(
+        name=run.container,
+        blocks=tuple(run.names[at] for at in served),
+        channels=shape[axis],
+        shape=shape,
+        layout=layout,
+        shortcuts=known,
+        **tokens,
+    )
+
+
+def _shortcut_source(block: nn.Module, call: Call, by_path: dict[str, list[Call]]) -> ShortcutSource | None:
+    assert call.given is not None
+    assert call.returned is not None
+    if isinstance(getattr(block, "downsample", None), nn.Module):
+        inner = by_path.get(f"{call.path}.downsample", [])
+        fits = len(inner) == 1 and inner[0].given is call.given and inner[0].returned is not None
+        if fits and inner[0].returned.shape == call.returned.shape:  # type: ignore[union-attr]
+            return "downsample"
+    return "input" if call.given.shape == call.returned.shape else None
+
+
+def _channel_axis(model: nn.Module, block: Call, calls: list[Call]) -> int | None:
+    """Which axis of a block's output holds the channels: 1, the last, or None where its layers do not tell.
+
+    A layer that takes the block's own input tells it by its width; else most of the block's layers do, by which axis of
+    the output is as wide as they are.
+    """
+    assert block.given is not None
+    assert block.returned is not None
+    layers = [
+        (call, model.get_submodule(call.path), width)
+        for call in calls
+        if call.path.startswith(f"{block.path}.") and (width := _width(model.get_submodule(call.path))) is not None
+    ]
+    last = block.returned.ndim - 1
+    for call, layer, width in layers:
+        if call.given is block.given and block.given.ndim == last + 1:
+            first, end = block.given.shape[1] == width, block.given.shape[-1] == width
+            if first != end:
+                return 1 if first else last
+            if first:  # a square of features: the layer's own kind says which axis it works on
+                return 1 if _works_on_maps(layer) else last
+    shape = block.returned.shape
+    if shape[1] != shape[-1]:
+        votes = [1 if width == shape[1] else last for _, _, width in layers if width in (shape[1], shape[-1])]
+    else:
+        alike = [layer for call, layer, width in layers if width == shape[1] and call.given is not None]
+        votes = [1 if _works_on_maps(layer) else last for layer in alike]
+    return max(set(votes), key=votes.count) if votes else None
+
+
+def _width(layer: nn.Module) -> int | None:
+    """How many channels a layer takes, if it says so."""
+    for attribute in ("in_channels", "num_features", "num_channels", "normalized_shape", "in_features"):
+        width = getattr(layer, attribute, None)
+        width = width[-1] if isinstance(width, (tuple, list)) and width else width
+        if isinstance(width, int):
+            return width
     return None
 
 
-_EFFICIENTNET_BLOCKS = (
-    efficientnet_blocks.ConvBnAct,
-    efficientnet_blocks.DepthwiseSeparableConv,
-    efficientnet_blocks.EdgeResidual,
-    efficientnet_blocks.InvertedResidual,
-)
-
-
-def _read_vision_transformer(name: str, model: vision_transformer.VisionTransformer) -> Chain | None:
-    blocks = list(model.blocks.named_children())
-    if not all(type(block) is vision_transformer.Block for _, block in blocks):
-        return None
-    return Chain(
-        name=_join(name, "blocks"),
-        blocks=tuple(key for key, _ in blocks),
-        channels=model.embed_dim,
-        layout="NLC",
-        num_prefix_tokens=model.num_prefix_tokens,
-        patch_embed=_join(name, "patch_embed"),
-        patches_unread=model.global_pool == "token",
+def _works_on_maps(layer: nn.Module) -> bool:
+    return any(hasattr(layer, name) for name in ("in_channels", "num_features", "num_channels")) or (
+        "2d" in type(layer).__name__
     )
 
 
-def _residual_blocks() -> tuple[type[nn.Module], ...]:
-    # Imported here: torchvision's classification models are not needed to import mrla.
-    from torchvision.models import resnet as torchvision_resnet
+def _tokens(model: nn.Module, run: _Run, tokens: int) -> dict[str, Any] | None:
+    """Prefix and grid of a run's tokens: from what its blocks are called with, its network's patches, or a square."""
+    owner = run.container
+    while owner and not hasattr(model.get_submodule(owner), "patch_embed"):
+        owner = owner.rpartition(".")[0]
+    network = model.get_submodule(owner) if owner else model
+    declared = getattr(network, "num_prefix_tokens", None)
+    prefixes: list[int] = list(dict.fromkeys([*([declared] if isinstance(declared, int) else []), 0, 1, 2]))
+    extra = run.calls[-1].args[1:2]
+    if extra and isinstance(extra[0], (tuple, list)) and all(isinstance(side, int) for side in extra[0]):
+        for prefix in prefixes:
+            if len(extra[0]) == 2 and math.prod(extra[0]) + prefix == tokens:
+                return {"num_prefix_tokens": prefix, "takes_grid": True}
+    patch_embed = getattr(network, "patch_embed", None)
+    grid = getattr(patch_embed, "grid_size", None)
+    dynamic = isinstance(patch_embed, PatchEmbed) and not patch_embed.flatten
+    for prefix in prefixes:
+        fits = isinstance(grid, (tuple, list)) and len(grid) == 2 and math.prod(grid) + prefix == tokens
+        if fits or (dynamic and prefix == declared):
+            return {"num_prefix_tokens": prefix, "patch_embed": f"{owner}.patch_embed" if owner else "patch_embed"}
+    for prefix in prefixes:
+        try:
+            resolve_grid(tokens, prefix)
+        except ValueError:
+            continue
+        return {"num_prefix_tokens": prefix}
+    return None
 
+
+def _with_unread_patches(model: nn.Module, chain: Chain) -> Chain:
+    """The network's last chain, which says whether only its prefix tokens are read."""
+    owner = chain.name
+    while owner and not hasattr(model.get_submodule(owner), "global_pool"):
+        owner = owner.rpartition(".")[0]
+    network = model.get_submodule(owner) if owner else model
+    pool = getattr(network, "global_pool", None)
+    reads_token = pool == "token" or (pool is None and hasattr(model, "class_token"))
+    return replace(chain, patches_unread=bool(chain.num_prefix_tokens) and reads_token)
+
+
+def _chosen(containers: dict[str, nn.Module], blocks: ContainerChoice) -> dict[str, nn.Module]:
+    if callable(blocks):
+        chosen = {name: module for name, module in containers.items() if blocks(name, module)}
+    else:
+        patterns = [blocks] if isinstance(blocks, str) else list(blocks)
+        chosen = {name: one for name, one in containers.items() if any(fnmatchcase(name, p) for p in patterns)}
+    if not chosen:
+        raise ValueError(
+            f"blocks must choose containers of blocks: got {blocks!r}, which chooses none of {', '.join(containers)}"
+        )
+    return chosen
+
+
+def _nothing_found(model: nn.Module, containers: dict[str, nn.Module], refused: list[str]) -> str:
+    seen = f"; looked at {'; '.join(refused[:5])}" if refused else ""
+    names = ", ".join(list(containers)[:8]) or "none"
     return (
-        timm_resnet.BasicBlock,
-        timm_resnet.Bottleneck,
-        torchvision_resnet.BasicBlock,
-        torchvision_resnet.Bottleneck,
+        f"no chain of blocks was found in this {type(model).__name__}: consecutive blocks of one container, each fed "
+        f"by the one before, with outputs of one shape{seen}. Its containers: {names}; name those that hold blocks, as "
+        f"in blocks='stages.*.blocks'"
     )
-
-
-def _out_channels(block: nn.Module) -> int:
-    last = getattr(block, "conv3", None) or block.get_submodule("conv2")
-    assert isinstance(last, nn.Conv2d)
-    return last.out_channels
-
-
-def _join(path: str, name: str) -> str:
-    return f"{path}.{name}" if path else name

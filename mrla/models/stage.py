@@ -3,10 +3,12 @@
 from collections.abc import Iterator
 from typing import Any, overload
 
+from timm.models import checkpoint_seq
 from torch import Tensor, nn
 
 from mrla.ops import Grid, LayerMixer
 
+from .chain_search import ShortcutSource
 from .grids import GridFromArgument, GridFromPatches
 
 MIXER = "mrla"
@@ -31,18 +33,23 @@ class Stage(nn.Module):
     grid_source: GridFromArgument | GridFromPatches | None
     """Where the grid of the tokens comes from; None for maps."""
 
-    def forward(self, x: Tensor, *args: Any, **kwargs: Any) -> Tensor:
+    shortcuts: dict[str, ShortcutSource]
+    """Where the shortcut of each block comes from, by the block's name; one that is not there is not known."""
+
+    def forward(self, x: Any, *args: Any, **kwargs: Any) -> Any:
         """Runs the blocks in order, handing memory from each to the next."""
+        if getattr(self, "grad_checkpointing", False):  # a stage of a RegNet keeps it on itself
+            return checkpoint_seq(list(self), x)
         grid = self._grid(args)
         memory = None
-        for block in self.children():
-            x, memory = run_block(block, x, memory, grid, *args, **kwargs)
+        for name, block in self.named_children():
+            x, memory = run_block(block, x, memory, self.shortcuts.get(name), grid, *args, **kwargs)
         return x
 
     def __iter__(self) -> Iterator["Step"]:
         memories: dict[int, Any] = {}
         grid = self._grid(())
-        return iter([Step(self, block, at, memories, grid) for at, block in enumerate(self.children())])
+        return iter([Step(self, name, at, memories, grid) for at, name in enumerate(self._modules)])
 
     def __len__(self) -> int:
         return len(self._modules)
@@ -52,16 +59,19 @@ class Stage(nn.Module):
     @overload
     def __getitem__(self, index: slice) -> "Stage": ...
     def __getitem__(self, index: int | slice) -> "Step | Stage":
-        blocks = list(self.children())
-        if isinstance(index, slice):
-            stage = Stage()
-            stage.plain_class = self.plain_class
-            stage.grid_source = self.grid_source
-            stage.training = self.training
-            for position, block in enumerate(blocks[index]):
-                stage.add_module(str(position), block)
-            return stage
-        return Step(self, blocks[index], 0, {}, self._grid(()))
+        names = list(self._modules)
+        if not isinstance(index, slice):
+            return Step(self, names[index], 0, {}, self._grid(()))
+        stage = Stage()
+        stage.plain_class = self.plain_class
+        stage.grid_source = self.grid_source
+        stage.shortcuts = {}
+        stage.training = self.training
+        for position, name in enumerate(names[index]):
+            stage.add_module(str(position), self.get_submodule(name))
+            if name in self.shortcuts:
+                stage.shortcuts[str(position)] = self.shortcuts[name]
+        return stage
 
     def _grid(self, arguments: tuple[Any, ...]) -> Grid | None:
         return None if self.grid_source is None else self.grid_source.grid(arguments)
@@ -70,18 +80,19 @@ class Stage(nn.Module):
 class Step:
     """One block of a stage together with its mixer; called like the block, it hands every other attribute on to it."""
 
-    def __init__(self, stage: Stage, block: nn.Module, position: int, memories: dict[int, Any], grid: Grid | None):
-        self.block = block
+    def __init__(self, stage: Stage, name: str, position: int, memories: dict[int, Any], grid: Grid | None):
+        self.block = stage.get_submodule(name)
         self._stage = stage
+        self._shortcut: ShortcutSource | None = stage.shortcuts.get(name)
         self._position = position
         self._memories = memories
         self._grid = grid
 
-    def __call__(self, x: Tensor, *args: Any, **kwargs: Any) -> Tensor:
+    def __call__(self, x: Any, *args: Any, **kwargs: Any) -> Any:
         memory = self._memories.get(self._position - 1)
         grid = self._grid or self._stage._grid(args)
         # Keyed by position, not appended: under activation checkpointing a step runs a second time in backward.
-        x, self._memories[self._position] = run_block(self.block, x, memory, grid, *args, **kwargs)
+        x, self._memories[self._position] = run_block(self.block, x, memory, self._shortcut, grid, *args, **kwargs)
         return x
 
     def __getattr__(self, name: str) -> Any:
@@ -91,20 +102,28 @@ class Step:
 
 
 def run_block(
-    block: nn.Module, x: Tensor, memory: Any, grid: Grid | None = None, *args: Any, **kwargs: Any
-) -> tuple[Tensor, Any]:
+    block: nn.Module,
+    x: Any,
+    memory: Any,
+    shortcut: ShortcutSource | None = "input",
+    grid: Grid | None = None,
+    *args: Any,
+    **kwargs: Any,
+) -> tuple[Any, Any]:
     """Runs one block and its mixer, if it has one.
 
     Args:
-        block: A residual block; its `downsample`, where it has one, makes its shortcut.
-        x: The block's input.
+        block: A block.
+        x: Its input.
         memory: What the mixer before left, None at the head of a chain.
+        shortcut: Where the block's shortcut comes from: its input, or its `downsample`; None where it is not known.
         grid: Rows and columns of patch tokens, where `x` is tokens and their grid is known.
         args: Whatever else the network calls the block with, handed through.
         kwargs: Likewise.
 
     Returns:
-        The block's output after its mixer, and the memory for the next one. A block without a mixer passes it by.
+        The block's output after its mixer, and the memory for the next one. Of an output of several parts the first is
+        the mixer's. A block without a mixer passes memory by.
     """
     mixer = block._modules.get(MIXER)
     if mixer is None:
@@ -112,12 +131,24 @@ def run_block(
     assert isinstance(mixer, LayerMixer)
     if mixer.place is not None and mixer.place.index == 0:
         memory = None  # one container may hold several chains
-    downsample = getattr(block, "downsample", None)
-    if downsample is None:
-        return mixer(block(x, *args, **kwargs), x, memory, grid=grid)
-    # Computed once: a second call would update its BatchNorm twice in a training step.
-    shortcut = downsample(x)
-    return mixer(_with_shortcut(block, shortcut)(x, *args, **kwargs), shortcut, memory, grid=grid)
+    added = None
+    if shortcut == "downsample":
+        # Computed once: a second call would update its BatchNorm twice in a training step.
+        added = block.get_submodule("downsample")(x)
+        block = _with_shortcut(block, added)
+    elif shortcut == "input":
+        added = x
+    output = block(x, *args, **kwargs)
+    if isinstance(output, (tuple, list)) and len(output) > 0:
+        if grid is not None and len(output) > 1 and _is_grid(output[1]):
+            grid = tuple(output[1])  # a block that shrinks its grid says what it has become
+        mixed, memory = mixer(output[0], added, memory, grid=grid)
+        return type(output)([mixed, *output[1:]]), memory
+    return mixer(output, added, memory, grid=grid)
+
+
+def _is_grid(value: Any) -> bool:
+    return isinstance(value, (tuple, list)) and len(value) == 2 and all(isinstance(side, int) for side in value)
 
 
 def _with_shortcut(block: nn.Module, shortcut: Tensor) -> nn.Module:
