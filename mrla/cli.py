@@ -189,11 +189,32 @@ def models_command(words: Sequence[str]) -> int:
     return 0
 
 
+def chains_command(words: Sequence[str]) -> int:
+    """Show the chains of blocks that mrla.attach finds in a network, and which blocks would get a mixer."""
+    parser = _parser("chains", chains_command)
+    parser.add_argument("model", type=str, help="A name of timm, torchvision/NAME, or a folder of mrla.save")
+    parser.add_argument("--blocks", type=str, default=None, help="Containers to look at, such as 'stages.*.blocks'")
+    options = _parse(parser, words)
+    from mrla.analysis.catalogue import describe_chains
+
+    table = Table(title=f"Chains of {options['model']}, for a batch of two images")
+    for heading in ("container", "blocks with a mixer", "output", "layout", "prefix", "shortcut"):
+        table.add_column(heading)
+    for chain in describe_chains(options["model"], options["blocks"]):
+        known = {chain.shortcuts.get(name, "not known") for name in chain.blocks}
+        shape = "x".join(map(str, chain.shape))
+        prefix = str(chain.num_prefix_tokens) if chain.layout == "NLC" else ""
+        table.add_row(chain.name, ", ".join(chain.blocks), shape, chain.layout, prefix, ", ".join(sorted(known)))
+    _console().print(table)
+    return 0
+
+
 COMMANDS: dict[str, Callable[[Sequence[str]], int]] = {
     "compare": compare_command,
     "train": train_command,
     "eval": eval_command,
     "models": models_command,
+    "chains": chains_command,
     "convert": convert_command,
 }
 

@@ -168,6 +168,14 @@ def test_convert_refuses_a_checkpoint_of_another_network_and_leaves_nothing(caps
     assert [path.name for path in Path().iterdir()] == ["other.pth"]
 
 
+@pytest.mark.parametrize("model", ["convnext_atto", "resnet18_mrla_base", "torchvision/resnet18", "TRAINED"])
+def test_chains_are_shown(model, trained, capsys):
+    assert main(["chains", model.replace("TRAINED", str(trained))]) == 0
+    printed = capsys.readouterr().out
+    assert ("stages.2.blocks" if model == "convnext_atto" else "layer3") in printed
+    assert "NCHW" in printed
+
+
 def test_version(capsys):
     assert main(["--version"]) == 0
     assert re.fullmatch(r"mrla \d+\.\d+\.\d+\n", capsys.readouterr().out)
@@ -207,6 +215,9 @@ REFUSED = {
     "folder of another run": (["train", "--out", "TRAINED", "--epochs", "4"], r"belongs to a run with other settings"),
     "unwritable folder": (["train", "--out", "TRAINED/config.json/x"], r"output folder must be writable"),
     "data of another kind": (["eval", "TRAINED", "--data.root", "x"], r"digits lie in no folder"),
+    "chains of nothing": (["chains", "resnt18"], r"resnt18 cannot be built"),
+    "chains of a vgg": (["chains", "vgg11"], r"no chain of blocks was found in this VGG"),
+    "chains elsewhere": (["chains", "resnet18", "--blocks", "x*"], r"blocks must choose containers .*got 'x\*'"),
     "no checkpoint": (["eval"], r"required: checkpoint"),
     "convert without arch": (["convert", "a.pth", "b.safetensors"], r"required: arch"),
     "convert nothing": (["convert", "no.pth", "b.safetensors", "--arch", "resnet50_mrlal"], r"no.pth cannot be read"),

@@ -1,11 +1,12 @@
 """The named networks and what they cost."""
 
+from pathlib import Path
 from typing import Any
 
 import timm
 import torch
 
-from mrla.models import NAMED
+from mrla.models import NAMED, Chain, build, find_chains, read_config
 from mrla.train.arms import count_parameters
 
 from .measure import count_macs
@@ -46,3 +47,27 @@ def list_networks(filter: str = "*") -> list[dict[str, Any]]:
             }
         )
     return networks
+
+
+def describe_chains(network: str, blocks: str | None = None) -> list[Chain]:
+    """The chains that `mrla.attach` finds in a network.
+
+    Args:
+        network: A name of timm's registry, torchvision's after ``torchvision/``, or a folder that `mrla.save` wrote.
+        blocks: Pattern of the containers to look at; None for the rule's own choice.
+
+    Returns:
+        One chain for each run of blocks, in the order of the network. Of a network with mixers those of the plain one.
+
+    Raises:
+        ValueError: If there is no such network, or no chain in it.
+
+    Example:
+        >>> [(chain.name, chain.blocks) for chain in describe_chains("convnext_atto")][0]
+        ('stages.0.blocks', ('0', '1'))
+    """
+    folder = Path(network)
+    config: dict[str, Any] = read_config(folder) if folder.is_dir() else {"architecture": network}
+    with torch.device("meta"):  # shapes are all that is needed
+        model = build(config["architecture"], config.get("model_args") or {}, None)
+    return find_chains(model, blocks)

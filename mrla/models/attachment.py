@@ -71,11 +71,14 @@ def attach(
         >>> torch.equal(mrla.attach(model, "light")(image), before)
         True
     """
+    if callable(blocks):  # by name from here on, so that the recipe can be saved
+        chosen = blocks
+        blocks = [name for name, module in model.named_modules() if chosen(name, module)]
     recipe = {
         "method": method,
         "head_dim": head_dim,
         "heads": heads,
-        "blocks": blocks,
+        "blocks": blocks if blocks is None or isinstance(blocks, str) else list(blocks),
         "example": example if example is None else list(example),
         "chain_length": chain_length,
         "init": init,

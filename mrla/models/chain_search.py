@@ -14,7 +14,8 @@ from mrla.ops import Layout, resolve_grid
 from .dry_run import Call, dry_run
 
 ShortcutSource = Literal["input", "downsample"]
-ContainerChoice = str | Sequence[str] | Callable[[str, nn.Module], bool]
+ContainerNames = str | Sequence[str]
+ContainerChoice = ContainerNames | Callable[[str, nn.Module], bool]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -57,7 +58,7 @@ class _Run:
 
 
 def find_chains(
-    model: nn.Module, blocks: ContainerChoice | None = None, example: Sequence[int] | None = None
+    model: nn.Module, blocks: ContainerNames | None = None, example: Sequence[int] | None = None
 ) -> list[Chain]:
     """The chains of blocks in a network, found by what a dry run shows, in the order of the network.
 
@@ -70,7 +71,7 @@ def find_chains(
     Args:
         model: Any network of one input.
         blocks: Which containers hold blocks, where the rule is not to find them: a pattern of paths such as
-            ``"stages.*.blocks"``, a list of paths or patterns, or a function of path and module.
+            ``"stages.*.blocks"``, or a list of paths or patterns.
         example: Shape of the input, the batch included; None for the size that the network tells of.
 
     Returns:
@@ -319,12 +320,9 @@ def _with_unread_patches(model: nn.Module, chain: Chain) -> Chain:
     return replace(chain, patches_unread=bool(chain.num_prefix_tokens) and reads_token)
 
 
-def _chosen(containers: dict[str, nn.Module], blocks: ContainerChoice) -> dict[str, nn.Module]:
-    if callable(blocks):
-        chosen = {name: module for name, module in containers.items() if blocks(name, module)}
-    else:
-        patterns = [blocks] if isinstance(blocks, str) else list(blocks)
-        chosen = {name: one for name, one in containers.items() if any(fnmatchcase(name, p) for p in patterns)}
+def _chosen(containers: dict[str, nn.Module], blocks: ContainerNames) -> dict[str, nn.Module]:
+    patterns = [blocks] if isinstance(blocks, str) else list(blocks)
+    chosen = {name: one for name, one in containers.items() if any(fnmatchcase(name, p) for p in patterns)}
     if not chosen:
         raise ValueError(
             f"blocks must choose containers of blocks: got {blocks!r}, which chooses none of {', '.join(containers)}"
