@@ -282,10 +282,7 @@ def _works_on_maps(layer: nn.Module) -> bool:
 
 def _tokens(model: nn.Module, run: _Run, tokens: int) -> dict[str, Any] | None:
     """Prefix and grid of a run's tokens: from what its blocks are called with, its network's patches, or a square."""
-    owner = run.container
-    while owner and not hasattr(model.get_submodule(owner), "patch_embed"):
-        owner = owner.rpartition(".")[0]
-    network = model.get_submodule(owner) if owner else model
+    owner, network = _nearest_with("patch_embed", model, run.container)
     declared = getattr(network, "num_prefix_tokens", None)
     prefixes: list[int] = list(dict.fromkeys([*([declared] if isinstance(declared, int) else []), 0, 1, 2]))
     extra = run.calls[-1].args[1:2]
@@ -311,13 +308,17 @@ def _tokens(model: nn.Module, run: _Run, tokens: int) -> dict[str, Any] | None:
 
 def _with_unread_patches(model: nn.Module, chain: Chain) -> Chain:
     """The network's last chain, which says whether only its prefix tokens are read."""
-    owner = chain.name
-    while owner and not hasattr(model.get_submodule(owner), "global_pool"):
-        owner = owner.rpartition(".")[0]
-    network = model.get_submodule(owner) if owner else model
+    _, network = _nearest_with("global_pool", model, chain.name)
     pool = getattr(network, "global_pool", None)
     reads_token = pool == "token" or (pool is None and hasattr(model, "class_token"))
     return replace(chain, patches_unread=bool(chain.num_prefix_tokens) and reads_token)
+
+
+def _nearest_with(attribute: str, model: nn.Module, path: str) -> tuple[str, nn.Module]:
+    """The nearest module around `path` that has an attribute, and its own path; the whole network if none has."""
+    while path and not hasattr(model.get_submodule(path), attribute):
+        path = path.rpartition(".")[0]
+    return path, model.get_submodule(path)
 
 
 def _chosen(containers: dict[str, nn.Module], blocks: ContainerNames) -> dict[str, nn.Module]:
