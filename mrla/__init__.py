@@ -7,6 +7,8 @@ from .models import attach as attach
 from .models import detach as detach
 from .models import load as load
 from .models import load_reference as load_reference
+from .models import param_groups as param_groups
+from .models import push as push
 from .models import save as save
 
 if TYPE_CHECKING:

@@ -1,6 +1,5 @@
 """The commands: parse, call, print."""
 
-import difflib
 import os
 import re
 import sys
@@ -13,8 +12,9 @@ from jsonargparse import ArgumentError, ArgumentParser
 from rich.console import Console
 from rich.table import Table
 
+from mrla.models.near_names import nearest
 from mrla.train.data import DATA_KINDS
-from mrla.train.recipes import ARMS, RECIPES, Machine, Recipe, as_dict, from_dict, get_recipe, nearest
+from mrla.train.recipes import ARMS, RECIPES, Machine, Recipe, as_dict, from_dict, get_recipe
 
 DEFAULT_RECIPE = "digits_resnet18"
 
@@ -350,10 +350,7 @@ def _parse(parser: ArgumentParser, words: Sequence[str]) -> dict[str, Any]:
         message = " ".join(str(error).split())
         if unknown := re.search(r"unrecognized arguments: (--[^\s=]+)", message, flags=re.IGNORECASE):
             flags = [flag for action in parser._actions for flag in action.option_strings if flag.startswith("--")]
-            near = difflib.get_close_matches(unknown[1], flags, n=1)
-            raise ValueError(
-                f"{parser.prog} has no flag {unknown[1]}{f'; did you mean {near[0]}?' if near else ''}"
-            ) from error
+            raise ValueError(f"{parser.prog} has no flag {unknown[1]}{nearest(unknown[1], flags)}") from error
         if wrong := re.search(r'Parser key "([\w.]+)": Expected a (.+)\. Got value: (.*)$', message):
             key, rule, given = wrong.groups()
             names = re.findall(r"'([^']*)'", rule) if "Literal" in rule else []

@@ -8,8 +8,10 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import timm
 import torch
 
+import mrla
 from mrla.cli import COMMANDS, main
 
 TINY = ["--model_args.channels", "[8,8,8,8]", "--epochs", "2", "--optim.warmup_epochs", "0", "--progress", "false"]
@@ -63,6 +65,25 @@ def test_eval_takes_folders_and_checkpoints_and_finds_the_recorded_scores(traine
 def test_test_part_is_there_only_when_asked_for(trained, capsys):
     assert main(["eval", str(trained), "--split", "test"]) == 0
     assert "test part, 450 images" in capsys.readouterr().out
+
+
+def test_finetuning_a_saved_network_on_your_own_images(tmp_path, capsys):
+    """What the first kind of user runs, from the same weights in both arms."""
+    start = timm.create_model("resnet18", channels=(8, 8, 8, 8), num_classes=5)
+    mrla.save(start, "trained", input_size=(3, 16, 16), mean=(0.5,) * 3, std=(0.25,) * 3)
+    flags = ["--data.root", str(images_in(tmp_path / "images")), "--data.workers", "0", "--batch_size", "4"]
+    short = ["--epochs", "2", "--optim.frozen_epochs", "1", "--optim.warmup_epochs", "0", "--machine.threads", "1"]
+    words = ["compare", "--recipe", "finetune", "--model", "trained", *flags, *short, "--machine.accelerator", "cpu"]
+    assert main([*words, "--seeds", "2", "--progress", "false"]) == 0
+    printed = capsys.readouterr().out
+    assert "finetune: trained, 2 seeds, 2 epochs" in printed
+    content = json.loads(Path("runs/compare-finetune/compare.json").read_text())
+    assert content["recipe"]["data"]["size"] == 16
+    assert content["recipe"]["data"]["std"] == [0.25] * 3
+    assert set(content["table"]) == {"plain", "light"}
+    mrla.save(timm.create_model("resnet18", channels=(8, 8, 8, 8), num_classes=5), "trained")
+    assert main([*words, "--seeds", "2", "--progress", "false"]) == 2  # the folder holds another network now
+    assert "belongs to a run with other settings" in capsys.readouterr().err
 
 
 def test_your_own_images_from_a_folder(tmp_path, capsys):
@@ -187,7 +208,7 @@ REFUSED = {
     "unknown model": (["train", "--model", "resnet18_cifr"], r"model must be .*did you mean 'resnet18_cifar'\?"),
     "unknown arm": (["train", "--arm", "lihgt"], r"arm must be one of .*got 'lihgt'; did you mean 'light'\?"),
     "unknown arms": (["compare", "--arms", "plain,lihgt"], r"arms must be .*got 'lihgt'; did you mean 'light'\?"),
-    "unknown flag": (["train", "--optm.lr", "3"], r"mrla train has no flag --optm.lr; did you mean --optim.lr\?"),
+    "unknown flag": (["train", "--optm.lr", "3"], r"mrla train has no flag --optm.lr; did you mean '--optim.lr'\?"),
     "unknown data": (["train", "--data.kind", "flder"], r"data.kind must be .*did you mean 'folder'\?"),
     "unknown names": (["models", "xyz*"], r"no network of mrla fits 'xyz\*'"),
     "unknown split": (["eval", "TRAINED", "--split", "tst"], r"split must be .*got 'tst'"),

@@ -1,27 +1,27 @@
 """The comparison: every arm with every seed, and what may honestly be said of the difference."""
 
-import os
-import subprocess
-import sys
 import time
-from collections import deque
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, replace
+from hashlib import sha256
 from pathlib import Path
 from typing import Any
+
+import torch
+from torch import nn
+from torch.utils.data import DataLoader
 
 from mrla.models import load
 from mrla.models.atomic_write import make_folder, read_json, write_json
 from mrla.train import get_recipe
-from mrla.train.arms import build_arm, count_parameters
-from mrla.train.data import image_facts, loader, open_split
+from mrla.train.arms import count_parameters
 from mrla.train.engine import thread_limit
 from mrla.train.history import write_csv
-from mrla.train.loaders import RecipeImages
-from mrla.train.recipes import ARMS, Recipe, as_dict, nearest
+from mrla.train.recipes import ARMS, Recipe, nearest
 from mrla.train.runs import RESULT, open_run, versions
 
+from .comparison_runs import OwnRuns, RecipeRuns
 from .curves import draw_curves
 from .measure import count_macs, measure_throughput, timing_device
 from .statistics import compare_arms, summary
@@ -54,8 +54,13 @@ class Comparison:
 
 
 def compare(
-    recipe: Recipe | str = "digits_resnet18",
+    recipe: Recipe | str | None = None,
     *,
+    model: nn.Module | None = None,
+    train_loader: DataLoader | None = None,
+    val_loader: DataLoader | None = None,
+    architecture: str | None = None,
+    model_args: Mapping[str, Any] | None = None,
     arms: Sequence[str] = ("plain", "light"),
     seeds: int = 5,
     out: str | Path | None = None,
@@ -69,6 +74,13 @@ def compare(
 
     Args:
         recipe: A recipe or its name; its `arm` is replaced by each of `arms`, its `seed` is the first of the seeds.
+            ``digits_resnet18`` if not given, or ``finetune`` for a `model` of yours.
+        model: A plain network of yours to start from in place of the recipe's; it is left as it is. Runs are then made
+            one after the other in this process.
+        train_loader: With `model`, in place of the recipe's images: batches of images (b, c, h, w) and labels (b,).
+        val_loader: Likewise, for validation.
+        architecture: Name of a `model` that timm did not make, such as ``"torchvision/resnet18"``.
+        model_args: Arguments that such a network was built with, such as ``{"num_classes": 10}``.
         arms: What is compared, the baseline first: ``plain``, ``light``, ``base``, ``exact``, ``dw``, ``eca``, ``se``.
         seeds: How many seeds each arm is trained with; settled before the first run, for to add seeds until a
             difference shows is to find one that is not there.
@@ -88,31 +100,36 @@ def compare(
 
             result = mrla.compare("digits_resnet18", seeds=3)
             print(result.verdicts["light"])
+            result = mrla.compare(model=model, train_loader=train, val_loader=val)
     """
+    if recipe is None:
+        recipe = "digits_resnet18" if model is None else "finetune"
     recipe = get_recipe(recipe) if isinstance(recipe, str) else recipe
     _check(arms, seeds, jobs)
     recipe = replace(recipe, arm=arms[0])  # type: ignore[arg-type]
     folder = Path(out) if out is not None else Path("runs") / f"compare-{recipe.recipe}"
-    plan = [(arm, recipe.seed + index) for index in range(seeds) for arm in arms]
-    recipes = {(arm, seed): replace(recipe, arm=arm, seed=seed) for arm, seed in plan}  # type: ignore[arg-type]
     # What can be refused is refused before the first run, and before anything is written.
-    facts = image_facts(recipe.data)
-    for arm in arms:
-        build_arm(recipes[arm, recipe.seed], facts)
-    RecipeImages(recipe)
+    if model is None and train_loader is None and val_loader is None:
+        source: RecipeRuns | OwnRuns = RecipeRuns(recipe, jobs)
+    else:
+        source = OwnRuns(recipe, model, train_loader, val_loader, architecture, model_args)
+    plan = [(arm, recipe.seed + index) for index in range(seeds) for arm in arms]
+    starts = [source.network(arm, recipe.seed) for arm in arms]
     settings = {
-        "compare": {"recipe": as_dict(recipe), "arms": list(arms), "seeds": [seed for _, seed in plan[:: len(arms)]]}
+        "recipe": source.settings,
+        "arms": list(arms),
+        "seeds": [seed for _, seed in plan[:: len(arms)]],
+        "start": _fingerprint(starts[0]),
     }
     start = time.monotonic()
-    open_run(folder, settings)
+    open_run(folder, {"compare": settings})
     with _alone(folder):
-        jobs = jobs or _default_jobs(recipe)
         folders = {(arm, seed): folder / "runs" / f"{arm}-seed{seed}" for arm, seed in plan}
-        _run_all({folders[key]: recipes[key] for key in plan}, jobs, on_progress)
+        source.make(folders, on_progress)
         results = {key: read_json(folders[key] / RESULT) for key in plan}
-        content = _summarise(recipe, arms, results, folders)
+        content = _summarise(source, arms, results, folders)
         content["seconds"] = time.monotonic() - start
-        _write(folder, content, recipe, arms)
+        _write(folder, content)
     return Comparison(folder=folder, content=content)
 
 
@@ -128,66 +145,27 @@ def _check(arms: Sequence[str], seeds: int, jobs: int | None) -> None:
         raise ValueError(f"jobs must be a positive number of runs at once: got {jobs}")
 
 
-def _default_jobs(recipe: Recipe) -> int:
-    if recipe.machine.accelerator != "cpu" or recipe.machine.threads is None:
-        return 1
-    return max(1, (os.cpu_count() or 1) // recipe.machine.threads)
-
-
-def _run_all(runs: Mapping[Path, Recipe], jobs: int, on_progress: Callable[[int, int], None] | None) -> None:
-    """Makes every run that is not finished, `jobs` at once, each in a process of its own."""
-    waiting = deque(folder for folder, recipe in runs.items() if open_run(folder, as_dict(recipe)) is None)
-    total = sum(recipe.epochs for recipe in runs.values())
-    running: dict[Path, subprocess.Popen] = {}
-    try:
-        while waiting or running:
-            while waiting and len(running) < jobs:
-                folder = waiting.popleft()
-                running[folder] = _start(folder, runs[folder])
-            time.sleep(0.2)
-            for folder in [folder for folder, process in running.items() if process.poll() is not None]:
-                process = running.pop(folder)
-                process.communicate()  # closes its standard input
-                if process.returncode:
-                    log = (folder / "log.txt").read_text().strip().splitlines() or ["no message"]
-                    raise ValueError(f"the run {folder.name} failed: {log[-1]} (see {folder / 'log.txt'})")
-            if on_progress is not None:
-                on_progress(sum(_epochs_done(folder) for folder in runs), total)
-    finally:
-        for process in running.values():
-            process.kill()
-        for process in running.values():
-            process.communicate()
-
-
-def _start(folder: Path, recipe: Recipe) -> subprocess.Popen:
-    write_json(folder / "recipe.json", as_dict(recipe))
-    with (folder / "log.txt").open("w") as log:
-        return subprocess.Popen(
-            [sys.executable, "-m", "mrla.analysis.worker", str(folder / "recipe.json"), str(folder)],
-            stdin=subprocess.PIPE,  # never written to: it closes when this process is gone
-            stdout=log,
-            stderr=subprocess.STDOUT,
-        )
-
-
-def _epochs_done(folder: Path) -> int:
-    history = folder / "history.csv"
-    return max(0, len(history.read_text().splitlines()) - 1) if history.is_file() else 0
+def _fingerprint(model: nn.Module) -> str:
+    """That of the weights at the start: who goes on in a folder must go on from the same."""
+    digest = sha256()
+    for name, tensor in model.state_dict().items():
+        digest.update(name.encode())
+        digest.update(tensor.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy())
+    return digest.hexdigest()
 
 
 def _summarise(
-    recipe: Recipe,
+    source: RecipeRuns | OwnRuns,
     arms: Sequence[str],
     results: Mapping[tuple[str, int], dict[str, Any]],
     folders: Mapping[tuple[str, int], Path],
 ) -> dict[str, Any]:
     seeds = list(dict.fromkeys(seed for _, seed in results))
-    facts = image_facts(recipe.data)
     models = {arm: load(folders[arm, seeds[-1]]) for arm in arms}
-    images, _ = next(iter(loader(open_split(recipe.data, "val"), batch_size=recipe.batch_size)))
-    device = timing_device(recipe.machine.accelerator)
-    with thread_limit(recipe.machine.threads):
+    images = source.images()
+    machine = source.recipe.machine
+    device = timing_device(machine.accelerator)
+    with thread_limit(machine.threads):
         rates = measure_throughput({arm: model.to(device) for arm, model in models.items()}, images.to(device))
     table: dict[str, Any] = {}
     for arm in arms:
@@ -197,13 +175,13 @@ def _summarise(
             "best_val_accuracy": _spread([run["best"]["val_accuracy"] for run in runs])
             | {"epochs": [run["best"]["epoch"] for run in runs]},
             "parameters": count_parameters(models[arm]),
-            "macs": count_macs(models[arm], (facts.in_chans, facts.size, facts.size)),
+            "macs": count_macs(models[arm], tuple(images.shape[1:])),
             "images_per_second": asdict(rates[arm]),
             "train_seconds": _spread([run["seconds"] for run in runs]),
         }
     differences = compare_arms({arm: table[arm]["val_accuracy"]["values"] for arm in arms}, baseline=arms[0])
     return {
-        "recipe": as_dict(recipe),
+        "recipe": source.settings,
         "arms": list(arms),
         "seeds": seeds,
         "table": table,
@@ -222,7 +200,8 @@ def _spread(values: Sequence[float]) -> dict[str, Any]:
     return {"mean": mean, "sd": sd, "values": list(values)}
 
 
-def _write(folder: Path, content: Mapping[str, Any], recipe: Recipe, arms: Sequence[str]) -> None:
+def _write(folder: Path, content: Mapping[str, Any]) -> None:
+    recipe, arms = content["recipe"], content["arms"]
     write_json(folder / RESULTS, content)
     write_csv(folder / "table.csv", [_table_row(arm, content) for arm in arms])
     rows = [
@@ -232,7 +211,7 @@ def _write(folder: Path, content: Mapping[str, Any], recipe: Recipe, arms: Seque
         for row in run
     ]
     write_csv(folder / "history.csv", rows)
-    draw_curves(content["epochs"], folder, title=f"{recipe.recipe}: {recipe.model}", baseline=arms[0])
+    draw_curves(content["epochs"], folder, title=f"{recipe['recipe']}: {recipe['model']}", baseline=arms[0])
 
 
 def _table_row(arm: str, content: Mapping[str, Any]) -> dict[str, Any]:

@@ -4,8 +4,9 @@ from dataclasses import asdict, fields, replace
 from pathlib import Path
 from typing import Any
 
+from mrla.models.dry_run import input_sizes
 from mrla.train.arms import count_parameters
-from mrla.train.data import Data, Split, image_facts, loader, open_split
+from mrla.train.data import Data, Split, completed, image_facts, loader, open_split
 from mrla.train.engine import thread_limit
 from mrla.train.fitting import evaluate
 from mrla.train.recipes import Machine
@@ -51,6 +52,7 @@ def evaluate_checkpoint(
         if "root" not in {field.name for field in fields(images_of)}:
             raise ValueError(f"{images_of.kind} lie in no folder: got data.root={root}; leave it out")
         images_of = replace(images_of, root=root)  # type: ignore[call-arg]
+    images_of = completed(images_of, getattr(model, "pretrained_cfg", None))
     facts = image_facts(images_of)
     if class_names is not None and class_names != facts.class_names:
         raise ValueError(
@@ -59,7 +61,7 @@ def evaluate_checkpoint(
         )
     samples = open_split(images_of, split)
     batches = loader(samples, batch_size=min(batch_size, len(samples)), workers=images_of.workers)
-    channels = next(model.parameters()).shape[1]
+    channels = input_sizes(model)[0][0]
     if channels != facts.in_chans:
         raise ValueError(
             f"the images must have the {channels} channels that the network takes: they have {facts.in_chans}"

@@ -11,11 +11,13 @@ from .checkpoints import load as load
 from .checkpoints import network_arguments as network_arguments
 from .checkpoints import read_config as read_config
 from .checkpoints import save as save
+from .hub import push as push
 from .initialisation import initialise_as_notebook as initialise_as_notebook
 from .named_deits import build_deit as build_deit
 from .named_efficientnets import build_efficientnet as build_efficientnet
 from .named_pvts import build_pvt as build_pvt
 from .named_resnets import build_resnet as build_resnet
+from .parameter_groups import param_groups as param_groups
 from .references import REFERENCES as REFERENCES
 from .references import convert as convert
 from .references import load_reference as load_reference

@@ -5,6 +5,7 @@ from collections.abc import Mapping, Sequence
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
+from weakref import WeakKeyDictionary
 
 import timm
 import torch
@@ -14,11 +15,17 @@ from torch import Tensor, nn
 
 from .atomic_write import make_folder, written_whole
 from .attachment import attach, attach_recipe, detach, is_attached
+from .hub_transfer import download, hub_name
 from .registration import NAMED
+from .stage import MIXER
 
 WEIGHTS = "model.safetensors"
 CONFIG = "config.json"
-_TORCHVISION = "torchvision/"
+TORCHVISION = "torchvision/"
+"""What an architecture's name begins with where it is torchvision's."""
+
+# What was last asked about a network, and the answer: a training describes the same network at its start and its end.
+_REBUILT: WeakKeyDictionary[nn.Module, tuple[str, dict[str, Any], dict[str, Tensor]]] = WeakKeyDictionary()
 
 
 def save(
@@ -36,7 +43,8 @@ def save(
     """Writes a network's weights and everything that is needed to rebuild it.
 
     The folder then holds ``model.safetensors`` and ``config.json``, in the form of timm's hub: for a network named in
-    timm's registry ``timm.create_model("local-dir:FOLDER")`` reads it too.
+    timm's registry ``timm.create_model("local-dir:FOLDER")`` reads it too. If it fails or is interrupted, what the
+    folder held before is still there. Of weights that have several names each gets a copy.
 
     Args:
         model: A network made by `timm.create_model`, attached or not, or one whose `architecture` is given.
@@ -53,7 +61,8 @@ def save(
         The folder.
 
     Raises:
-        ValueError: If the architecture is not known, an argument is not JSON, or the folder is not writable.
+        ValueError: If the architecture is not known or does not rebuild the network, an argument is not JSON, weights
+            are on the meta device, or the folder is not writable.
 
     Example:
         >>> import mrla, tempfile, timm
@@ -69,26 +78,34 @@ def save(
     try:
         text = json.dumps(config, indent=2)
     except TypeError as error:
-        raise ValueError(f"every argument of the network must be writable as JSON: {error}; pass model_args") from error
+        raise ValueError(
+            f"class_names, input_size, mean and std must be writable as JSON: {error}; pass plain strings and numbers"
+        ) from error
+    if empty := next((name for name, tensor in weights.items() if tensor.is_meta), None):
+        raise ValueError(f"weights must have values to be saved: {empty} is on the meta device; load weights first")
     folder = make_folder(Path(folder))
-    with written_whole(folder / WEIGHTS) as beside:
-        save_file({name: tensor.contiguous() for name, tensor in weights.items()}, beside)
-    with written_whole(folder / CONFIG) as beside:
-        beside.write_text(text + "\n")
+    # Both are written before either takes its place.
+    with written_whole(folder / CONFIG) as config_beside, written_whole(folder / WEIGHTS) as weights_beside:
+        config_beside.write_text(text + "\n")
+        save_file(_apart(weights), weights_beside)
     return folder
 
 
 def load(folder: str | Path) -> nn.Module:
-    """Rebuilds a network that `save` has written, in eval mode; no code of the folder is run.
+    """Rebuilds a network that `save` or `mrla.push` has written, in eval mode; no code from there is run.
 
     Args:
-        folder: A folder with ``model.safetensors`` and ``config.json``.
+        folder: A folder with ``model.safetensors`` and ``config.json``, or a repository on the Hugging Face Hub as timm
+            spells it: ``"hf-hub:owner/name"``, ``"hf-hub:owner/name@revision"``. One that is private is read with the
+            token of ``hf auth login`` or ``HF_TOKEN``.
 
     Returns:
-        The network, with its mixers if it had any.
+        The network, with its mixers if it had any, on the CPU and in float32; weights that were saved in lower
+        precision keep their values.
 
     Raises:
-        ValueError: If the folder or a file is missing or damaged, or the weights are of another network.
+        ValueError: If the folder or a file is missing or damaged, the weights are of another network, or the hub cannot
+            be reached, has no such repository or does not allow it.
 
     Example:
         >>> import mrla, tempfile, timm
@@ -96,8 +113,11 @@ def load(folder: str | Path) -> nn.Module:
         >>> mrla.load(folder).training
         False
     """
+    if (on_hub := hub_name(folder)) is not None:
+        folder = download(*on_hub, (CONFIG, WEIGHTS))
     config = read_config(folder)
-    model = build(config["architecture"], config.get("model_args") or {}, (config.get("mrla") or {}).get("attach"))
+    with torch.random.fork_rng(devices=[]):  # what is drawn here is overwritten below
+        model = build(config["architecture"], config.get("model_args") or {}, (config.get("mrla") or {}).get("attach"))
     try:
         weights = load_file(Path(folder) / WEIGHTS)
     except (OSError, SafetensorError) as error:
@@ -108,6 +128,9 @@ def load(folder: str | Path) -> nn.Module:
             f"keep it with the config.json that it was saved with"
         )
     model.load_state_dict(weights)
+    # So that the class names and the normalisation are there for whoever saves the network again.
+    known = getattr(model, "pretrained_cfg", None) or {}
+    model.__dict__["pretrained_cfg"] = {**known, **(config.get("pretrained_cfg") or {})}
     return model.eval()
 
 
@@ -156,7 +179,7 @@ def describe(
         The content of config.json; that it rebuilds the network is checked.
 
     Raises:
-        ValueError: If the name is not known, or name and arguments make another network.
+        ValueError: If the name is not known, name and arguments make another network, or one of them is not JSON.
     """
     known = getattr(model, "pretrained_cfg", None) or {}
     architecture = architecture or known.get("architecture")
@@ -169,15 +192,15 @@ def describe(
     recipe = attach_recipe(model)
     if recipe and architecture in NAMED:  # timm's "local-dir:" builds it as for plain weights, unless it is told
         arguments.setdefault("init", recipe["init"])
-    with torch.device("meta"):  # nothing is drawn or copied
-        twin = build(architecture, arguments, recipe)
-        if (pool := _global_pool(model)) != _global_pool(twin):  # reset_classifier may have changed it
-            arguments["global_pool"] = pool
-            twin = build(architecture, arguments, recipe)
-    if found := differences(twin.state_dict(), weights):
+    arguments, rebuilt = _rebuilt(model, architecture, arguments, recipe)
+    if found := differences(rebuilt, weights):
+        strange = set(rebuilt) ^ set(weights)
+        remedy = "pass the model_args that it was built with"
+        if recipe and strange and all(MIXER in name.split(".") for name in strange):
+            # As after reset_classifier with another pooling, which decides whether the last block gets a mixer.
+            remedy = "detach it, change what is to be changed, and attach again"
         raise ValueError(
-            f"{architecture} with {arguments} does not rebuild this {type(model).__name__} ({found}); "
-            f"pass the model_args that it was built with"
+            f"{architecture} with {arguments} does not rebuild this {type(model).__name__} ({found}); {remedy}"
         )
     kept = (
         "input_size",
@@ -227,6 +250,27 @@ def _global_pool(model: nn.Module) -> str | None:
     return pool if isinstance(pool, str) else None
 
 
+def _rebuilt(
+    model: nn.Module, architecture: str, arguments: Mapping[str, Any], recipe: Mapping[str, Any] | None
+) -> tuple[dict[str, Any], dict[str, Tensor]]:
+    """The arguments that rebuild a network, its pooling with them where that was changed; and what they rebuild."""
+    try:
+        question = json.dumps([architecture, arguments, recipe, _global_pool(model)])
+    except TypeError as error:
+        raise ValueError(f"every argument of the network must be writable as JSON: {error}; pass model_args") from error
+    asked, made_with, rebuilt = _REBUILT.get(model, ("", {}, {}))
+    if asked != question:
+        _, made_with, made_recipe, pool = json.loads(question)  # as config.json will give them back
+        with torch.device("meta"):  # nothing is drawn or copied
+            twin = _create(architecture, made_with)
+            if pool != _global_pool(twin):  # reset_classifier may have changed it
+                made_with["global_pool"] = pool
+                twin = _create(architecture, made_with)
+            rebuilt = _attach_as(twin, made_recipe).state_dict()  # the dear part: a dry run
+        _REBUILT[model] = (question, made_with, rebuilt)
+    return dict(made_with), rebuilt
+
+
 def build(architecture: str, model_args: Mapping[str, Any], recipe: Mapping[str, Any] | None) -> nn.Module:
     """Makes a network from its name, its arguments and the arguments of `attach`.
 
@@ -241,21 +285,62 @@ def build(architecture: str, model_args: Mapping[str, Any], recipe: Mapping[str,
     Raises:
         ValueError: If there is no such architecture, or it does not take an argument.
     """
+    return _attach_as(_create(architecture, model_args), recipe)
+
+
+def timm_builds_it(config: Mapping[str, Any]) -> bool:
+    """Whether `timm.create_model` makes a saved network by itself, its mixers with it.
+
+    Args:
+        config: Content of config.json.
+
+    Returns:
+        Whether ``"local-dir:FOLDER"`` and ``"hf-hub:owner/name"`` give the network in timm, after ``import mrla``.
+    """
+    architecture, recipe = config["architecture"], config["mrla"]["attach"]
+    if architecture.startswith(TORCHVISION) or config["model_args"].get("features_only"):
+        return False  # timm reads weights into whole classifiers only
+    if architecture not in NAMED:
+        return recipe is None
+    with torch.device("meta"):
+        return attach_recipe(_create(architecture, config["model_args"])) == recipe
+
+
+def _create(architecture: str, model_args: Mapping[str, Any]) -> nn.Module:
     try:
-        if architecture.startswith(_TORCHVISION):
+        if architecture.startswith(TORCHVISION):
             from torchvision.models import get_model
 
-            model = get_model(architecture.removeprefix(_TORCHVISION), **model_args)
-        else:
-            model = timm.create_model(architecture, **model_args)
+            model = get_model(architecture.removeprefix(TORCHVISION), **model_args)
+            # As timm leaves on its own, so that the network can be saved again without being told what it is.
+            built_with = {name: value for name, value in model_args.items() if name != "weights"}
+            model.__dict__.update(pretrained_cfg={"architecture": architecture}, _model_args=built_with)
+            return model
+        return timm.create_model(architecture, **model_args)
     except (RuntimeError, TypeError, ValueError) as error:
         raise ValueError(f"{architecture} cannot be built with {dict(model_args)}: {error}") from error
+
+
+def _attach_as(model: nn.Module, recipe: Mapping[str, Any] | None) -> nn.Module:
+    """Gives a network the mixers that a recipe says, in place of those that its name has given it."""
     if attach_recipe(model) != (dict(recipe) if recipe else None):
         if is_attached(model):
             detach(model)
         if recipe:
             attach(model, **recipe)
     return model
+
+
+def _apart(weights: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """Weights as the file takes them: dense, and none in the memory of another, as two names of one parameter are."""
+    taken: set[int] = set()
+    apart: dict[str, Tensor] = {}
+    for name, tensor in weights.items():
+        memory = tensor.untyped_storage().data_ptr()
+        shared, tensor = memory in taken, tensor.contiguous()
+        apart[name] = tensor.clone() if shared else tensor
+        taken.add(memory)
+    return apart
 
 
 def differences(own: Mapping[str, Tensor], weights: Mapping[str, Tensor]) -> str:

@@ -1,6 +1,5 @@
 """Checkpoints of the released code and of the Paddle notebook, in our networks."""
 
-import difflib
 import json
 import re
 from collections.abc import Mapping
@@ -17,6 +16,7 @@ from torch import Tensor, nn
 from .atomic_write import written_whole
 from .checkpoint_files import read_state_dict
 from .checkpoints import differences, network_arguments
+from .near_names import nearest
 
 # Whole parts of a dotted name, and what they are called here. Wq stands in <block>.mrla.mrla.Wq, its BatchNorm beside
 # the block's mixer as bn_mrla.
@@ -121,9 +121,7 @@ def load_reference(arch: str, checkpoint: str | Path | Mapping[str, Any], **over
         7
     """
     if arch not in REFERENCES:
-        near = difflib.get_close_matches(str(arch), REFERENCES, n=1)
-        hint = f"; did you mean {near[0]!r}?" if near else ""
-        raise ValueError(f"arch must be one of {', '.join(REFERENCES)}: got {arch!r}{hint}")
+        raise ValueError(f"arch must be one of {', '.join(REFERENCES)}: got {arch!r}{nearest(arch, REFERENCES)}")
     if weights := {"pretrained", "checkpoint_path"} & set(overrides):
         raise ValueError(f"the weights are the checkpoint's: got {', '.join(sorted(weights))} too; leave it out")
     reference = REFERENCES[arch]

@@ -45,6 +45,8 @@ def register(
     def fill_up(state_dict: dict[str, Any], model: nn.Module) -> dict[str, Any]:
         """A plain network's weights, filled up with the mixers' own, so that loading may stay strict."""
         plain = pretrained_filter(state_dict, model) if pretrained_filter is not None else state_dict
+        if any(MIXER in key.split(".") for key in plain):
+            return plain  # a saved network's, which must have all of them
         return {**{key: value for key, value in model.state_dict().items() if MIXER in key.split(".")}, **plain}
 
     def entrypoint(pretrained: bool = False, **overrides: Any) -> nn.Module:  # timm's wrapper with features_only

@@ -1,23 +1,51 @@
 """The networks that a comparison sets against each other, starting from the same weights where they share them."""
 
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import replace
+from pathlib import Path
 from typing import Any
 
 import timm
 from torch import nn
+from torchvision.models import list_models
 
-from mrla.models import attach, initialise_as_notebook, is_attached
+from mrla.models import attach, attach_recipe, build, initialise_as_notebook, is_attached, load, read_config
+from mrla.models.checkpoints import TORCHVISION
+from mrla.models.dry_run import input_sizes
+from mrla.models.starting_weights import start_from
 from mrla.ops import METHODS
 
-from .data import ImageFacts
+from .data import ImageFacts, completed
 from .randomness import derive_seed, seeded
 from .recipes import MixerOptions, Recipe, nearest
+
+
+def settled(recipe: Recipe) -> Recipe:
+    """The recipe with what its images leave to the network filled in, so that a run's record says all of it.
+
+    Args:
+        recipe: Any recipe.
+
+    Returns:
+        The recipe.
+
+    Raises:
+        ValueError: If its network is a folder that cannot be read.
+    """
+    if is_folder(recipe.model):
+        trained_with = read_config(recipe.model).get("pretrained_cfg")
+    else:
+        config = timm.models.get_pretrained_cfg(recipe.model) if timm.is_model(_base_name(recipe.model)) else None
+        trained_with = config.to_dict() if config is not None else None
+    return replace(recipe, data=completed(recipe.data, trained_with))
 
 
 def build_arm(recipe: Recipe, facts: ImageFacts) -> nn.Module:
     """The network of a recipe's arm, at its start.
 
-    The plain network is drawn first, from the recipe's seed; every other arm takes its weights where it has the same
-    parameter, so that arms of one seed differ at the start only in what the arm adds.
+    The plain network is made first, from published weights, a folder's or the recipe's seed; every other arm takes its
+    weights where it has the same parameter, so that arms of one seed differ at the start only in what the arm adds.
 
     Args:
         recipe: Says which network, which arm, how it starts and from which seed.
@@ -27,24 +55,52 @@ def build_arm(recipe: Recipe, facts: ImageFacts) -> nn.Module:
         The network, in train mode.
 
     Raises:
-        ValueError: If there is no such network, it already has mixers, or the arm's options do not fit it.
+        ValueError: If there is no such network, it already has mixers, its weights cannot be had, or the images or the
+            arm's options do not fit it.
     """
-    arguments = {**recipe.model_args, "num_classes": len(facts.class_names), "in_chans": facts.in_chans}
     with seeded(derive_seed(recipe.seed, "weights")):
-        plain = _create(recipe, arguments)
+        plain = _plain(recipe, facts).train()
         if recipe.init == "notebook":
             initialise_as_notebook(plain)
     if recipe.arm == "plain":
         return plain
+    if recipe.arm in METHODS:
+        return attach_arm(plain, recipe)
     with seeded(derive_seed(recipe.seed, "weights", recipe.arm)):
-        if recipe.arm in METHODS:
-            return _attached(plain, recipe)
         block_args = {**recipe.model_args.get("block_args", {}), "attn_layer": recipe.arm}
-        other = _create(recipe, {**arguments, "block_args": block_args})
+        model_args = {**recipe.model_args, "block_args": block_args}
+        other = _plain(replace(recipe, model_args=model_args), facts).train()
         if recipe.init == "notebook":
             initialise_as_notebook(other)
         other.load_state_dict(plain.state_dict(), strict=False)
         return other
+
+
+def attach_arm(plain: nn.Module, recipe: Recipe) -> nn.Module:
+    """Gives a plain network the mixers of a recipe's arm, drawn from the recipe's seed.
+
+    Args:
+        plain: The network, changed in place.
+        recipe: Says which method, which mixers, how they start and from which seed.
+
+    Returns:
+        `plain` itself.
+
+    Raises:
+        ValueError: If it already has mixers, or their options do not fit it.
+    """
+    if is_attached(plain):
+        raise ValueError(
+            f"model must be a plain network, for the arm {recipe.arm!r} is attached to it: got {recipe.model!r}, which "
+            f"has mixers already; name the plain one, or take the arm 'plain' to train this one as it is"
+        )
+    with seeded(derive_seed(recipe.seed, "weights", recipe.arm)):
+        return attach(plain, recipe.arm, init=recipe.init, **mixer_arguments(recipe.mixer, recipe.arm))
+
+
+def added_by(arm: str) -> tuple[str, ...]:
+    """Patterns of the parameters that an arm adds to the plain network beside mixers."""
+    return ("*.se.*",) if arm in ("eca", "se") else ()  # timm's ResNets call either so
 
 
 def mixer_arguments(options: MixerOptions, arm: str) -> dict[str, Any]:
@@ -57,23 +113,70 @@ def mixer_arguments(options: MixerOptions, arm: str) -> dict[str, Any]:
     return arguments
 
 
-def _attached(plain: nn.Module, recipe: Recipe) -> nn.Module:
-    if is_attached(plain):
+def is_folder(model: str) -> bool:
+    """Whether a recipe's `model` is the folder of a saved network; a name of timm's registry is always that."""
+    return not timm.is_model(_base_name(model)) and not model.startswith(TORCHVISION) and Path(model).is_dir()
+
+
+def _plain(recipe: Recipe, facts: ImageFacts) -> nn.Module:
+    """The network before what the arm adds, with its starting weights and a classifier for the images' classes."""
+    if is_folder(recipe.model):
+        return _from_folder(recipe, facts)
+    classes = len(facts.class_names)
+    if recipe.model.startswith(TORCHVISION):
+        _check_channels(recipe, 3, facts)
+        model = build(recipe.model, {**recipe.model_args, "num_classes": classes}, None)
+        if recipe.pretrained:
+            with _fetching(recipe):
+                trained = build(recipe.model, {**recipe.model_args, "weights": "DEFAULT"}, None)
+            start_from(model, trained.state_dict(), keep_classifier=False)
+        return model
+    if not timm.is_model(_base_name(recipe.model)):
+        known = [*timm.list_models(), *(f"{TORCHVISION}{name}" for name in list_models())]
         raise ValueError(
-            f"model must be a plain network, for the arm {recipe.arm!r} is attached to it: got {recipe.model!r}, which "
-            f"has mixers already; name the plain one, or take the arm 'plain' to train this one as it is"
+            f"model must be a name that `mrla models` or timm lists, torchvision/NAME, or a folder of mrla.save: got "
+            f"{recipe.model!r}{nearest(recipe.model, known)}"
         )
-    return attach(plain, recipe.arm, init=recipe.init, **mixer_arguments(recipe.mixer, recipe.arm))
+    arguments = {**recipe.model_args, "num_classes": classes, "in_chans": facts.in_chans}
+    with _fetching(recipe):
+        try:
+            return timm.create_model(recipe.model, pretrained=recipe.pretrained, **arguments)
+        except (TypeError, RuntimeError, ValueError) as error:
+            if isinstance(error, OSError):  # huggingface_hub's are both
+                raise
+            raise ValueError(f"{recipe.model} cannot be built with {arguments}: {error}") from error
 
 
-def _create(recipe: Recipe, arguments: dict[str, Any]) -> nn.Module:
-    if not timm.is_model(recipe.model.split(".")[0]):
-        hint = nearest(recipe.model, timm.list_models())
-        raise ValueError(f"model must be a name that `mrla models` or timm lists: got {recipe.model!r}{hint}")
+def _from_folder(recipe: Recipe, facts: ImageFacts) -> nn.Module:
+    config = read_config(recipe.model)
+    trained = load(recipe.model)
+    _check_channels(recipe, input_sizes(trained)[0][0], facts)
+    arguments = {**config.get("model_args", {}), **recipe.model_args, "num_classes": len(facts.class_names)}
+    model = build(config["architecture"], arguments, attach_recipe(trained))
+    names = config.get("pretrained_cfg", {}).get("label_names")
+    return start_from(model, trained.state_dict(), keep_classifier=names is None or tuple(names) == facts.class_names)
+
+
+def _check_channels(recipe: Recipe, channels: int, facts: ImageFacts) -> None:
+    if channels != facts.in_chans:
+        raise ValueError(
+            f"the images must have the {channels} channels that {recipe.model} takes: they have {facts.in_chans}"
+        )
+
+
+@contextmanager
+def _fetching(recipe: Recipe) -> Iterator[None]:
     try:
-        return timm.create_model(recipe.model, pretrained=recipe.pretrained, **arguments)
-    except (TypeError, RuntimeError, ValueError) as error:
-        raise ValueError(f"{recipe.model} cannot be built with {arguments}: {error}") from error
+        yield
+    except OSError as error:
+        raise ValueError(
+            f"the weights of {recipe.model} cannot be fetched ({' '.join(str(error).split())[:200]}); try again with a "
+            f"connection, name a folder of mrla.save as model, or take pretrained=false"
+        ) from error
+
+
+def _base_name(model: str) -> str:
+    return model.split(".")[0]  # timm names published weights after a dot
 
 
 def count_parameters(model: nn.Module) -> dict[str, int]:

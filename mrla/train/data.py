@@ -1,7 +1,7 @@
 """Data descriptions: what the images are and where they lie, as frozen data; `open_split` opens them."""
 
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
 from functools import lru_cache, partial
 from operator import getitem
 from pathlib import Path
@@ -84,13 +84,16 @@ class Cifar100:
 class Folder:
     """Your own images: ``root/train/CLASS/*`` and ``root/val/CLASS/*``, and ``root/test/CLASS/*`` if there is one.
 
+    What is None is as the network was trained, where that is known, else 224 pixels, ImageNet's mean and standard
+    deviation, ``bilinear`` and 0.875.
+
     Attributes:
         kind: ``folder``.
         root: The folder.
         size: Height and width that images are brought to, in pixels.
-        mean: Mean of each channel, for normalisation (ImageNet's).
+        mean: Mean of each channel, for normalisation.
         std: Standard deviation of each channel, likewise.
-        interpolation: How images are resized.
+        interpolation: How images are resized, ``bilinear`` or ``bicubic``.
         crop_pct: Part of the resized image that validation looks at.
         auto_augment: timm's name of a further augmentation, such as ``rand-m9-mstd0.5-inc1``, or None.
         workers: Processes that load images.
@@ -98,30 +101,72 @@ class Folder:
 
     kind: Literal["folder"] = "folder"
     root: str = "data"
-    size: int = 224
-    mean: tuple[float, float, float] = (0.485, 0.456, 0.406)
-    std: tuple[float, float, float] = (0.229, 0.224, 0.225)
-    interpolation: Literal["bilinear", "bicubic"] = "bilinear"
-    crop_pct: float = 0.875
+    size: int | None = None
+    mean: tuple[float, float, float] | None = None
+    std: tuple[float, float, float] | None = None
+    interpolation: Literal["bilinear", "bicubic"] | None = None
+    crop_pct: float | None = None
     auto_augment: str | None = None
     workers: int = 4
 
     def __post_init__(self):
         _check_workers(self.workers)
-        if self.size < 1:
+        if self.size is not None and self.size < 1:
             raise ValueError(f"data.size must be a positive number of pixels: got {self.size}")
-        if not 0 < self.crop_pct <= 1:
+        if self.crop_pct is not None and not 0 < self.crop_pct <= 1:
             raise ValueError(f"data.crop_pct must be in (0, 1]: got {self.crop_pct}")
-        if not len(self.mean) == len(self.std) == 3:
+        if any(channels is not None and len(channels) != 3 for channels in (self.mean, self.std)):
             raise ValueError(f"data.mean and data.std must have 3 channels: got {self.mean} and {self.std}")
-        if not all(std > 0 for std in self.std):
+        if self.std is not None and not all(std > 0 for std in self.std):
             raise ValueError(f"data.std must be positive for every channel: got {self.std}")
-        if self.interpolation not in ("bilinear", "bicubic"):
+        if self.interpolation not in ("bilinear", "bicubic", None):
             raise ValueError(f"data.interpolation must be 'bilinear' or 'bicubic': got {self.interpolation!r}")
 
 
 Data = Digits | Cifar10 | Cifar100 | Folder
 DATA_KINDS: dict[str, type[Data]] = {"digits": Digits, "cifar10": Cifar10, "cifar100": Cifar100, "folder": Folder}
+
+
+IMAGENET_MEAN, IMAGENET_STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
+_AS_USUAL = {
+    "size": 224,
+    "mean": IMAGENET_MEAN,
+    "std": IMAGENET_STD,
+    "interpolation": "bilinear",
+    "crop_pct": 0.875,
+}
+
+
+def completed(data: Data, network: Mapping[str, Any] | None = None) -> Data:
+    """The description with nothing left to the network.
+
+    Args:
+        data: Any description; of a `Folder` each field that is None is filled in.
+        network: What the network was trained with, as timm's `pretrained_cfg` and a saved ``config.json`` have it:
+            ``input_size``, ``mean``, ``std``, ``interpolation``, ``crop_pct``, each where it is known.
+
+    Returns:
+        The description.
+
+    Example:
+        >>> completed(Folder(size=64), {"mean": (0.5, 0.5, 0.5), "crop_pct": 1.0})
+        Folder(kind='folder', root='data', size=64, mean=(0.5, 0.5, 0.5), std=(0.229, 0.224, 0.225), \
+interpolation='bilinear', crop_pct=1.0, auto_augment=None, workers=4)
+    """
+    if not isinstance(data, Folder):
+        return data
+    network = network or {}
+    known: dict[str, Any] = {"crop_pct": network["crop_pct"]} if network.get("crop_pct") else {}
+    for name in ("mean", "std"):
+        if len(network.get(name) or ()) == 3:  # a network of grey images has one
+            known[name] = tuple(network[name])
+    if network.get("interpolation") in ("bilinear", "bicubic"):  # a few of timm's have others
+        known["interpolation"] = network["interpolation"]
+    if network.get("input_size"):
+        known["size"] = network["input_size"][-1]
+    return replace(
+        data, **{name: known.get(name, usual) for name, usual in _AS_USUAL.items() if getattr(data, name) is None}
+    )
 
 
 class UndecodableImageError(ValueError):
@@ -173,8 +218,12 @@ def image_facts(data: Data) -> ImageFacts:
     if isinstance(data, Digits):
         names = tuple(map(str, range(10)))
         return ImageFacts(in_chans=1, size=8, mean=(_DIGITS_MEAN,), std=(_DIGITS_STD,), class_names=names)
+    data = completed(data)
     if isinstance(data, Folder):
         names = _class_folders(data, "train")
+        assert data.size is not None
+        assert data.mean is not None
+        assert data.std is not None
         return ImageFacts(in_chans=3, size=data.size, mean=data.mean, std=data.std, class_names=names)
     names = tuple(_cifar(data, train=False).classes)
     return ImageFacts(in_chans=3, size=32, mean=(0.5,) * 3, std=(0.5,) * 3, class_names=names)
@@ -203,6 +252,7 @@ def open_split(data: Data, split: Split, *, seed: int = 0, augment: bool | None 
     if split not in ("train", "val", "test"):
         raise ValueError(f"split must be 'train', 'val' or 'test': got {split!r}")
     augment = split == "train" if augment is None else augment
+    data = completed(data)
     if isinstance(data, Digits):
         return _open_digits(split)
     if isinstance(data, Folder):
@@ -322,6 +372,7 @@ def _open_folder(data: Folder, split: Split, seed: int, augment: bool) -> Sample
         options |= {"is_training": True, "color_jitter": 0.0, "auto_augment": data.auto_augment}
     else:
         options |= {"crop_pct": data.crop_pct}
+    assert data.size is not None
     try:
         transform: Any = create_transform(data.size, **options)
     except (AssertionError, ValueError) as error:

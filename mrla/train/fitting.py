@@ -18,9 +18,10 @@ from mrla.models.atomic_write import write_json
 from mrla.models.checkpoints import describe
 from mrla.models.modes import in_eval_mode
 
-from .arms import build_arm
+from .arms import added_by, build_arm, settled
 from .data import image_facts
 from .engine import WholeFiles, keep_checkpoint, quiet_lightning, thread_limit, trainer_arguments
+from .freezing import FrozenAtFirst
 from .history import History
 from .loaders import Batches, OwnLoaders, RecipeImages, first_batch
 from .recipes import Machine, Optim, Recipe, as_dict, check_numbers
@@ -60,7 +61,8 @@ def fit(
         val_loader: Likewise, for validation.
         epochs: Passes over `train_loader`.
         out: Folder of the run.
-        optim: Optimizer and learning rate, `mrla.train.Optim`.
+        optim: Optimizer and learning rate, `mrla.train.Optim`; its `frozen_epochs` and `old_lr_scale` are for a network
+            that is trained already.
         label_smoothing: Smoothing of the labels in training.
         smooth_validation: Whether the validation loss is smoothed likewise.
         ema_decay: Decay of the moving average of the weights that is validated and saved.
@@ -146,6 +148,7 @@ def train(recipe: Recipe, out: str | Path, *, progress: bool = True) -> Run:
         ValueError: If the data, the network or the folder do not fit the recipe.
         DivergedError: If the loss becomes NaN or infinite; the last checkpoint is kept.
     """
+    recipe = settled(recipe)
     facts = image_facts(recipe.data)
     task = Classification(
         build_arm(recipe, facts),
@@ -155,6 +158,7 @@ def train(recipe: Recipe, out: str | Path, *, progress: bool = True) -> Run:
         label_smoothing=recipe.label_smoothing,
         smooth_validation=recipe.smooth_validation,
         seed=recipe.seed,
+        new=added_by(recipe.arm),
     )
     return _run(
         task,
@@ -237,6 +241,8 @@ def _run(
         keep_checkpoint(checkpoints, "best", monitor="val_accuracy"),
         keep_checkpoint(checkpoints, "last", monitor=None),
     ]
+    if task.optim.frozen_epochs:
+        callbacks.append(FrozenAtFirst(task.model, epochs=task.optim.frozen_epochs, new=task.new))
     if ema_decay is not None:
         callbacks.append(EMAWeightAveraging(decay=ema_decay, use_buffers=True))
     if progress:

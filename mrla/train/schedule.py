@@ -1,13 +1,14 @@
 """Learning rate and parameter groups, from a recipe's `Optim`."""
 
 import math
-from collections.abc import Iterable
+from collections.abc import Sequence
 from functools import partial
-from typing import Any
 
 from torch import nn
 from torch.optim import SGD, AdamW, Optimizer
 from torch.optim.lr_scheduler import LambdaLR
+
+from mrla.models import param_groups
 
 from .recipes import Optim
 
@@ -47,17 +48,28 @@ def lr_factor(step: int, *, optim: Optim, epochs: int, steps_per_epoch: int) -> 
     return lowest + (1 - lowest) * (1 + math.cos(math.pi * part)) / 2
 
 
-def make_optimizer(model: nn.Module, optim: Optim) -> Optimizer:
-    """SGD or AdamW over the parameters that are to be trained, vectors in a group of their own if not decayed."""
-    parameters: Iterable[Any] = [parameter for parameter in model.parameters() if parameter.requires_grad]
-    if not optim.decay_vectors:
-        parameters = [
-            {"params": [p for p in parameters if p.ndim > 1]},
-            {"params": [p for p in parameters if p.ndim <= 1], "weight_decay": 0.0},
-        ]
+def make_optimizer(model: nn.Module, optim: Optim, *, new: Sequence[str] = ()) -> Optimizer:
+    """SGD or AdamW over `mrla.param_groups`: the parameters that are to be trained.
+
+    Args:
+        model: The network.
+        optim: The optimizer's numbers.
+        new: Patterns of names that count as new beside mixers and classifier.
+
+    Returns:
+        The optimizer.
+    """
+    groups = param_groups(
+        model,
+        lr=optim.lr,
+        weight_decay=optim.weight_decay,
+        old_lr_scale=optim.old_lr_scale,
+        decay_vectors=optim.decay_vectors,
+        new=new,
+    )
     if optim.name == "sgd":
-        return SGD(parameters, lr=optim.lr, momentum=optim.momentum, weight_decay=optim.weight_decay)
-    return AdamW(parameters, lr=optim.lr, betas=optim.betas, weight_decay=optim.weight_decay)
+        return SGD(groups, lr=optim.lr, momentum=optim.momentum)
+    return AdamW(groups, lr=optim.lr, betas=optim.betas)
 
 
 def make_schedule(optimizer: Optimizer, optim: Optim, *, epochs: int, steps_per_epoch: int) -> LambdaLR:

@@ -1,5 +1,6 @@
 """Image classification as Lightning sees it: one step of training, one of validation, and what is counted."""
 
+from collections.abc import Sequence
 from typing import Any
 
 import lightning as L
@@ -69,6 +70,7 @@ class Classification(L.LightningModule):
         label_smoothing: Smoothing of the labels in training.
         smooth_validation: Whether the validation loss is smoothed too.
         seed: Decides what is drawn in each step (dropout, stochastic depth).
+        new: Patterns of parameters that count as new to a trained network, beside mixers and classifier.
     """
 
     def __init__(
@@ -81,10 +83,11 @@ class Classification(L.LightningModule):
         label_smoothing: float = 0.0,
         smooth_validation: bool = False,
         seed: int = 0,
+        new: Sequence[str] = (),
     ):
         super().__init__()
         self.model = model
-        self.optim, self.epochs, self.seed = optim or Optim(), epochs, seed
+        self.optim, self.epochs, self.seed, self.new = optim or Optim(), epochs, seed, tuple(new)
         self.label_smoothing = label_smoothing
         self.val_smoothing = label_smoothing if smooth_validation else 0.0
         self.train_scores, self.val_scores = Scores(classes), Scores(classes)
@@ -137,7 +140,7 @@ class Classification(L.LightningModule):
 
     def configure_optimizers(self) -> Any:
         """Optimizer and per-step schedule."""
-        optimizer = make_optimizer(self.model, self.optim)
+        optimizer = make_optimizer(self.model, self.optim, new=self.new)
         steps = int(self.trainer.estimated_stepping_batches)
         schedule = make_schedule(optimizer, self.optim, epochs=self.epochs, steps_per_epoch=steps // self.epochs)
         return {"optimizer": optimizer, "lr_scheduler": {"scheduler": schedule, "interval": "step"}}

@@ -15,7 +15,7 @@ from typing import Any
 
 import pytest
 
-from mrla.analysis import comparison
+from mrla.analysis import comparison_runs
 from mrla.analysis.comparison import Comparison, compare
 from mrla.analysis.statistics import compare_arms, summary
 from mrla.train import MixerOptions, Optim, Recipe, get_recipe
@@ -241,7 +241,7 @@ def test_killed_and_started_again(whole, tmp_path):
 
 
 def test_finished_is_not_repeated(whole, monkeypatch):
-    monkeypatch.setattr(comparison, "_start", lambda *_: pytest.fail("a finished run was started again"))
+    monkeypatch.setattr(comparison_runs, "_start", lambda *_: pytest.fail("a finished run was started again"))
     before = {path: path.stat().st_mtime_ns for path in whole.folder.glob("runs/**/*")}
     # The recipe's own arm decides nothing.
     again = compare(tiny(arm="dw"), seeds=2, out=whole.folder, jobs=2)
@@ -321,7 +321,7 @@ def test_a_run_that_fails(tmp_path):
     ],
 )
 def test_refused_before_anything_is_written(options, message, tmp_path, monkeypatch):
-    monkeypatch.setattr(comparison, "_start", lambda *_: pytest.fail("a run was started"))
+    monkeypatch.setattr(comparison_runs, "_start", lambda *_: pytest.fail("a run was started"))
     with pytest.raises(ValueError, match=message) as error:
         compare(**{"recipe": tiny(), "seeds": 2, "out": tmp_path / "out", **options})
     assert "\n" not in str(error.value)
@@ -332,10 +332,10 @@ def test_all_arms_are_built_before_the_first_run(tmp_path, monkeypatch):
     class Reached(Exception):
         pass
 
-    def stop(runs: Mapping[Path, Recipe], jobs: int, on_progress: Any) -> None:
-        raise Reached([(folder.name, recipe.arm, recipe.seed) for folder, recipe in runs.items()], jobs)
+    def stop(self: comparison_runs.RecipeRuns, folders: Mapping[tuple[str, int], Path], on_progress: Any) -> None:
+        raise Reached([(folder.name, arm, seed) for (arm, seed), folder in folders.items()], self._jobs)
 
-    monkeypatch.setattr(comparison, "_run_all", stop)
+    monkeypatch.setattr(comparison_runs.RecipeRuns, "make", stop)
     arms = ("plain", "light", "dw", "eca", "se")
     with pytest.raises(Reached) as reached:
         compare(tiny(seed=7), arms=arms, seeds=2, out=tmp_path / "out", jobs=3)
@@ -347,7 +347,7 @@ def test_jobs_by_default(monkeypatch):
     monkeypatch.setattr(os, "cpu_count", lambda: 8)
     machine = tiny().machine
     jobs = [
-        comparison._default_jobs(tiny(machine=replace(machine, **changes)))
+        comparison_runs._default_jobs(tiny(machine=replace(machine, **changes)))
         for changes in ({}, {"threads": 3}, {"threads": 16}, {"threads": None}, {"accelerator": "auto"})
     ]
     assert jobs == [8, 2, 1, 1, 1]

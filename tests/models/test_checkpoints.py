@@ -5,9 +5,12 @@ import timm
 import torch
 import torchvision
 from conftest import randomise_norms
+from safetensors.torch import load_file, save_file
 
 import mrla
 from mrla.models import attach_recipe, build, read_config
+from mrla.models.checkpoints import describe
+from mrla.models.dry_run import dry_run
 
 MAKERS = {
     "plain": lambda: timm.create_model("resnet18", num_classes=3, in_chans=1, channels=(8, 8, 8, 8)),
@@ -15,7 +18,19 @@ MAKERS = {
     "named": lambda: timm.create_model("test_resnet_basic_cifar_mrla_light", mixer={"heads": 2}),
     "detached name": lambda: mrla.detach(timm.create_model("test_resnet_basic_cifar_mrla_light")),
     "eca": lambda: timm.create_model("resnet18", channels=(8, 8, 8, 8), block_args={"attn_layer": "eca"}),
+    "pattern": lambda: small(blocks="layer[23]"),
+    "list": lambda: small(blocks=["layer2", "layer*4"]),
+    "function": lambda: small(blocks=lambda name, module: name == "layer3"),
+    "light options": lambda: small(carry="output", norm="layer", value_act="gelu", chain_length=1, drop_path=0.1),
+    "base options": lambda: small("base", last=2, weighting="sigmoid", heads=2, out_act=None, example=(2, 3, 96, 96)),
+    "exact": lambda: small("exact", last=1),
+    "depthwise": lambda: small("dw"),
 }
+
+
+def small(method="light", **options):
+    model = timm.create_model("resnet18", channels=(8, 8, 8, 8))
+    return mrla.attach(model, method, **{"init": "released", **options})
 
 
 @pytest.mark.parametrize("kind", MAKERS)
@@ -123,3 +138,194 @@ def test_arguments_that_are_not_json_are_refused(tmp_path):
 def test_unknown_arguments_are_refused():
     with pytest.raises(ValueError, match="resnet18 cannot be built with"):
         build("resnet18", {"no_such_argument": 1}, None)
+
+
+@pytest.mark.parametrize("options", [{}, {"out_indices": (1, 3)}], ids=["every map", "two maps"])
+@pytest.mark.parametrize("name", ["resnet18", "test_vit", "test_resnet_basic_cifar_mrla_light"])
+def test_a_network_of_features_is_rebuilt_bit_for_bit(name, options, tmp_path):
+    if name == "test_vit":
+        options = {"out_indices": (1, 2)} if options else options
+    model = timm.create_model(name, features_only=True, **options)
+    if attach_recipe(model) is None and "mrla" not in name:
+        mrla.attach(model, init="released")
+    model = randomise_norms(model).eval()
+    again = mrla.load(mrla.save(model, tmp_path))
+    assert sum(isinstance(module, mrla.ops.LayerMixer) for module in again.modules()) > 0
+    x = torch.randn(1, 3, 160, 160)
+    assert all(torch.equal(one, other) for one, other in zip(again(x), model(x), strict=True))
+
+
+@pytest.mark.parametrize("blocks", ["layer[12]", ["layer2"], lambda name, module: name in ("layer3", "layer4")])
+def test_chosen_containers_of_a_torchvision_network_are_remembered(blocks, tmp_path):
+    model = mrla.attach(torchvision.models.resnet18(num_classes=5), init="released", blocks=blocks)
+    randomise_norms(model).eval()
+    mrla.save(model, tmp_path, architecture="torchvision/resnet18", model_args={"num_classes": 5})
+    again = mrla.load(tmp_path)
+    assert list(again.state_dict()) == list(model.state_dict())
+    x = torch.randn(1, 3, 64, 64)
+    assert torch.equal(again(x), model(x))
+
+
+@pytest.mark.parametrize("kind", ["attached", "named", "torchvision"])
+def test_a_loaded_network_is_saved_without_being_told_anything(kind, tmp_path):
+    given = {"architecture": "torchvision/resnet18"} if kind == "torchvision" else {}
+    model = mrla.attach(torchvision.models.resnet18()) if given else MAKERS[kind]()
+    first = mrla.save(model, tmp_path / "first", class_names=["a", "b"], std=(0.2,), **given)
+    second = mrla.save(mrla.load(first), tmp_path / "second")
+    assert read_config(second) == read_config(first)
+    assert (second / "model.safetensors").read_bytes() == (first / "model.safetensors").read_bytes()
+
+
+@pytest.mark.parametrize("kind", ["plain", "named", "reset", "pooling"])
+def test_timm_reads_a_folder_as_load_does(kind, tmp_path):
+    model = MAKERS["plain" if kind == "plain" else "named"]()
+    if kind in ("reset", "pooling"):
+        model.reset_classifier(7, "max" if kind == "pooling" else None)
+    model = randomise_norms(model).eval()
+    mrla.save(model, tmp_path)
+    again = timm.create_model(f"local-dir:{tmp_path}", pretrained=True).eval()
+    x = torch.randn(1, model.conv1.in_channels, 64, 64)
+    assert torch.equal(again(x), model(x))
+    assert torch.equal(mrla.load(tmp_path)(x), model(x))
+
+
+def test_timm_does_not_fill_up_a_saved_network_that_lacks_a_mixer(tmp_path):
+    mrla.save(MAKERS["named"](), tmp_path)
+    weights = load_file(tmp_path / "model.safetensors")
+    del weights[next(name for name in weights if name.endswith(".mrla.query_weight"))]
+    save_file(weights, tmp_path / "model.safetensors")
+    with pytest.raises(RuntimeError, match=r"Missing key.*mrla"):
+        timm.create_model(f"local-dir:{tmp_path}", pretrained=True)
+
+
+def test_a_pooling_that_was_changed_before_attach_is_remembered(tmp_path):
+    model = timm.create_model("test_vit")
+    model.reset_classifier(4, "avg")
+    randomise_norms(mrla.attach(model, init="released")).eval()
+    x = torch.randn(1, 3, 160, 160)
+    assert torch.equal(mrla.load(mrla.save(model, tmp_path))(x), model(x))
+
+
+def test_a_pooling_that_was_changed_after_attach_gets_the_remedy(tmp_path):
+    model = mrla.attach(timm.create_model("test_vit"))  # the last block has none, for only its class token is read
+    model.reset_classifier(4, "avg")
+    with pytest.raises(ValueError, match=r"blocks.5.mrla.query_weight is missing.*; detach it, change what"):
+        mrla.save(model, tmp_path)
+    mrla.detach(model)
+    mrla.save(mrla.attach(model), tmp_path)
+
+
+@pytest.fixture
+def dry_runs(monkeypatch):
+    runs = []
+    monkeypatch.setattr(
+        "mrla.models.chain_search.dry_run", lambda model, shape=None: runs.append(model) or dry_run(model, shape)
+    )
+    return runs
+
+
+def test_a_network_is_rebuilt_once_for_every_way_it_is_described(dry_runs, tmp_path):
+    model = small()
+    dry_runs.clear()
+    mrla.save(model, tmp_path)
+    mrla.save(model, tmp_path, state_dict={name: tensor + 1 for name, tensor in model.state_dict().items()})
+    assert len(dry_runs) == 1
+    model.reset_classifier(3, "max")  # described anew, and with another pooling still in one dry run
+    mrla.save(model, tmp_path)
+    assert len(dry_runs) == 2
+    mrla.save(small(), tmp_path)  # its own attach, then its own description
+    assert len(dry_runs) == 4
+    mrla.detach(model)
+    assert read_config(mrla.save(model, tmp_path))["mrla"]["attach"] is None
+    assert len(dry_runs) == 4
+
+
+def test_what_is_remembered_of_a_network_does_not_let_other_weights_pass(tmp_path):
+    model = small()
+    config = describe(model, model.state_dict())
+    config["model_args"]["num_classes"] = 99
+    assert describe(model, model.state_dict())["model_args"] == {"channels": [8, 8, 8, 8]}
+    weights = model.state_dict()
+    del weights["fc.bias"]
+    with pytest.raises(ValueError, match=r"1 differences: fc\.bias is missing"):
+        mrla.save(model, tmp_path, state_dict=weights)
+    model.fc = torch.nn.Linear(8, 2)  # behind timm's back
+    with pytest.raises(ValueError, match=r"fc\.weight is \(2, 8\), the network's is \(1000, 8\)"):
+        mrla.save(model, tmp_path)
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
+def test_lower_precision_keeps_its_values(dtype, tmp_path):
+    model = randomise_norms(small()).eval().to(dtype)
+    again = mrla.load(mrla.save(model, tmp_path))
+    assert {tensor.dtype for tensor in again.state_dict().values()} == {torch.float32, torch.int64}
+    x = torch.randn(1, 3, 64, 64, dtype=dtype)
+    assert torch.equal(again.to(dtype)(x), model(x))
+    stored = load_file(tmp_path / "model.safetensors")
+    assert all(torch.equal(tensor, stored[name]) for name, tensor in model.state_dict().items())
+
+
+def test_weights_in_any_layout_are_saved(tmp_path):
+    model = randomise_norms(small()).to(memory_format=torch.channels_last)
+    model.fc.weight.data = model.fc.weight.data.T.contiguous().T
+    assert not model.fc.weight.is_contiguous()
+    again = mrla.load(mrla.save(model, tmp_path)).state_dict()
+    assert all(torch.equal(tensor, again[name]) for name, tensor in model.state_dict().items())
+
+
+def test_tied_weights_are_saved_under_each_of_their_names(tmp_path):
+    model = small()
+    model.layer2[1].conv2.weight = model.layer2[1].conv1.weight
+    again = mrla.load(mrla.save(randomise_norms(model).eval(), tmp_path))
+    x = torch.randn(1, 3, 64, 64)
+    assert torch.equal(again(x), model(x))
+    # Views of one tensor too, as flattened parameters are.
+    flat = torch.randn(1000 * 8 + 4)
+    views = {**model.state_dict(), "fc.weight": flat[4:].view(1000, 8), "fc.bias": flat[:1000]}
+    mrla.save(model, tmp_path, state_dict=views)
+    stored = load_file(tmp_path / "model.safetensors")
+    assert torch.equal(stored["fc.weight"].flatten(), flat[4:])
+    assert torch.equal(stored["fc.bias"], flat[:1000])
+
+
+def test_weights_without_values_are_refused(tmp_path):
+    with pytest.raises(ValueError, match=r"weights must have values to be saved: conv1\.weight is on the meta device"):
+        mrla.save(small().to("meta"), tmp_path / "net")
+    assert not (tmp_path / "net").exists()
+
+
+@pytest.mark.unchecked
+def test_facts_that_are_not_json_are_refused(tmp_path):
+    with pytest.raises(ValueError, match="class_names, input_size, mean and std must be writable as JSON"):
+        mrla.save(small(), tmp_path / "net", mean=torch.zeros(3))
+    assert not (tmp_path / "net").exists()
+
+
+@pytest.mark.parametrize("at", ["model.safetensors", "config.json"])
+@pytest.mark.parametrize("error", [KeyboardInterrupt, OSError(28, "No space left on device")])
+def test_an_interrupted_save_leaves_the_old_folder(at, error, tmp_path, monkeypatch):
+    old = MAKERS["plain"]().eval()
+    mrla.save(old, tmp_path)
+
+    def interrupted(*_):
+        raise error
+
+    if at == "config.json":
+        monkeypatch.setattr("pathlib.Path.write_text", interrupted)
+    else:
+        monkeypatch.setattr("mrla.models.checkpoints.save_file", interrupted)
+    with pytest.raises(error if isinstance(error, type) else type(error)):
+        mrla.save(MAKERS["attached"](), tmp_path)
+    monkeypatch.undo()
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["config.json", "model.safetensors"]
+    x = torch.randn(1, 1, 64, 64)
+    assert torch.equal(mrla.load(tmp_path)(x), old(x))
+
+
+def test_loading_draws_no_random_numbers(tmp_path):
+    mrla.save(MAKERS["named"](), tmp_path)
+    torch.manual_seed(3)
+    expected = torch.rand(1)
+    torch.manual_seed(3)
+    mrla.load(tmp_path)
+    assert torch.equal(torch.rand(1), expected)

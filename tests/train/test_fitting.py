@@ -31,6 +31,7 @@ RECIPES = {
     "as it is": tiny(),
     "drop path, moving average": tiny(mixer=MixerOptions(drop_path=0.2), ema_decay=0.9),
     "adamw, clipping": tiny(optim=ADAMW, arm="se", seed=3),
+    "two stages": tiny(optim=replace(ADAMW, frozen_epochs=2, old_lr_scale=0.1), init="identity", ema_decay=0.9),
 }
 CPU = Machine(accelerator="cpu", threads=1)
 

@@ -20,7 +20,9 @@ from mrla.train.recipes import as_dict
 RECIPE = tiny(
     model_args={"channels": [8, 8, 8, 8], "norm_layer": "groupnorm1"},
     mixer=MixerOptions(norm="layer"),
-    optim=Optim(lr=0.01),  # with larger ones this narrow network blows up the rounding of a sum over two halves
+    # With larger rates this narrow network blows up the rounding of a sum over two halves. The first of two epochs
+    # trains what is new alone: one process does not compute the other gradients, two drop them.
+    optim=Optim(lr=0.01, frozen_epochs=1, old_lr_scale=0.5),
     label_smoothing=0.1,
     ema_decay=0.9,
     epochs=2,
