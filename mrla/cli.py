@@ -100,7 +100,7 @@ def eval_command(words: Sequence[str]) -> int:
     """Accuracy, loss and cost of a trained network, on the data it was trained with or on others."""
     kind = _word_after(words, "--data.kind")
     parser = _parser("eval", eval_command)
-    parser.add_argument("checkpoint", type=str, help="A run's folder, a folder of mrla.save, or a .ckpt")
+    parser.add_argument("checkpoint", type=str, help="A folder of a run or of mrla.save, hf-hub:owner/name, or a .ckpt")
     parser.add_argument("--split", type=str, default="val", help="val, test or train")
     parser.add_argument("--batch_size", type=int, default=64, help="Images in one batch")
     if kind is not None:
@@ -192,7 +192,9 @@ def models_command(words: Sequence[str]) -> int:
 def chains_command(words: Sequence[str]) -> int:
     """Show the chains of blocks that mrla.attach finds in a network, and which blocks would get a mixer."""
     parser = _parser("chains", chains_command)
-    parser.add_argument("model", type=str, help="A name of timm, torchvision/NAME, or a folder of mrla.save")
+    parser.add_argument(
+        "model", type=str, help="A name of timm, torchvision/NAME, a folder of mrla.save or hf-hub:owner/name"
+    )
     parser.add_argument("--blocks", type=str, default=None, help="Containers to look at, such as 'stages.*.blocks'")
     options = _parse(parser, words)
     from mrla.analysis.catalogue import describe_chains

@@ -1,4 +1,5 @@
 import json
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -36,3 +37,17 @@ def test_training_loop_refuses_no_rounds(tmp_path):
     done = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True)
     assert done.returncode == 2
     assert "rounds and epochs must be positive: got 0 and 8" in done.stderr
+
+
+def test_finetuning_digits(tmp_path):
+    command = [sys.executable, str(BENCHMARKS / "finetuning_digits.py"), "--out", str(tmp_path / "out")]
+    done = subprocess.run([*command, "--seeds", "1", "--epochs", "1"], cwd=tmp_path, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    assert re.search(r"trained on the digits 0 to 4: \d+\.\d\d %", done.stdout)
+    content = json.loads((tmp_path / "out" / "compared" / "compare.json").read_text())
+    assert content["arms"] == ["plain", "light", "base"]
+    assert content["recipe"]["model"] == str(tmp_path / "out" / "trained")
+    trained = json.loads((tmp_path / "out" / "trained" / "config.json").read_text())
+    assert trained["pretrained_cfg"]["label_names"] == list("01234")
+    tuned = json.loads((tmp_path / "out" / "compared" / "runs" / "light-seed0" / "config.json").read_text())
+    assert tuned["pretrained_cfg"]["label_names"] == list("56789")

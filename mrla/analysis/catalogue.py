@@ -1,12 +1,11 @@
 """The named networks and what they cost."""
 
-from pathlib import Path
 from typing import Any
 
 import timm
 import torch
 
-from mrla.models import NAMED, Chain, build, find_chains, read_config
+from mrla.models import NAMED, Chain, build, find_chains, is_saved, read_config
 from mrla.train.arms import count_parameters
 
 from .measure import count_macs
@@ -53,7 +52,8 @@ def describe_chains(network: str, blocks: str | None = None) -> list[Chain]:
     """The chains that `mrla.attach` finds in a network.
 
     Args:
-        network: A name of timm's registry, torchvision's after ``torchvision/``, or a folder that `mrla.save` wrote.
+        network: A name of timm's registry, torchvision's after ``torchvision/``, a folder that `mrla.save` wrote, or
+            ``hf-hub:owner/name``.
         blocks: Pattern of the containers to look at; None for the rule's own choice.
 
     Returns:
@@ -66,8 +66,7 @@ def describe_chains(network: str, blocks: str | None = None) -> list[Chain]:
         >>> [(chain.name, chain.blocks) for chain in describe_chains("convnext_atto")][0]
         ('stages.0.blocks', ('0', '1'))
     """
-    folder = Path(network)
-    config: dict[str, Any] = read_config(folder) if folder.is_dir() else {"architecture": network}
+    config: dict[str, Any] = read_config(network) if is_saved(network) else {"architecture": network}
     with torch.device("meta"):  # shapes are all that is needed
         model = build(config["architecture"], config.get("model_args") or {}, None)
     return find_chains(model, blocks)

@@ -114,9 +114,7 @@ class OwnRuns:
     ):
         given = {"model": model, "train_loader": train_loader, "val_loader": val_loader}
         if missing := [name for name, value in given.items() if value is None]:
-            raise ValueError(
-                f"model, train_loader and val_loader go together: give {' and '.join(missing)} too"
-            )
+            raise ValueError(f"model, train_loader and val_loader go together: give {' and '.join(missing)} too")
         assert model is not None
         assert train_loader is not None
         assert val_loader is not None

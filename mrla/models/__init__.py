@@ -7,6 +7,7 @@ from .attachment import is_attached as is_attached
 from .chain_search import Chain as Chain
 from .chain_search import find_chains as find_chains
 from .checkpoints import build as build
+from .checkpoints import is_saved as is_saved
 from .checkpoints import load as load
 from .checkpoints import network_arguments as network_arguments
 from .checkpoints import read_config as read_config

@@ -134,11 +134,16 @@ def load(folder: str | Path) -> nn.Module:
     return model.eval()
 
 
+def is_saved(place: str | Path) -> bool:
+    """Whether a place is a folder, or one on the hub, so that `load` and `read_config` can be asked of it."""
+    return hub_name(place) is not None or Path(place).is_dir()
+
+
 def read_config(folder: str | Path) -> dict[str, Any]:
     """The config.json of a saved network.
 
     Args:
-        folder: A folder that `save` has written.
+        folder: A folder that `save` has written, or a repository on the hub as for `load`.
 
     Returns:
         Its content; ``architecture`` is there.
@@ -146,6 +151,8 @@ def read_config(folder: str | Path) -> dict[str, Any]:
     Raises:
         ValueError: If the folder or the file is missing or cannot be read.
     """
+    if (on_hub := hub_name(folder)) is not None:
+        folder = download(*on_hub, (CONFIG,))
     path = Path(folder) / CONFIG
     if not path.is_file():
         raise ValueError(

@@ -109,7 +109,7 @@ def new_modules(model: nn.Module) -> Iterator[nn.Module]:
 
 
 def classifiers(model: nn.Module) -> list[nn.Module]:
-    """The layers of a network that make logits: timm's `get_classifier()`, or torchvision's by their name.
+    """The layers of a network that make logits: timm's `get_classifier()`, or the last one of torchvision's head.
 
     Args:
         model: Any network.
@@ -125,7 +125,9 @@ def classifiers(model: nn.Module) -> list[nn.Module]:
     if callable(get := getattr(model, "get_classifier", None)):
         found: Any = get()
         return _with_parameters(found if isinstance(found, (tuple, list)) else (found,))
-    return _with_parameters(getattr(model, name, None) for name in ("fc", "classifier", "heads", "head"))[:1]
+    # What torchvision calls so may be several layers, of which all but the last were trained for any classes.
+    heads = _with_parameters(getattr(model, name, None) for name in ("fc", "classifier", "heads", "head"))[:1]
+    return [layer for head in heads for layer in _with_parameters(head.modules())][-1:]
 
 
 def _with_parameters(parts: Iterable[Any]) -> list[nn.Module]:

@@ -3,14 +3,13 @@
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import replace
-from pathlib import Path
 from typing import Any
 
 import timm
 from torch import nn
 from torchvision.models import list_models
 
-from mrla.models import attach, attach_recipe, build, initialise_as_notebook, is_attached, load, read_config
+from mrla.models import attach, attach_recipe, build, initialise_as_notebook, is_attached, is_saved, load, read_config
 from mrla.models.checkpoints import TORCHVISION
 from mrla.models.dry_run import input_sizes
 from mrla.models.starting_weights import start_from
@@ -33,7 +32,7 @@ def settled(recipe: Recipe) -> Recipe:
     Raises:
         ValueError: If its network is a folder that cannot be read.
     """
-    if is_folder(recipe.model):
+    if _is_saved(recipe.model):
         trained_with = read_config(recipe.model).get("pretrained_cfg")
     else:
         config = timm.models.get_pretrained_cfg(recipe.model) if timm.is_model(_base_name(recipe.model)) else None
@@ -113,14 +112,14 @@ def mixer_arguments(options: MixerOptions, arm: str) -> dict[str, Any]:
     return arguments
 
 
-def is_folder(model: str) -> bool:
-    """Whether a recipe's `model` is the folder of a saved network; a name of timm's registry is always that."""
-    return not timm.is_model(_base_name(model)) and not model.startswith(TORCHVISION) and Path(model).is_dir()
+def _is_saved(model: str) -> bool:
+    # A name stays a name where a folder happens to be called like it.
+    return not timm.is_model(_base_name(model)) and not model.startswith(TORCHVISION) and is_saved(model)
 
 
 def _plain(recipe: Recipe, facts: ImageFacts) -> nn.Module:
     """The network before what the arm adds, with its starting weights and a classifier for the images' classes."""
-    if is_folder(recipe.model):
+    if _is_saved(recipe.model):
         return _from_folder(recipe, facts)
     classes = len(facts.class_names)
     if recipe.model.startswith(TORCHVISION):
@@ -134,8 +133,8 @@ def _plain(recipe: Recipe, facts: ImageFacts) -> nn.Module:
     if not timm.is_model(_base_name(recipe.model)):
         known = [*timm.list_models(), *(f"{TORCHVISION}{name}" for name in list_models())]
         raise ValueError(
-            f"model must be a name that `mrla models` or timm lists, torchvision/NAME, or a folder of mrla.save: got "
-            f"{recipe.model!r}{nearest(recipe.model, known)}"
+            f"model must be a name that `mrla models` or timm lists, torchvision/NAME, a folder of mrla.save or "
+            f"hf-hub:owner/name: got {recipe.model!r}{nearest(recipe.model, known)}"
         )
     arguments = {**recipe.model_args, "num_classes": classes, "in_chans": facts.in_chans}
     with _fetching(recipe):

@@ -123,7 +123,7 @@ class Recipe:
     Attributes:
         recipe: Name of the recipe that it started from.
         model: Name of the plain network in timm's registry, torchvision's after ``torchvision/``, or a folder that
-            `mrla.save` or a run has written: it then starts from the weights there.
+            `mrla.save` or a run has written, or ``hf-hub:owner/name``: it then starts from the weights there.
         model_args: Further arguments of the network, such as ``{"channels": [16, 32, 64, 128]}``.
         pretrained: Whether a network given by name starts from the weights that timm or torchvision publish.
         arm: What is trained: ``plain``; ``light``, ``base``, ``exact`` or ``dw`` attached to it; or with timm's ``eca``

@@ -9,7 +9,7 @@ from zipfile import BadZipFile
 import torch
 from torch import Tensor, nn
 
-from mrla.models import build, load, read_config
+from mrla.models import build, is_saved, load
 from mrla.models.atomic_write import read_json
 
 from .arms import build_arm
@@ -22,7 +22,8 @@ def load_trained(checkpoint: str | Path) -> tuple[nn.Module, Recipe | None, tupl
     """The network of a checkpoint; no code in it is run.
 
     Args:
-        checkpoint: A folder with ``model.safetensors`` and ``config.json``, or a ``.ckpt`` in a run's ``checkpoints/``.
+        checkpoint: A folder with ``model.safetensors`` and ``config.json``, ``hf-hub:owner/name``, or a ``.ckpt`` in a
+            run's ``checkpoints/``.
 
     Returns:
         The network in eval mode; the recipe that trained it, where one did; and its classes' names, where known.
@@ -31,9 +32,10 @@ def load_trained(checkpoint: str | Path) -> tuple[nn.Module, Recipe | None, tupl
         ValueError: If it is missing, damaged, or of another network than its run.json says.
     """
     path = Path(checkpoint)
-    if path.is_dir():
-        names = read_config(path).get("pretrained_cfg", {}).get("label_names")
-        return load(path), _recipe_of(path), tuple(names) if names else None
+    if is_saved(checkpoint):
+        model = load(checkpoint)
+        names = model.pretrained_cfg.get("label_names")  # type: ignore[union-attr, operator]
+        return model, _recipe_of(path), tuple(names) if names else None
     if not path.is_file():
         raise ValueError(f"a checkpoint is a folder that mrla.save wrote, or a run's .ckpt: {path} does not exist")
     weights = network_weights(read_checkpoint(path))

@@ -1,6 +1,7 @@
 """Publishing and loading from the hub, against a stand-in with the signatures of the hub's own client."""
 
 import shutil
+from dataclasses import replace
 from importlib.metadata import version
 from pathlib import Path
 from unittest.mock import create_autospec
@@ -15,8 +16,13 @@ from conftest import randomise_norms
 from huggingface_hub import errors
 
 import mrla
+from mrla.cli import main
 from mrla.models.hub import model_card
 from mrla.models.hub_transfer import hub_name
+from mrla.train import Folder, get_recipe
+from mrla.train.arms import build_arm, settled
+from mrla.train.data import ImageFacts
+from mrla.train.trained import load_trained
 
 SMALL = {"channels": (8, 8, 8, 8), "num_classes": 3}
 
@@ -328,3 +334,18 @@ def test_no_network_is_a_value_error_of_the_real_client_too(network, monkeypatch
         mrla.load("hf-hub:me/net")
     with pytest.raises(ValueError, match=r"hf-hub:me/net could not be .*check the network"):
         mrla.push(network, "me/net")
+
+
+def test_commands_take_a_place_on_the_hub(hub, network, capsys):
+    mrla.push(mrla.detach(network), "me/resnet18", class_names=["a", "b", "c"], std=(0.5,) * 3)
+    assert main(["chains", "hf-hub:me/resnet18"]) == 0
+    assert "layer4" in capsys.readouterr().out
+    model, recipe, names = load_trained("hf-hub:me/resnet18")
+    assert (recipe, names) == (None, ("a", "b", "c"))
+    tuned = replace(get_recipe("finetune"), model="hf-hub:me/resnet18")
+    data = settled(tuned).data
+    assert isinstance(data, Folder)
+    assert data.std == (0.5,) * 3
+    facts = ImageFacts(in_chans=3, size=32, mean=(0.5,) * 3, std=(0.5,) * 3, class_names=("a", "b", "c"))
+    images = torch.randn(2, 3, 32, 32)
+    assert torch.equal(build_arm(tuned, facts).eval()(images), model(images))

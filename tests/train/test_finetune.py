@@ -6,6 +6,7 @@ from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
+from urllib.error import URLError
 
 import lightning as L
 import numpy as np
@@ -284,6 +285,26 @@ def test_weights_that_cannot_be_fetched_are_one_line():  # conftest: the hub is 
     assert "\n" not in str(error.value)
 
 
+def test_torchvisions_weights(monkeypatch):
+    """From a stand-in for the download: all of them but the classifier, or one line where they cannot be had."""
+    published = torchvision.models.mobilenet_v3_small().state_dict()
+    fetch = "torchvision.models._api.load_state_dict_from_url"
+    recipe = tuned(model="torchvision/mobilenet_v3_small", arm="light")
+    monkeypatch.setattr(fetch, lambda *_, **__: published)
+    start = build_arm(recipe, FACTS).state_dict()
+    assert all(torch.equal(start[name], published[name]) for name in published if not name.startswith("classifier.3"))
+    assert start["classifier.3.weight"].shape[0] == 4
+
+    def unreachable(*_, **__):
+        raise URLError("no route to host")
+
+    monkeypatch.setattr(fetch, unreachable)
+    with pytest.raises(
+        ValueError, match=r"mobilenet_v3_small cannot be fetched \(.*no route to host.*pretrained=false"
+    ):
+        build_arm(recipe, FACTS)
+
+
 def test_images_of_other_channels_are_refused(tmp_path):
     save_network(tmp_path)
     with pytest.raises(ValueError, match=r"must have the 3 channels that .* takes: they have 1"):
@@ -296,7 +317,7 @@ def test_images_of_other_channels_are_refused(tmp_path):
     ("model", "message"),
     [
         ("torchvision/resnet1", "torchvision/resnet1 cannot be built"),
-        ("mine", "or a folder of mrla.save: got 'mine'"),
+        ("mine", "a folder of mrla.save or hf-hub:owner/name: got 'mine'"),
         ("torchvision_resnet18", r"did you mean 'torchvision/resnet18'\?"),
     ],
 )
