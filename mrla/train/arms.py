@@ -128,7 +128,7 @@ def _plain(recipe: Recipe, facts: ImageFacts) -> nn.Module:
         if recipe.pretrained:
             with _fetching(recipe):
                 trained = build(recipe.model, {**recipe.model_args, "weights": "DEFAULT"}, None)
-            start_from(model, trained.state_dict(), keep_classifier=False)
+            start_from(model, trained.state_dict(), keep_classifier=True)  # as timm does, for as many classes
         return model
     if not timm.is_model(_base_name(recipe.model)):
         known = [*timm.list_models(), *(f"{TORCHVISION}{name}" for name in list_models())]

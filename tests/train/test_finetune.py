@@ -20,7 +20,8 @@ from torch.utils.data import DataLoader, TensorDataset
 
 import mrla
 from mrla.models import is_attached
-from mrla.train import Folder, Optim, get_recipe
+from mrla.models.parameter_groups import new_parameters
+from mrla.train import Digits, Folder, Optim, fitting, get_recipe
 from mrla.train.arms import build_arm, settled
 from mrla.train.data import ImageFacts, completed, image_facts
 from mrla.train.fitting import train
@@ -30,6 +31,7 @@ from mrla.train.task import Classification
 TINY = {"channels": (8, 8, 8, 8), "num_classes": 4}
 OPTIM = Optim(name="adamw", lr=0.01, weight_decay=0.1, frozen_epochs=2, old_lr_scale=0.1, clip_grad_norm=1.0)
 FACTS = ImageFacts(in_chans=3, size=32, mean=(0.5,) * 3, std=(0.5,) * 3, class_names=("a", "b", "c", "d"))
+DIGITS = image_facts(Digits())
 
 
 def network(method: str | None = None) -> nn.Module:
@@ -135,6 +137,27 @@ def test_patterns_count_as_new():
     start = copy.deepcopy(model.state_dict())
     watch = run_stages(model, new=("*.se.*",))
     assert changed(start, watch.states[0]) == {name for name in start if ".se." in name or name.startswith("fc.")}
+
+
+def test_a_norm_that_counts_as_new_takes_new_statistics():
+    model = network()
+    start = copy.deepcopy(model.state_dict())
+    watch = run_stages(model, new=("layer4.1.bn2.*",))
+    moved = {name for name in changed(start, watch.states[0]) if not name.startswith("fc.")}
+    assert moved == {name for name in start if name.startswith("layer4.1.bn2.")}
+
+
+@pytest.mark.parametrize("arm", ["se", "eca"])
+def test_what_an_arm_builds_in_is_new(arm, tmp_path, monkeypatch):
+    tasks: list[Classification] = []
+    monkeypatch.setattr(fitting, "_run", lambda task, *_, **__: tasks.append(task))
+    train(replace(get_recipe("digits_resnet18"), model_args={"channels": [8, 8, 8, 8]}, arm=arm), tmp_path)
+    (task,) = tasks
+    plain = build_arm(
+        replace(get_recipe("digits_resnet18"), model_args={"channels": [8, 8, 8, 8]}, arm="plain"), DIGITS
+    )
+    added = {name for name, _ in task.model.named_parameters()} - {name for name, _ in plain.named_parameters()}
+    assert set(new_parameters(task.model, task.new)) == added | {"fc.weight", "fc.bias"}
 
 
 def test_several_processes_drop_the_gradients_that_ddp_must_see():
@@ -294,6 +317,9 @@ def test_torchvisions_weights(monkeypatch):
     start = build_arm(recipe, FACTS).state_dict()
     assert all(torch.equal(start[name], published[name]) for name in published if not name.startswith("classifier.3"))
     assert start["classifier.3.weight"].shape[0] == 4
+    thousand = replace(FACTS, class_names=tuple(map(str, range(1000))))
+    start = build_arm(recipe, thousand).state_dict()
+    assert torch.equal(start["classifier.3.weight"], published["classifier.3.weight"])
 
     def unreachable(*_, **__):
         raise URLError("no route to host")

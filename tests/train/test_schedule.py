@@ -83,6 +83,19 @@ def test_the_optimizer_is_torchs_with_the_given_numbers(name):
         assert group["betas"] == (0.8, 0.95)
 
 
+def test_old_weights_learn_at_their_own_pace_through_the_whole_schedule():
+    model = timm.create_model("resnet18", num_classes=3, channels=(8, 8, 8, 8))
+    optim = Optim(lr=0.5, decay_vectors=True, old_lr_scale=0.1, schedule="multistep", milestones=(1,))
+    optimizer = make_optimizer(model, optim, new=["layer4.*"])
+    new, old = optimizer.param_groups
+    assert {id(p) for p in new["params"]} == {id(p) for p in [*model.layer4.parameters(), *model.fc.parameters()]}
+    schedule = make_schedule(optimizer, optim, epochs=2, steps_per_epoch=1)
+    assert (new["lr"], old["lr"]) == pytest.approx((0.5, 0.05))
+    optimizer.step()
+    schedule.step()
+    assert (new["lr"], old["lr"]) == pytest.approx((0.05, 0.005))
+
+
 @pytest.mark.parametrize("decay_vectors", [True, False])
 def test_decay_reaches_what_it_should_and_every_parameter_once(decay_vectors):
     model = mrla.attach(timm.create_model("resnet18", num_classes=3, channels=(8, 8, 8, 8)), init="released")
