@@ -1,10 +1,18 @@
-"""Which of timm's families, and which of torchvision's builders, `mrla.attach` works on by itself.
+"""Which of timm's families, and which of torchvision's builders, keep the promises of `mrla.attach`.
 
     python benchmarks/attach_coverage.py [--families vit* ...] [--out benchmarks/results/NAME.json]
 
-For one small network of each family: its chains, the seconds that finding them takes, and for each method whether the
-network says the same bit for bit after `attach`, in eval mode, and is the same again after `detach`. Norms have random
-weights and statistics first, for a zero would hide a mistake.
+For one small network of each family: its chains, the seconds that finding them takes, and for each method what became
+of each promise, `"kept"` or what happened instead:
+
+- `eval`, `train`: the network says the same bit for bit, and its running statistics move alike;
+- `bfloat16`: likewise, in both modes, for a network in bfloat16;
+- `gradients`: every new parameter has a gradient within two steps, but those that the mixer says are silent;
+- `checkpoint`: old keys keep names and order, a plain checkpoint loads, and only `*.mrla.*` is missing;
+- `detach`: a second `attach` is refused, and `detach` gives the original back bit for bit.
+
+Parameters that start at zero or one are random first, and so are running statistics: a zero would hide a mistake.
+`tests/models/test_promises.py` asks all of this of every network.
 """
 
 import argparse
@@ -12,7 +20,9 @@ import copy
 import json
 import time
 from collections.abc import Callable
+from dataclasses import dataclass
 from fnmatch import fnmatch
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -20,17 +30,18 @@ import timm
 import torch
 import torchvision
 from timm.models._registry import _module_to_models
-from torch import nn
+from torch import Tensor, nn
 
 import mrla
 from mrla.models import NAMED, find_chains
-from mrla.models.dry_run import input_sizes
+from mrla.ops import LayerMixer
 
 METHODS = ("light", "base", "exact")
-# The smallest of each family by parameters, but where its stages hold one block each.
+PROMISES = ("eval", "train", "bfloat16", "gradients", "checkpoint", "detach")
+# The smallest of each family by parameters, but where its stages hold one block each, or it is very slow (HaloNet).
 SMALLEST = {
     "beit": "beit_base_patch16_224",
-    "byoanet": "halonet_h1",
+    "byoanet": "botnet26t_256",
     "byobnet": "gernet_s",
     "cait": "cait_xxs24_224",
     "coat": "coat_tiny",
@@ -135,6 +146,42 @@ TORCHVISION = (
 ).split()
 
 
+# Rows and columns of the images: not square, so that a forgotten grid or a wrong axis does not fit.
+SIZE = (64, 96)
+SIZES = {
+    # Nothing that `attach` can ask tells the grid of their patches: they must form a square.
+    **dict.fromkeys(("timm/gemma4_vit", "timm/naflexvit", "timm/xcit"), (64, 64)),
+    **dict.fromkeys(("timm/coat", "timm/convit", "timm/hiera", "timm/mlp_mixer"), (64, 64)),
+    **dict.fromkeys(("timm/pit", "timm/volo", "torchvision/vit_b_16"), (64, 64)),
+    **dict.fromkeys(("timm/inception_resnet_v2", "timm/inception_v4"), (96, 128)),
+    "timm/deepseek_vit": (56, 84),
+    "timm/efficientformer": (224, 224),
+    "timm/levit": (224, 224),
+    "timm/sequencer": (56, 112),
+    "torchvision/maxvit_t": (224, 224),
+}
+# Networks that are built for one size of image.
+BUILT_FOR_A_SIZE = (
+    "beit byoanet cait coat convit deit efficientformer_v2 eva gcvit hiera maxxvit mlp_mixer pit swin_transformer "
+    "swin_transformer_v2 swin_transformer_v2_cr visformer vision_transformer vision_transformer_hybrid "
+    "vision_transformer_relpos vitamin volo"
+).split()
+# Of those, the ones that nowhere say which size it is: `attach` needs an example.
+SIZE_NOT_TOLD = [f"timm/{family}" for family in ("byoanet", "efficientformer_v2", "gcvit", "hiera", "volo")]
+NARROW = {"embed_dim": 192, "num_heads": 3}
+ARGUMENTS: dict[str, dict[str, Any]] = {
+    **{f"timm/{family}": {"img_size": SIZES.get(f"timm/{family}", SIZE)} for family in BUILT_FOR_A_SIZE},
+    "timm/beit": {**NARROW, "img_size": SIZE},
+    **{f"timm/{family}": NARROW for family in ("naflexvit", "qwen3_vit", "vision_transformer_sam")},
+    "timm/deepseek_vit": {**NARROW, "depth": 6},
+    "timm/gemma4_vit": {**NARROW, "intermediate_size": 768},
+    "timm/mobilenetv5": {"channel_multiplier": 0.25},
+    "torchvision/vit_b_16": {"image_size": 64},
+    "torchvision/googlenet": {"init_weights": False},
+    "torchvision/inception_v3": {"init_weights": False},
+}
+
+
 def networks() -> dict[str, Callable[[], nn.Module]]:
     """One small network for each family of timm and each builder of torchvision, by name."""
     missing = {family for family in _module_to_models if not set(_module_to_models[family]) & set(NAMED)} - set(
@@ -142,70 +189,214 @@ def networks() -> dict[str, Callable[[], nn.Module]]:
     )
     if missing:
         raise ValueError(f"a timm family has no network here: {', '.join(sorted(missing))}; add its smallest")
-    found: dict[str, Callable[[], nn.Module]] = {
-        f"timm/{family}": lambda name=name: timm.create_model(name) for family, name in SMALLEST.items()
-    }
-    for name in TORCHVISION:
-        arguments = {"init_weights": False} if name in ("googlenet", "inception_v3") else {}
-        found[f"torchvision/{name}"] = lambda name=name, arguments=arguments: torchvision.models.get_model(
-            name, **arguments
-        )
-    return found
+    builders = {f"timm/{family}": (timm.create_model, name) for family, name in SMALLEST.items()}
+    builders |= {f"torchvision/{name}": (torchvision.models.get_model, name) for name in TORCHVISION}
+    return {name: partial(build, model, **ARGUMENTS.get(name, {})) for name, (build, model) in builders.items()}
 
 
-def randomise_norms(model: nn.Module) -> None:
-    """Other weights and statistics for every norm."""
-    for module in model.modules():
-        weight = getattr(module, "weight", None)
-        if isinstance(weight, torch.Tensor) and weight.ndim == 1 and "Norm" in type(module).__name__:
-            nn.init.uniform_(weight, 0.5, 1.5)
-            if isinstance(getattr(module, "running_mean", None), torch.Tensor):
-                module.get_buffer("running_mean").normal_(std=0.1)
-                module.get_buffer("running_var").uniform_(0.5, 1.5)
+@torch.no_grad()
+def randomise(model: nn.Module) -> None:
+    """Other weights and statistics for every norm and layer scale, and no weight that is all zero."""
+    for name, parameter in model.named_parameters():
+        if parameter.ndim < 2 and not name.endswith("bias"):
+            # A layer scale starts near zero; many of them near one would add up to what saturates a mixer's gate.
+            parameter.uniform_(0.5, 1.5) if parameter.mean() > 0.1 else parameter.uniform_(0.05, 0.15)
+        elif parameter.ndim < 2 or not parameter.any():
+            parameter.normal_(std=0.1)
+    for name, buffer in model.named_buffers():
+        if name.endswith("running_mean"):
+            buffer.normal_(std=0.1)
+        elif name.endswith("running_var"):
+            buffer.uniform_(0.5, 1.5)
 
 
-def look_at(build: Callable[[], nn.Module], methods: tuple[str, ...] = METHODS) -> dict[str, Any]:
+@dataclass(frozen=True)
+class Plain:
+    """A network without mixers, and what it says to two images in eval and in train mode."""
+
+    network: nn.Module
+    image: Tensor
+    answers: dict[bool, Any]
+    example: tuple[int, ...] | None
+
+    def attach(self, method: str) -> nn.Module:
+        """A copy with mixers."""
+        return mrla.attach(copy.deepcopy(self.network), method, example=self.example)
+
+
+def plain_answers(network: nn.Module, image: Tensor, example: tuple[int, ...] | None) -> Plain:
+    """The network with its answers; where it does not give finite ones, the reason stands in place of the answer."""
+    answers: dict[bool, Any] = {}
+    for training in (False, True):
+        try:
+            outputs, state = answer(copy.deepcopy(network), image, training)
+            finite = all(output.isfinite().all() for output in outputs)
+            answers[training] = (outputs, state) if finite else "plain: not finite"
+        except Exception as error:  # whatever a foreign network raises
+            answers[training] = f"plain: {_said(error)}"
+    return Plain(network, image, answers, example)
+
+
+def answer(network: nn.Module, image: Tensor, training: bool) -> tuple[list[Tensor], dict[str, Tensor]]:
+    """What a network says, and its state afterwards; always with the same random numbers."""
+    torch.manual_seed(1)
+    with torch.no_grad():
+        return tensors(network.train(training)(image)), network.state_dict()
+
+
+def tensors(output: Any) -> list[Tensor]:
+    """The tensors of an output, which may be a tuple of a library's own."""
+    if isinstance(output, Tensor):
+        return [output]
+    return [tensor for part in output or () for tensor in tensors(part)]
+
+
+def look_at(name: str, build: Callable[[], nn.Module], methods: tuple[str, ...] = METHODS) -> dict[str, Any]:
     """What `attach` does with one network."""
     torch.manual_seed(0)
-    plain = build().eval()
-    randomise_norms(plain)
-    row: dict[str, Any] = {"parameters": sum(parameter.numel() for parameter in plain.parameters())}
+    network = build()
+    randomise(network)
+    row: dict[str, Any] = {"parameters": sum(parameter.numel() for parameter in network.parameters())}
+    image = torch.randn(2, 3, *SIZES.get(name, SIZE))
+    example = tuple(image.shape) if name in SIZE_NOT_TOLD else None
     begin = time.perf_counter()
     try:
-        chains = find_chains(plain)
+        chains = find_chains(network, example=example)
     except ValueError as error:
         return {**row, "chains": 0, "reason": str(error)}
     row["seconds_to_find"] = round(time.perf_counter() - begin, 3)
-    row.update(
-        chains=len(chains),
-        blocks=sum(len(chain.blocks) for chain in chains),
-        layouts=sorted({c.layout for c in chains}),
-    )
+    row["chains"] = len(chains)
+    row["blocks"] = sum(len(chain.blocks) for chain in chains)
+    row["layouts"] = sorted({chain.layout for chain in chains})
     row["without_shortcut"] = sum(len(chain.blocks) - len(chain.shortcuts) for chain in chains)
-    image = torch.randn(1, *input_sizes(plain)[0])
-    with torch.no_grad():
-        expected = plain(image)
-        for method in methods:
-            row[method] = _promise(plain, image, expected, method)
+    plain = plain_answers(network, image, example)
+    low = plain_answers(copy.deepcopy(network).bfloat16(), image.bfloat16(), example)
+    for method in methods:
+        row[method] = promises(plain, low, method)
     return row
 
 
-def _promise(plain: nn.Module, image: torch.Tensor, expected: Any, method: str) -> str:
-    attached = copy.deepcopy(plain)
+def promises(plain: Plain, low: Plain, method: str) -> dict[str, str]:
+    """What became of each promise: `"kept"`, or what happened instead. `low` is the same network in bfloat16.
+
+    All of it happens to one network, in this order: it trains, gets the plain checkpoint back, and is detached.
+    """
+    found: dict[str, str] = {}
     try:
-        mrla.attach(attached, method)
-        if not _equal(attached(image), expected):
-            return "other logits"
-        mrla.detach(attached)
-        return "equal" if _equal(attached(image), expected) else "other logits after detach"
+        attached = plain.attach(method)
+        checks: dict[str, Callable[[], str]] = {
+            "eval": lambda: says_the_same(plain, attached, (False,)),
+            "train": lambda: says_the_same(plain, attached, (True,)),
+            "bfloat16": lambda: says_the_same(low, low.attach(method), (False, True)),
+            "gradients": lambda: learns(attached, plain.image),
+            "checkpoint": lambda: loads_a_plain_checkpoint(plain, attached),
+            "detach": lambda: comes_back(plain, attached),
+        }
+        for promise in PROMISES:
+            found[promise] = checks[promise]()
     except Exception as error:  # what a row of the table is for
-        return f"{type(error).__name__}: {' '.join(str(error).split())[:160]}"
+        found[PROMISES[len(found)]] = _said(error)
+    return found
 
 
-def _equal(one: Any, other: Any) -> bool:
-    if isinstance(one, torch.Tensor):
-        return torch.equal(one, other)
-    return all(_equal(a, b) for a, b in zip(one, other, strict=True))
+def says_the_same(plain: Plain, network: nn.Module, modes: tuple[bool, ...]) -> str:
+    """Whether `network` says bit for bit what the plain one says, and its old state is the same afterwards."""
+    for training in modes:
+        expected = plain.answers[training]
+        if isinstance(expected, str):
+            return expected
+        found = answer(network, plain.image, training)
+        if not _same(found, expected):
+            if not _same(answer(copy.deepcopy(plain.network), plain.image, training), expected):
+                return "plain: not the same twice"
+            logits = all(map(torch.equal, found[0], expected[0]))
+            return f"other {'state' if logits else 'logits'} in {'train' if training else 'eval'} mode"
+    return "kept"
+
+
+def learns(network: nn.Module, image: Tensor) -> str:
+    """Whether every new parameter has a gradient within two steps from the start, but the silent ones, which have 0."""
+    new = new_parameters(network.train())
+    optimizer = torch.optim.SGD(new.values(), lr=0.1)
+    unmoved = set(new)
+    for _ in range(2):
+        torch.manual_seed(1)
+        outputs = tensors(network(image))
+        loss = torch.stack([(one * torch.randn_like(one)).sum() / one.numel() ** 0.5 for one in outputs]).sum()
+        gradients = torch.autograd.grad(loss, list(new.values()), allow_unused=True)
+        for (name, parameter), gradient in zip(new.items(), gradients, strict=True):
+            if gradient is None:
+                return f"outside the graph: {name}"
+            if not gradient.isfinite().all():
+                return f"not finite: the gradient of {name}"
+            if gradient.any():
+                unmoved.discard(name)
+            parameter.grad = gradient
+        optimizer.step()
+    silent = {
+        f"{path}.{name}"
+        for path, module in network.named_modules()
+        if isinstance(module, LayerMixer)
+        for name in module.silent_parameters()
+    }
+    if unmoved - silent:
+        return f"no gradient: {_some(sorted(unmoved - silent))}"
+    return "kept" if unmoved == silent else f"not silent: {_some(sorted(silent - unmoved))}"
+
+
+def loads_a_plain_checkpoint(plain: Plain, attached: nn.Module) -> str:
+    """Whether old keys keep their names and order, and a plain checkpoint misses the new ones and nothing else."""
+    old, new = plain.network.state_dict(), attached.state_dict()
+    if [key for key in new if ".mrla." not in key] != list(old):
+        return "other keys"
+    missing, unexpected = attached.load_state_dict(old, strict=False)
+    if unexpected or any(".mrla." not in key for key in missing) or not set(new_parameters(attached)) <= set(missing):
+        return f"missing {missing[:3]}, unexpected {unexpected[:3]}"
+    return "kept"
+
+
+def comes_back(plain: Plain, attached: nn.Module) -> str:
+    """Whether a second `attach` is refused with the remedy, and `detach` gives the original back."""
+    try:
+        mrla.attach(attached)
+        return "attached twice"
+    except ValueError as error:
+        if "call mrla.detach(model) first" not in str(error):
+            return f"a second attach gives no remedy: {error}"
+    mrla.detach(attached.train(plain.network.training))
+    if anatomy(attached) != anatomy(plain.network):
+        return "other classes, attributes or hooks"
+    old, new = plain.network.state_dict(), attached.state_dict()
+    if list(old) != list(new) or not all(map(torch.equal, old.values(), new.values())):
+        return "another state dict"
+    return says_the_same(plain, attached, (False,))
+
+
+def new_parameters(network: nn.Module) -> dict[str, nn.Parameter]:
+    """The parameters that `attach` has added, by name."""
+    return {name: parameter for name, parameter in network.named_parameters() if ".mrla." in name}
+
+
+def anatomy(network: nn.Module) -> list[tuple[Any, ...]]:
+    """Names, classes, attributes, hooks and modes of every module."""
+    return [
+        (name, type(module), vars(module).keys(), len(module._forward_hooks), module.training)
+        for name, module in network.named_modules()
+    ]
+
+
+def _same(one: tuple[list[Tensor], dict[str, Tensor]], other: tuple[list[Tensor], dict[str, Tensor]]) -> bool:
+    """Whether outputs and old state are the same bit for bit; `one` may have more state."""
+    outputs = len(one[0]) == len(other[0]) and all(map(torch.equal, one[0], other[0]))
+    return outputs and all(torch.equal(one[1][key], tensor) for key, tensor in other[1].items())
+
+
+def _said(error: Exception) -> str:
+    return f"{type(error).__name__}: {' '.join(str(error).split())[:160]}"
+
+
+def _some(names: list[str]) -> str:
+    return f"{', '.join(names[:3])}{f' and {len(names) - 3} more' if len(names) > 3 else ''}"
 
 
 def main() -> None:
@@ -217,17 +408,33 @@ def main() -> None:
     rows = {}
     for name, build in networks().items():
         if any(fnmatch(name, pattern) for pattern in options.families):
-            rows[name] = look_at(build)
-            kept = {key: value for key, value in rows[name].items() if key != "reason"}
-            print(name, kept, rows[name].get("reason", "")[:100], flush=True)
+            begin = time.perf_counter()
+            row = rows[name] = look_at(name, build)
+            row["seconds"] = round(time.perf_counter() - begin, 1)
+            print(name, _line(row), flush=True)
     for method in METHODS:
         for library in ("timm", "torchvision"):
             mine = [row for name, row in rows.items() if name.startswith(f"{library}/")]
-            print(f"{method}: {sum(row.get(method) == 'equal' for row in mine)} of {len(mine)} of {library}")
+            for promise in PROMISES:
+                kept = sum(row.get(method, {}).get(promise) == "kept" for row in mine)
+                print(f"{method}, {promise}: {kept} of {len(mine)} of {library}")
     if options.out is not None:
         versions = {"torch": torch.__version__, "torchvision": torchvision.__version__, "timm": timm.__version__}
         options.out.parent.mkdir(parents=True, exist_ok=True)
         options.out.write_text(json.dumps({"versions": versions, "rows": rows}, indent=1) + "\n")
+
+
+def _line(row: dict[str, Any]) -> str:
+    """A row's chains, seconds and whatever was not kept."""
+    if not row["chains"]:
+        return row["reason"][:100]
+    broken = {
+        f"{method}.{promise}": what
+        for method in METHODS
+        for promise, what in row.get(method, {}).items()
+        if what != "kept"
+    }
+    return f"{row['chains']} chains of {row['blocks']} blocks, {row['seconds']} s: {broken or 'all kept'}"
 
 
 if __name__ == "__main__":

@@ -1,12 +1,15 @@
 """Shared by all tests: a fixed seed, a fixed thread count, and no network."""
 
 import os
+import sys
+from pathlib import Path
 
 import pytest
 import torch
 from torch import nn
 
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
+sys.path.append(str(Path(__file__).parent.parent / "benchmarks"))  # test_promises.py asks what attach_coverage.py asks
 
 
 @pytest.fixture(autouse=True)

@@ -1,6 +1,5 @@
 """Adding mixers to a built network, and taking them off again."""
 
-import difflib
 import inspect
 from collections.abc import Sequence
 from typing import Any, TypeVar
@@ -13,6 +12,7 @@ from mrla.ops import METHODS, ChainPlace, LayerMixer
 
 from .chain_search import Chain, ContainerChoice, find_chains
 from .grids import GridFromArgument, GridFromPatches
+from .near_names import nearest
 from .stage import MIXER, Stage
 
 ModelT = TypeVar("ModelT", bound=nn.Module)
@@ -170,9 +170,9 @@ def _mixer_arguments(recipe: dict[str, Any]) -> dict[str, Any]:
     for name in ("blocks", "example", "chain_length"):  # the chains', not the mixers'
         del arguments[name]
     if method not in METHODS:
-        near = difflib.get_close_matches(str(method), METHODS, n=1)
-        hint = f"; did you mean {near[0]!r}?" if near else ""
-        raise ValueError(f"method must be one of {', '.join(map(repr, METHODS))}: got {method!r}{hint}")
+        raise ValueError(
+            f"method must be one of {', '.join(map(repr, METHODS))}: got {method!r}{nearest(method, METHODS)}"
+        )
     accepted = set(inspect.signature(METHODS[method].__init__).parameters) - _OURS
     for name in ("head_dim", "heads"):  # attach has these for every method; not every method has heads
         if name not in accepted and arguments[name] is None:

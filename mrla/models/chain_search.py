@@ -4,6 +4,7 @@ import math
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field, replace
 from fnmatch import fnmatchcase
+from itertools import pairwise
 from typing import Any, Literal
 
 from timm.layers import PatchEmbed
@@ -90,11 +91,12 @@ def find_chains(
     for call in calls:
         by_path.setdefault(call.path, []).append(call)
     containers = {name: module for name, module in model.named_modules() if _is_container(name, module, by_path)}
+    loose = _loose_blocks(model, containers, by_path)
     if blocks is not None:
         containers = _chosen(containers, blocks)
     runs = [run for name, module in containers.items() for run in _runs(name, module, by_path)]
     if blocks is None:
-        runs = _outermost(model, runs)
+        runs = _outermost(model, runs, loose)
     order = {id(call): position for position, call in enumerate(calls)}
     runs.sort(key=lambda run: order[id(run.calls[0])])
     refused: list[str] = []
@@ -106,7 +108,7 @@ def find_chains(
         else:
             refused.append(f"{run.container} ({chain})")
     if not chains:
-        raise ValueError(_nothing_found(model, containers, refused))
+        raise ValueError(_nothing_found(model, containers, loose, refused))
     return [*chains[:-1], _with_unread_patches(model, chains[-1])]
 
 
@@ -142,7 +144,8 @@ def _runs(name: str, container: nn.Module, by_path: dict[str, list[Call]]) -> li
     for key, child in container.named_children():
         calls = by_path.get(f"{name}.{key}", [])
         call = calls[0] if len(calls) == 1 and _is_block(child) else None
-        if call is None or call.given is None or call.returned is None:
+        # A first output that is the input itself: the block works on others, and maybe nobody reads this one.
+        if call is None or call.given is None or call.returned is None or call.returned is call.given:
             before = None
             continue
         keeps_shape = call.given.shape == call.returned.shape
@@ -154,10 +157,37 @@ def _runs(name: str, container: nn.Module, by_path: dict[str, list[Call]]) -> li
     return [_Run(name, tuple(key for key, _ in run), tuple(call for _, call in run)) for run in runs]
 
 
-def _outermost(model: nn.Module, runs: list[_Run]) -> list[_Run]:
-    """Runs of several blocks that are in no block of another such run, and single blocks of the same kinds."""
+def _loose_blocks(
+    model: nn.Module, containers: dict[str, nn.Module], by_path: dict[str, list[Call]]
+) -> dict[str, nn.Module]:
+    """Blocks by path that are attributes of a module where some follow one another, as NASNet's cells do."""
+    loose: dict[str, nn.Module] = {}
+    for name, parent in model.named_modules():
+        if name in containers:
+            continue
+        blocks = {f"{name}.{key}" if name else key: child for key, child in parent.named_children() if _is_block(child)}
+        for (path_before, before), (path, block) in pairwise(blocks.items()):
+            if type(before) is type(block) and _follows(by_path.get(path_before, []), by_path.get(path, [])):
+                loose |= blocks
+    return loose
+
+
+def _follows(before: list[Call], calls: list[Call]) -> bool:
+    if len(before) != 1 or len(calls) != 1 or before[0].returned is None or calls[0].returned is None:
+        return False
+    given = before[0].returned
+    return any(argument is given for argument in calls[0].args) and calls[0].returned.shape == given.shape
+
+
+def _outermost(model: nn.Module, runs: list[_Run], loose: dict[str, nn.Module]) -> list[_Run]:
+    """Runs of several blocks that are in no block of another such run, and single blocks of the same kinds.
+
+    Where there are no such runs single blocks count, but not what is part of a loose block: that is a layer.
+    """
     several = _not_within([run for run in runs if len(run.calls) > 1])
     singles = [run for run in runs if len(run.calls) == 1]
+    if not several:
+        singles = [run for run in singles if not any(run.container.startswith(f"{path}.") for path in loose)]
     models = several or [run for run in singles if run.calls[0].given.shape == run.calls[0].returned.shape]  # type: ignore[union-attr]
     models = models or [run for run in singles if not any(_inside(other, [run]) for other in singles)]
     kinds = {type(model.get_submodule(call.path)) for run in models for call in run.calls}
@@ -198,6 +228,9 @@ def _describe(model: nn.Module, run: _Run, calls: list[Call], by_path: dict[str,
     if axis is None or (len(shape) == 3 and axis == 1):
         return f"outputs of shape {shape} whose channels are not found"
     layout: Layout = "NLC" if len(shape) == 3 else "NCHW" if axis == 1 else "NHWC"
+    image = calls[0].given
+    if layout == "NHWC" and image is not None and image.ndim == 4 and not _in_proportion(shape[1:3], image.shape[2:]):
+        return f"outputs of shape {shape} that are no map of an image of shape {tuple(image.shape)}"
     tokens: dict[str, Any] = {}
     if layout == "NLC":
         found = _tokens(model, run, shape[1])
@@ -221,6 +254,11 @@ def _describe(model: nn.Module, run: _Run, calls: list[Call], by_path: dict[str,
         shortcuts=known,
         **tokens,
     )
+
+
+def _in_proportion(sides: Sequence[int], image: Sequence[int]) -> bool:
+    """Whether a map's sides are the image's divided by one number and rounded; those of tokens in groups are not."""
+    return abs(sides[0] * image[1] - sides[1] * image[0]) <= image[0] + image[1]
 
 
 def _shortcut_source(block: nn.Module, call: Call, by_path: dict[str, list[Call]]) -> ShortcutSource | None:
@@ -331,8 +369,12 @@ def _chosen(containers: dict[str, nn.Module], blocks: ContainerNames) -> dict[st
     return chosen
 
 
-def _nothing_found(model: nn.Module, containers: dict[str, nn.Module], refused: list[str]) -> str:
+def _nothing_found(
+    model: nn.Module, containers: dict[str, nn.Module], loose: dict[str, nn.Module], refused: list[str]
+) -> str:
     seen = f"; looked at {'; '.join(refused[:5])}" if refused else ""
+    if loose:
+        seen += f"; {', '.join(list(loose)[:3])} and so on follow one another, but in no container"
     names = ", ".join(list(containers)[:8]) or "none"
     return (
         f"no chain of blocks was found in this {type(model).__name__}: consecutive blocks of one container, each fed "

@@ -2,6 +2,7 @@
 
 import copy
 import logging
+from collections import OrderedDict
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
@@ -57,8 +58,9 @@ def dry_run(model: nn.Module, shape: Sequence[int] | None = None) -> list[Call]:
     failures: list[Exception] = []
     with _quiet():
         for candidate in shapes:
+            twin = _twin(model)
             try:
-                return _traced(model, candidate)
+                return _traced(twin, candidate)
             except Exception as error:  # whatever a foreign network raises at a size that is not its own
                 failures.append(error)
     reason = " ".join(str(failures[0]).split())[:200]
@@ -75,14 +77,39 @@ def first_tensor(value: Any) -> Tensor | None:
     return value if isinstance(value, Tensor) else None
 
 
-def _traced(model: nn.Module, shape: tuple[int, ...]) -> list[Call]:
-    tensors = [*model.parameters(), *model.buffers()]
-    twin = copy.deepcopy(model, {id(tensor): tensor for tensor in tensors})
+def _twin(model: nn.Module) -> nn.Module:
+    """A copy without hooks that shares the weights, and whatever else cannot be copied: a lock, a tensor of a graph."""
+    shared: dict[int, Any] = {id(tensor): tensor for tensor in (*model.parameters(), *model.buffers())}
+    for module in model.modules():
+        shared |= {id(hooks): OrderedDict() for hooks in (module._forward_pre_hooks, module._forward_hooks)}
+    try:
+        return copy.deepcopy(model, dict(shared))
+    except Exception:  # whatever a foreign attribute raises
+        for module in model.modules():
+            for value in [value for name, value in vars(module).items() if name != "_modules"]:
+                if not _can_be_copied(value, shared):
+                    shared[id(value)] = value
+    try:
+        return copy.deepcopy(model, shared)
+    except Exception as error:
+        raise ValueError(
+            f"{type(model).__name__} cannot be copied ({type(error).__name__}: {str(error)[:200]}), and its chains are "
+            f"found on a copy; make copy.deepcopy(model) work"
+        ) from error
+
+
+def _can_be_copied(value: Any, shared: dict[int, Any]) -> bool:
+    try:
+        copy.deepcopy(value, dict(shared))
+    except Exception:
+        return False
+    return True
+
+
+def _traced(twin: nn.Module, shape: tuple[int, ...]) -> list[Call]:
     calls: list[Call] = []
     open_calls: list[Call] = []
     for path, module in twin.named_modules():
-        module._forward_pre_hooks.clear()
-        module._forward_hooks.clear()
 
         def begins(_: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], path: str = path) -> None:
             calls.append(Call(path, args, kwargs))
@@ -93,6 +120,7 @@ def _traced(model: nn.Module, shape: tuple[int, ...]) -> list[Call]:
 
         module.register_forward_pre_hook(begins, with_kwargs=True)
         module.register_forward_hook(ends, with_kwargs=True)
+    tensors = (*twin.parameters(), *twin.buffers())
     reference = next((tensor for tensor in tensors if tensor.is_floating_point()), torch.empty(0))
     with FakeTensorMode(allow_non_fake_inputs=True), torch.no_grad():
         twin.eval()(torch.empty(shape, dtype=reference.dtype, device=reference.device))
@@ -114,7 +142,8 @@ def input_sizes(model: nn.Module) -> list[tuple[int, ...]]:
     """Input shapes (c, h, w) worth trying on a network, the likeliest first."""
     first = next((module for module in model.modules() if isinstance(module, nn.Conv2d)), None)
     in_chans = getattr(model, "in_chans", None) or (first.in_channels if first is not None else 3)
-    fixed = getattr(getattr(model, "patch_embed", None), "img_size", None)
+    told = (getattr(module, name, None) for module in model.modules() for name in ("img_size", "image_size"))
+    fixed = next((size for size in told if size), None)
     config = (getattr(model, "pretrained_cfg", None) or {}).get("input_size")
     sides = [fixed, config and tuple(config[1:]), 224, 256, 384, 32]
     pairs = [(side, side) if isinstance(side, int) else tuple(side) for side in sides if side]

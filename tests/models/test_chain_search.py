@@ -2,6 +2,7 @@
 
 import copy
 import json
+import threading
 
 import pytest
 import timm
@@ -12,7 +13,7 @@ from torch import Tensor, nn
 
 import mrla
 from mrla.models import Stage, attach_recipe, find_chains
-from mrla.models.dry_run import dry_run
+from mrla.models.dry_run import dry_run, input_sizes
 from mrla.ops import LayerMixer
 
 # Network, chains, blocks with a mixer, layouts.
@@ -183,3 +184,125 @@ def test_what_cannot_be_read_says_what_was_seen(make, arguments, message):
     with pytest.raises(ValueError, match=message):
         mrla.attach(model, **arguments)
     assert list(model.state_dict()) == keys
+
+
+class Recorder:
+    """A hook that cannot be copied."""
+
+    def __init__(self):
+        self.lock = threading.Lock()
+        self.calls = 0
+
+    def __call__(self, *_) -> None:
+        self.calls += 1
+
+
+def test_what_cannot_be_copied_is_shared_and_hooks_stay_where_they_are():
+    model = timm.create_model("resnet18")
+    expected, recorder = find_chains(model), Recorder()
+    model.lock = threading.Lock()
+    model.layer1[0].seen = [2 * model.conv1.weight]  # not a leaf of its graph
+    model.layer2.register_forward_hook(recorder)
+    assert find_chains(model) == expected
+    assert recorder.calls == 0
+    model(torch.randn(1, 3, 64, 64))
+    assert recorder.calls == 1
+
+
+def test_a_network_that_refuses_to_be_copied_says_so():
+    class Refusing(nn.Sequential):
+        def __deepcopy__(self, memo):
+            raise TypeError("no copies of me")
+
+    with pytest.raises(ValueError, match=r"Refusing cannot be copied \(TypeError: no copies of me\)"):
+        mrla.attach(Refusing(nn.Conv2d(3, 8, 1)))
+
+
+@pytest.mark.parametrize(
+    "make",
+    [
+        lambda: torchvision.models.vit_b_16(image_size=64),
+        lambda: timm.create_model("gmlp_ti16_224", img_size=64),
+        lambda: timm.create_model("coat_tiny", img_size=64),
+    ],
+    ids=["image_size", "stem", "patch_embed1"],
+)
+def test_the_size_that_a_network_was_built_for_is_tried_first(make):
+    with torch.device("meta"):
+        model = make()
+        assert input_sizes(model)[0] == (3, 64, 64)
+        assert find_chains(model)
+
+
+class PassesBy(nn.Module):
+    """Works on its second input and hands the first on."""
+
+    def __init__(self):
+        super().__init__()
+        self.block = Residual(8)
+
+    def forward(self, x: Tensor, y: Tensor) -> tuple[Tensor, Tensor]:
+        return x, self.block(y)
+
+
+class TwoStages(nn.Module):
+    """A stage like any other, and a list of blocks that is gone through in some way of its own."""
+
+    def __init__(self, *blocks: nn.Module):
+        super().__init__()
+        self.first = nn.Sequential(Residual(8), Residual(8))
+        self.second = nn.ModuleList(blocks)
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = y = self.first(x)
+        if isinstance(self.second[0], PassesBy):
+            for block in self.second:
+                x, y = block(x, y)
+            return y
+        return torch.stack([block(x) for block in self.second]).sum(0)
+
+
+def test_a_block_whose_first_output_is_its_input_gets_no_mixer():
+    assert [chain.name for chain in find_chains(TwoStages(PassesBy(), PassesBy()), example=(2, 8, 8, 8))] == ["first"]
+
+
+def test_blocks_side_by_side_are_chains_of_one():
+    chains = find_chains(TwoStages(Residual(8), Residual(8)), example=(2, 8, 8, 8))
+    assert [(chain.name, chain.blocks) for chain in chains] == [
+        ("first", ("0", "1")),
+        ("second", ("0",)),
+        ("second", ("1",)),
+    ]
+
+
+class Attributes(nn.Module):
+    """Blocks that are attributes, each with a container of layers in it."""
+
+    def __init__(self):
+        super().__init__()
+        for name in ("one", "two", "three"):
+            setattr(self, name, Branch())
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.three(self.two(self.one(x)))
+
+
+class Branch(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.layers = nn.Sequential(nn.ReLU(), Residual(8), nn.ReLU(), Residual(8))
+
+    def forward(self, x: Tensor) -> Tensor:
+        return x + self.layers(x)
+
+
+def test_layers_of_blocks_that_no_container_holds_are_no_chains():
+    with pytest.raises(ValueError, match="one, two, three and so on follow one another, but in no container"):
+        mrla.attach(Attributes(), example=(2, 8, 8, 8))
+
+
+def test_patches_in_groups_are_no_map():
+    with torch.device("meta"):
+        model = timm.create_model("nest_tiny")
+    with pytest.raises(ValueError, match=r"outputs of shape \(2, 16, 196, 96\) that are no map of an image"):
+        find_chains(model)

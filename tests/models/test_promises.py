@@ -1,0 +1,50 @@
+"""The promises of attach and detach, over a small network of each of timm's families and torchvision's builders.
+
+What is asked, and of which networks, is in benchmarks/attach_coverage.py.
+"""
+
+import attach_coverage as coverage
+import pytest
+import torch
+
+import mrla
+
+# No residual blocks of one shape in a row, or a tree of them; blocks that are attributes of the network (NASNet,
+# PNASNet, Xception, GoogLeNet); blocks that work on pixels inside patches (TNT) or on patches in groups (NesT).
+WITHOUT_CHAINS = {
+    *(f"timm/{family}" for family in ("densenet", "dla", "inception_v3", "nasnet", "nest", "pnasnet", "selecsls")),
+    *(f"timm/{family}" for family in ("tnt", "vgg", "xception")),
+    *(f"torchvision/{name}" for name in ("alexnet", "densenet121", "googlenet", "inception_v3", "vgg11")),
+    "torchvision/shufflenet_v2_x0_5",
+}
+# A promise that a network cannot keep, and why.
+NOT_KEPT: dict[tuple[str, str, str], str] = {}
+KEPT = dict.fromkeys(coverage.PROMISES, "kept")
+NETWORKS = coverage.networks()
+
+
+@pytest.mark.parametrize("name", [name for name in NETWORKS if name not in WITHOUT_CHAINS])
+def test_promises_are_kept(name):
+    row = coverage.look_at(name, NETWORKS[name])
+    assert row["chains"] > 0, row["reason"]
+    for method in coverage.METHODS:
+        known = {p: what for (network, m, p), what in NOT_KEPT.items() if (network, m) == (name, method)}
+        assert row[method] == {**KEPT, **known}, method
+
+
+@pytest.mark.parametrize("name", sorted(WITHOUT_CHAINS))
+def test_a_network_without_chains_is_refused_and_stays_as_it_was(name):
+    with torch.device("meta"):
+        network = NETWORKS[name]()
+    anatomy = coverage.anatomy(network)
+    with pytest.raises(ValueError, match=r"no chain of blocks was found in this .*name those that hold blocks"):
+        mrla.attach(network)
+    assert coverage.anatomy(network) == anatomy
+
+
+@pytest.mark.parametrize("name", ["timm/gemma4_vit", "timm/naflexvit", "timm/xcit"])
+def test_patches_of_no_known_grid_must_form_a_square(name):
+    """To be mended: then this fails, and the network's size in the table need not be a square any more."""
+    network = mrla.attach(NETWORKS[name]())
+    with pytest.raises(ValueError, match="without a grid the patch tokens must form a square"):
+        network(torch.randn(2, 3, *coverage.SIZE))
