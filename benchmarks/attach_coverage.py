@@ -149,9 +149,8 @@ TORCHVISION = (
 # Rows and columns of the images: not square, so that a forgotten grid or a wrong axis does not fit.
 SIZE = (64, 96)
 SIZES = {
-    # Nothing that `attach` can ask tells the grid of their patches: they must form a square.
-    **dict.fromkeys(("timm/gemma4_vit", "timm/naflexvit", "timm/xcit"), (64, 64)),
-    **dict.fromkeys(("timm/coat", "timm/convit", "timm/hiera", "timm/mlp_mixer"), (64, 64)),
+    "timm/gemma4_vit": (64, 64),  # nothing that `attach` can ask tells the grid of its patches: they must form a square
+    **dict.fromkeys(("timm/coat", "timm/convit"), (64, 64)),
     **dict.fromkeys(("timm/pit", "timm/volo", "torchvision/vit_b_16"), (64, 64)),
     **dict.fromkeys(("timm/inception_resnet_v2", "timm/inception_v4"), (96, 128)),
     "timm/deepseek_vit": (56, 84),
@@ -162,12 +161,12 @@ SIZES = {
 }
 # Networks that are built for one size of image.
 BUILT_FOR_A_SIZE = (
-    "beit byoanet cait coat convit deit efficientformer_v2 eva gcvit hiera maxxvit mlp_mixer pit swin_transformer "
+    "beit byoanet cait coat convit deit efficientformer_v2 eva gcvit maxxvit mlp_mixer pit swin_transformer "
     "swin_transformer_v2 swin_transformer_v2_cr visformer vision_transformer vision_transformer_hybrid "
     "vision_transformer_relpos vitamin volo"
 ).split()
 # Of those, the ones that nowhere say which size it is: `attach` needs an example.
-SIZE_NOT_TOLD = [f"timm/{family}" for family in ("byoanet", "efficientformer_v2", "gcvit", "hiera", "volo")]
+SIZE_NOT_TOLD = [f"timm/{family}" for family in ("byoanet", "efficientformer_v2", "gcvit", "volo")]
 NARROW = {"embed_dim": 192, "num_heads": 3}
 ARGUMENTS: dict[str, dict[str, Any]] = {
     **{f"timm/{family}": {"img_size": SIZES.get(f"timm/{family}", SIZE)} for family in BUILT_FOR_A_SIZE},

@@ -5,7 +5,6 @@ from collections.abc import Sequence
 from typing import Any, TypeVar
 
 import torch
-from timm.layers import PatchEmbed
 from torch import nn
 
 from mrla.ops import METHODS, ChainPlace, LayerMixer
@@ -225,5 +224,4 @@ def _grid_source(model: nn.Module, chain: Chain) -> GridFromArgument | GridFromP
         return GridFromArgument()
     if chain.patch_embed is None:
         return None
-    patch_embed = model.get_submodule(chain.patch_embed)
-    return GridFromPatches(patch_embed, dynamic=isinstance(patch_embed, PatchEmbed) and not patch_embed.flatten)
+    return GridFromPatches(model.get_submodule(chain.patch_embed))

@@ -13,6 +13,7 @@ from torch import Tensor, nn
 from mrla.ops import Layout, resolve_grid
 
 from .dry_run import Call, dry_run
+from .grids import GridFromArgument, is_grid
 
 ShortcutSource = Literal["input", "downsample"]
 ContainerNames = str | Sequence[str]
@@ -233,7 +234,7 @@ def _describe(model: nn.Module, run: _Run, calls: list[Call], by_path: dict[str,
         return f"outputs of shape {shape} that are no map of an image of shape {tuple(image.shape)}"
     tokens: dict[str, Any] = {}
     if layout == "NLC":
-        found = _tokens(model, run, shape[1])
+        found = _tokens(model, run, shape[1], calls)
         if found is None:
             return f"{shape[1]} tokens that form no grid that is known"
         tokens = found
@@ -318,23 +319,23 @@ def _works_on_maps(layer: nn.Module) -> bool:
     )
 
 
-def _tokens(model: nn.Module, run: _Run, tokens: int) -> dict[str, Any] | None:
-    """Prefix and grid of a run's tokens: from what its blocks are called with, its network's patches, or a square."""
+def _tokens(model: nn.Module, run: _Run, tokens: int, calls: list[Call]) -> dict[str, Any] | None:
+    """Prefix and grid of a run's tokens: from what its blocks are called with, what made the patches, or a square."""
     owner, network = _nearest_with("patch_embed", model, run.container)
+    if hasattr(network, "unroll"):  # Hiera's tokens lie in the order of its mask units: in no grid of rows
+        return None
     declared = getattr(network, "num_prefix_tokens", None)
     prefixes: list[int] = list(dict.fromkeys([*([declared] if isinstance(declared, int) else []), 0, 1, 2]))
-    extra = run.calls[-1].args[1:2]
-    if extra and isinstance(extra[0], (tuple, list)) and all(isinstance(side, int) for side in extra[0]):
-        for prefix in prefixes:
-            if len(extra[0]) == 2 and math.prod(extra[0]) + prefix == tokens:
-                return {"num_prefix_tokens": prefix, "takes_grid": True}
-    patch_embed = getattr(network, "patch_embed", None)
-    grid = getattr(patch_embed, "grid_size", None)
-    dynamic = isinstance(patch_embed, PatchEmbed) and not patch_embed.flatten
+    last = run.calls[-1]
+    said = GridFromArgument().grid(last.args[1:], last.kwargs)
+    makers = _patch_makers(model, f"{owner}.patch_embed" if owner else "patch_embed", calls)
     for prefix in prefixes:
-        fits = isinstance(grid, (tuple, list)) and len(grid) == 2 and math.prod(grid) + prefix == tokens
-        if fits or (dynamic and prefix == declared):
-            return {"num_prefix_tokens": prefix, "patch_embed": f"{owner}.patch_embed" if owner else "patch_embed"}
+        if said is not None and math.prod(said) + prefix == tokens:
+            return {"num_prefix_tokens": prefix, "takes_grid": True}
+    for prefix in prefixes:
+        for path, grid in makers.items():
+            if math.prod(grid) + prefix == tokens:
+                return {"num_prefix_tokens": prefix, "patch_embed": path}
     for prefix in prefixes:
         try:
             resolve_grid(tokens, prefix)
@@ -342,6 +343,25 @@ def _tokens(model: nn.Module, run: _Run, tokens: int) -> dict[str, Any] | None:
             continue
         return {"num_prefix_tokens": prefix}
     return None
+
+
+def _patch_makers(model: nn.Module, likely: str, calls: list[Call]) -> dict[str, tuple[int, ...]]:
+    """Modules that make tokens of maps and know the grid, with the grid that they had in the dry run, `likely` first.
+
+    They have it as their `grid_size`, or give it beside the tokens; one of timm's for any image gives a map.
+    """
+    makers: dict[str, tuple[int, ...]] = {}
+    for call in calls:
+        module, output = model.get_submodule(call.path), call.returned
+        if isinstance(module, PatchEmbed) and not module.flatten:
+            if output is not None:
+                makers[call.path] = tuple(output.shape[1:3])
+        elif is_grid(grid := getattr(module, "grid_size", None)):
+            makers[call.path] = tuple(grid)  # type: ignore[arg-type]
+        elif isinstance(call.output, (tuple, list)) and len(call.output) == 2 and is_grid(call.output[1]):
+            if call.given is not None and call.given.ndim == 4:
+                makers[call.path] = tuple(call.output[1])
+    return {path: makers[path] for path in sorted(makers, key=lambda path: path != likely)}
 
 
 def _with_unread_patches(model: nn.Module, chain: Chain) -> Chain:

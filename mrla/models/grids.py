@@ -1,38 +1,53 @@
 """Where a stage of tokens learns the rows and columns of its patches, at call time."""
 
 import threading
+from collections.abc import Mapping
 from typing import Any
 
-from torch import Tensor, nn
+from timm.layers import PatchEmbed
+from torch import SymInt, nn
+from torch.fx import Proxy
 
 from mrla.ops import Grid
 
 
-class GridFromArgument:
-    """The first argument of a block after its input, as PVT's blocks take it."""
+def is_grid(value: Any) -> bool:
+    """Whether a value can be the rows and columns of a map: two whole numbers, or what stands for them in a trace."""
+    number = (int, SymInt, Proxy)
+    return isinstance(value, (tuple, list)) and len(value) == 2 and all(isinstance(side, number) for side in value)
 
-    def grid(self, arguments: tuple[Any, ...]) -> Grid | None:
+
+class GridFromArgument:
+    """What blocks are called with beside their input: a pair (PVT, CoaT's `size`) or two numbers (XCiT)."""
+
+    def grid(self, arguments: tuple[Any, ...], keywords: Mapping[str, Any]) -> Grid | None:
         """(rows, columns) as the network passes them."""
-        return tuple(arguments[0]) if arguments else None  # type: ignore[return-value]
+        for said in (arguments[:1], arguments[:2], (keywords.get("size"),)):
+            said = said[0] if len(said) == 1 else said
+            if is_grid(said):
+                return tuple(said)  # type: ignore[arg-type, return-value]
+        return None
 
     def detach(self) -> None:
         """Nothing to undo."""
 
 
 class GridFromPatches:
-    """The grid of timm's patch embedding: its own where the image size is fixed, else that of the patches it last made.
+    """The grid of a patch embedding: its own where the image size is fixed, else that of the patches it last made.
 
     The latter is kept per thread, so that threads with images of different sizes cannot meet in it. It is that of the
     last image: a stage that is called without its network, on tokens of another grid, needs a fixed size.
     """
 
-    def __init__(self, patch_embed: nn.Module, *, dynamic: bool):
+    def __init__(self, patch_embed: nn.Module):
         self.patch_embed = patch_embed
         self._last = threading.local()
-        self._dynamic = dynamic
-        self._hook = patch_embed.register_forward_hook(self._record) if dynamic else None
+        # One of timm's for images of any size gives (b, rows, columns, c), and the network flattens it.
+        maps = isinstance(patch_embed, PatchEmbed) and not patch_embed.flatten
+        self._dynamic = maps or not is_grid(getattr(patch_embed, "grid_size", None))
+        self._hook = patch_embed.register_forward_hook(self._record) if self._dynamic else None
 
-    def grid(self, arguments: tuple[Any, ...]) -> Grid | None:
+    def grid(self, arguments: tuple[Any, ...], keywords: Mapping[str, Any]) -> Grid | None:
         """The grid of the patch embedding."""
         if not self._dynamic:
             return self.patch_embed.grid_size  # type: ignore[return-value]
@@ -43,9 +58,9 @@ class GridFromPatches:
         if self._hook is not None:
             self._hook.remove()
 
-    def _record(self, module: nn.Module, inputs: Any, output: Tensor) -> None:
-        # A patch embedding for images of any size gives (b, rows, columns, c), and the network flattens it.
-        self._last.grid = (output.shape[1], output.shape[2])
+    def _record(self, module: nn.Module, inputs: Any, output: Any) -> None:
+        # One that says the grid of its tokens, as NaFlexViT's does, gives it beside them.
+        self._last.grid = output[1] if isinstance(output, (tuple, list)) else (output.shape[1], output.shape[2])
 
     def __getstate__(self) -> dict[str, Any]:
         return {**self.__dict__, "_last": None}  # of this process and thread alone

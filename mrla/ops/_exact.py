@@ -78,10 +78,9 @@ def exact_update(
     now = OutputMemory(outputs=(*before.outputs, x), pooled=(*before.pooled, pooled))
     (query,) = slide(now.pooled[-1], query_weight)
     (keys,) = slide(cat(now.pooled), key_weight)
+    of_outputs = keys.unflatten(0, (len(now.pooled), -1))  # not chunk: torch.export would then fix the batch
     weights = layer_weights(
-        query.unflatten(1, (heads, -1)),
-        [key.unflatten(1, (heads, -1)) for key in keys.chunk(len(now.pooled))],
-        weighting,
+        query.unflatten(1, (heads, -1)), [key.unflatten(1, (heads, -1)) for key in of_outputs], weighting
     )
     if value_act is not None:
         update = weighted_sum(weights, [depthwise_value(one, value_weight, value_act) for one in now.outputs])
