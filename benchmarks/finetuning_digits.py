@@ -44,6 +44,7 @@ def main() -> None:
     parser.add_argument("--seeds", type=int, default=8)
     parser.add_argument("--arms", default="plain,light,base")
     parser.add_argument("--epochs", type=int, default=30, help="of the training that the network starts from")
+    parser.add_argument("--tuning_epochs", type=int, default=12, help="of the fine-tuning, as in the recipe")
     options = parser.parse_args()
     digits = get_recipe("digits_resnet18")
     first = write_images(options.out / "digits-0-4", range(5))
@@ -54,6 +55,7 @@ def main() -> None:
     second = write_images(options.out / "digits-5-9", range(5, 10))
     # 597 images to train on: with batches of 64 there would be 9 steps an epoch.
     recipe = replace(get_recipe("finetune"), model=str(run.folder), data=second, batch_size=16, machine=ONE_THREAD)
+    recipe = replace(recipe, epochs=options.tuning_epochs)
     result = compare(recipe, arms=options.arms.split(","), seeds=options.seeds, out=options.out / "compared")
     print_comparison(result.content, result.folder)
 

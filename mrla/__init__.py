@@ -5,6 +5,7 @@ from typing import TYPE_CHECKING, Any
 from . import ops as ops
 from .models import attach as attach
 from .models import detach as detach
+from .models import find_chains as chains  # noqa: F401
 from .models import load as load
 from .models import load_reference as load_reference
 from .models import param_groups as param_groups

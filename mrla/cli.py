@@ -203,10 +203,10 @@ def chains_command(words: Sequence[str]) -> int:
     for heading in ("container", "blocks with a mixer", "output", "layout", "prefix", "shortcut"):
         table.add_column(heading)
     for chain in describe_chains(options["model"], options["blocks"]):
-        known = {chain.shortcuts.get(name, "not known") for name in chain.blocks}
+        known = {chain.shortcuts.get(name, "not known") for name in chain.served}
         shape = "x".join(map(str, chain.shape))
         prefix = str(chain.num_prefix_tokens) if chain.layout == "NLC" else ""
-        table.add_row(chain.name, ", ".join(chain.blocks), shape, chain.layout, prefix, ", ".join(sorted(known)))
+        table.add_row(chain.name, ", ".join(chain.served), shape, chain.layout, prefix, ", ".join(sorted(known)))
     _console().print(table)
     return 0
 

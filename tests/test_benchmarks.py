@@ -41,13 +41,28 @@ def test_training_loop_refuses_no_rounds(tmp_path):
 
 def test_finetuning_digits(tmp_path):
     command = [sys.executable, str(BENCHMARKS / "finetuning_digits.py"), "--out", str(tmp_path / "out")]
-    done = subprocess.run([*command, "--seeds", "1", "--epochs", "1"], cwd=tmp_path, capture_output=True, text=True)
+    short = ["--seeds", "1", "--epochs", "1", "--tuning_epochs", "3", "--arms", "plain,light"]
+    done = subprocess.run([*command, *short], cwd=tmp_path, capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
     assert re.search(r"trained on the digits 0 to 4: \d+\.\d\d %", done.stdout)
     content = json.loads((tmp_path / "out" / "compared" / "compare.json").read_text())
-    assert content["arms"] == ["plain", "light", "base"]
+    assert content["arms"] == ["plain", "light"]
     assert content["recipe"]["model"] == str(tmp_path / "out" / "trained")
     trained = json.loads((tmp_path / "out" / "trained" / "config.json").read_text())
     assert trained["pretrained_cfg"]["label_names"] == list("01234")
     tuned = json.loads((tmp_path / "out" / "compared" / "runs" / "light-seed0" / "config.json").read_text())
     assert tuned["pretrained_cfg"]["label_names"] == list("56789")
+
+
+def test_attach_coverage_on_a_sample(tmp_path):
+    out = tmp_path / "coverage.json"
+    command = [sys.executable, str(BENCHMARKS / "attach_coverage.py"), "--families", "timm/levit", "*/vgg*"]
+    done = subprocess.run([*command, "--out", str(out)], cwd=tmp_path, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    rows = json.loads(out.read_text())["rows"]
+    assert set(rows) == {"timm/levit", "timm/vgg", "torchvision/vgg11"}
+    promises = {"eval", "train", "bfloat16", "gradients", "checkpoint", "detach"}
+    assert rows["timm/levit"]["chains"] == 3
+    assert all(rows["timm/levit"][method] == dict.fromkeys(promises, "kept") for method in ("light", "base", "exact"))
+    assert rows["timm/vgg"]["chains"] == 0
+    assert "no chain of blocks was found" in rows["timm/vgg"]["reason"]

@@ -64,7 +64,7 @@ def test_eval_takes_folders_and_checkpoints_and_finds_the_recorded_scores(traine
 
 def test_test_part_is_there_only_when_asked_for(trained, capsys):
     assert main(["eval", str(trained), "--split", "test"]) == 0
-    assert "test part, 450 images" in capsys.readouterr().out
+    assert "test part, 450 images" in " ".join(capsys.readouterr().out.split())
 
 
 def test_finetuning_a_saved_network_on_your_own_images(tmp_path, capsys):
@@ -195,6 +195,12 @@ def test_chains_are_shown(model, trained, capsys):
     printed = capsys.readouterr().out
     assert ("stages.2.blocks" if model == "convnext_atto" else "layer3") in printed
     assert "NCHW" in printed
+
+
+def test_only_blocks_that_get_a_mixer_are_shown(capsys):
+    assert main(["chains", "vit_tiny_patch16_224"]) == 0  # only its class token is read
+    printed = capsys.readouterr().out
+    assert re.search(r"0, 1, 2, 3, 4, 5, 6, 7, 8, 9, 10 +│ 2x197x192 +│ NLC +│ 1 +│ input", printed), printed
 
 
 def test_version(capsys):

@@ -91,7 +91,14 @@ def attach(
     # Everything that can fail comes before the first change to the model.
     chains = find_chains(model, blocks, example)
     mixers = [_make_mixers(model, chain, METHODS[method], chain_length, arguments) for chain in chains]
+    if not any(mixers):
+        raise ValueError(
+            f"a mixer must have somebody who reads it: of this {type(model).__name__}'s only block, in "
+            f"{chains[-1].name}, only the class token is read; build it with another pooling, or with more blocks"
+        )
     for chain, chain_mixers in zip(chains, mixers, strict=True):
+        if not chain_mixers:
+            continue
         container = model.get_submodule(chain.name)
         for name, mixer in chain_mixers.items():
             block = container.get_submodule(name)
@@ -191,9 +198,8 @@ def _make_mixers(
     """A mixer for each block of a chain that gets one, by the block's name."""
     mixers: dict[str, LayerMixer] = {}
     container = model.get_submodule(chain.name)
-    # Where only the class token is read, nothing reads what the last block's mixer would do to the patches; the
-    # released form works on the class token too.
-    served = chain.blocks[:-1] if chain.patches_unread and arguments.get("norm") != "pre_layer" else chain.blocks
+    # The released form works on the class token too, which is read.
+    served = chain.blocks if arguments.get("norm") == "pre_layer" else chain.served
     length = chain_length or len(served)
     # Made outside inference mode (such parameters could never train), without touching the global random state.
     with torch.inference_mode(False), torch.random.fork_rng(devices=[]):

@@ -49,6 +49,11 @@ class Chain:
     takes_grid: bool = False
     patches_unread: bool = False
 
+    @property
+    def served(self) -> tuple[str, ...]:
+        """The blocks that get a mixer: all, but for the last where nobody reads the patches after it."""
+        return self.blocks[:-1] if self.patches_unread else self.blocks
+
 
 @dataclass(frozen=True)
 class _Run:

@@ -164,6 +164,23 @@ def test_a_step_is_its_block_and_by_index_a_chain_of_one():
     assert not torch.equal(stage[1](stage[0](x)), expected)
 
 
+def test_a_network_without_a_reader_of_its_only_mixer_is_refused():
+    model = timm.create_model("vit_tiny_patch16_224", depth=1)
+    names = [(name, type(module)) for name, module in model.named_modules()]
+    with pytest.raises(ValueError, match="only the class token is read; build it with another pooling"):
+        mrla.attach(model)
+    assert [(name, type(module)) for name, module in model.named_modules()] == names
+    assert mrla.models.is_attached(mrla.attach(timm.create_model("vit_tiny_patch16_224", depth=1, global_pool="avg")))
+
+
+def test_chains_are_what_attach_serves():
+    for name in ("vit_tiny_patch16_224", "resnet18"):
+        model = timm.create_model(name)
+        served = [f"{chain.name}.{block}" for chain in mrla.chains(model) for block in chain.served]
+        mrla.attach(model)
+        assert [path.removesuffix(".mrla") for path, _ in model.named_modules() if path.endswith(".mrla")] == served
+
+
 def test_memory_ends_with_its_chain():
     model = mrla.attach(timm.create_model("resnet18", **SMALL), "base", chain_length=1, init="released").eval()
     given = []

@@ -23,6 +23,7 @@ KEPT = dict.fromkeys(coverage.PROMISES, "kept")
 NETWORKS = coverage.networks()
 
 
+@pytest.mark.unchecked  # a hundred networks, twice as slow with every annotation checked
 @pytest.mark.parametrize("name", [name for name in NETWORKS if name not in WITHOUT_CHAINS])
 def test_promises_are_kept(name):
     row = coverage.look_at(name, NETWORKS[name])
