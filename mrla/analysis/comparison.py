@@ -114,12 +114,12 @@ def compare(
     else:
         source = OwnRuns(recipe, model, train_loader, val_loader, architecture, model_args)
     plan = [(arm, recipe.seed + index) for index in range(seeds) for arm in arms]
-    starts = [source.network(arm, recipe.seed) for arm in arms]
+    starts = {arm: _fingerprint(source.network(arm, recipe.seed)) for arm in arms}
     settings = {
         "recipe": source.settings,
         "arms": list(arms),
         "seeds": [seed for _, seed in plan[:: len(arms)]],
-        "start": _fingerprint(starts[0]),
+        "start": starts,
     }
     start = time.monotonic()
     open_run(folder, {"compare": settings})

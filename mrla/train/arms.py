@@ -9,7 +9,7 @@ import timm
 from torch import nn
 from torchvision.models import list_models
 
-from mrla.models import attach, attach_recipe, build, initialise_as_notebook, is_attached, is_saved, load, read_config
+from mrla.models import attach, build, initialise_as_notebook, is_attached, is_saved, load, read_config
 from mrla.models.checkpoints import TORCHVISION
 from mrla.models.dry_run import input_sizes
 from mrla.models.starting_weights import start_from
@@ -68,7 +68,7 @@ def build_arm(recipe: Recipe, facts: ImageFacts) -> nn.Module:
     with seeded(derive_seed(recipe.seed, "weights", recipe.arm)):
         block_args = {**recipe.model_args.get("block_args", {}), "attn_layer": recipe.arm}
         model_args = {**recipe.model_args, "block_args": block_args}
-        other = _plain(replace(recipe, model_args=model_args), facts).train()
+        other = _untrained(replace(recipe, model_args=model_args), facts).train()
         if recipe.init == "notebook":
             initialise_as_notebook(other)
         other.load_state_dict(plain.state_dict(), strict=False)
@@ -120,40 +120,44 @@ def _is_saved(model: str) -> bool:
 def _plain(recipe: Recipe, facts: ImageFacts) -> nn.Module:
     """The network before what the arm adds, with its starting weights and a classifier for the images' classes."""
     if _is_saved(recipe.model):
-        return _from_folder(recipe, facts)
-    classes = len(facts.class_names)
+        config = read_config(recipe.model)
+        names = (config.get("pretrained_cfg") or {}).get("label_names")
+        kept = names is None or tuple(names) == facts.class_names
+        return start_from(_untrained(recipe, facts), load(recipe.model).state_dict(), keep_classifier=kept)
+    if recipe.pretrained and recipe.model.startswith(TORCHVISION):
+        model = _untrained(recipe, facts)
+        with _fetching(recipe):
+            trained = build(recipe.model, {**recipe.model_args, "weights": "DEFAULT"}, None)
+        return start_from(model, trained.state_dict(), keep_classifier=True)  # as timm does, for as many classes
+    with _fetching(recipe):
+        return _untrained(recipe, facts, pretrained=recipe.pretrained)
+
+
+def _untrained(recipe: Recipe, facts: ImageFacts, *, pretrained: bool = False) -> nn.Module:
+    """The recipe's network at random weights, or with those that timm publishes."""
+    arguments = {**recipe.model_args, "num_classes": len(facts.class_names)}
+    if _is_saved(recipe.model):
+        config = read_config(recipe.model)
+        arguments = {**(config.get("model_args") or {}), **arguments}
+        model = build(config["architecture"], arguments, (config.get("mrla") or {}).get("attach"))
+        _check_channels(recipe, input_sizes(model)[0][0], facts)
+        return model
     if recipe.model.startswith(TORCHVISION):
         _check_channels(recipe, 3, facts)
-        model = build(recipe.model, {**recipe.model_args, "num_classes": classes}, None)
-        if recipe.pretrained:
-            with _fetching(recipe):
-                trained = build(recipe.model, {**recipe.model_args, "weights": "DEFAULT"}, None)
-            start_from(model, trained.state_dict(), keep_classifier=True)  # as timm does, for as many classes
-        return model
+        return build(recipe.model, arguments, None)
     if not timm.is_model(_base_name(recipe.model)):
         known = [*timm.list_models(), *(f"{TORCHVISION}{name}" for name in list_models())]
         raise ValueError(
             f"model must be a name that `mrla models` or timm lists, torchvision/NAME, a folder of mrla.save or "
             f"hf-hub:owner/name: got {recipe.model!r}{nearest(recipe.model, known)}"
         )
-    arguments = {**recipe.model_args, "num_classes": classes, "in_chans": facts.in_chans}
-    with _fetching(recipe):
-        try:
-            return timm.create_model(recipe.model, pretrained=recipe.pretrained, **arguments)
-        except (TypeError, RuntimeError, ValueError) as error:
-            if isinstance(error, OSError):  # huggingface_hub's are both
-                raise
-            raise ValueError(f"{recipe.model} cannot be built with {arguments}: {error}") from error
-
-
-def _from_folder(recipe: Recipe, facts: ImageFacts) -> nn.Module:
-    config = read_config(recipe.model)
-    trained = load(recipe.model)
-    _check_channels(recipe, input_sizes(trained)[0][0], facts)
-    arguments = {**config.get("model_args", {}), **recipe.model_args, "num_classes": len(facts.class_names)}
-    model = build(config["architecture"], arguments, attach_recipe(trained))
-    names = config.get("pretrained_cfg", {}).get("label_names")
-    return start_from(model, trained.state_dict(), keep_classifier=names is None or tuple(names) == facts.class_names)
+    arguments["in_chans"] = facts.in_chans
+    try:
+        return timm.create_model(recipe.model, pretrained=pretrained, **arguments)
+    except (TypeError, RuntimeError, ValueError) as error:
+        if isinstance(error, OSError):  # huggingface_hub's are both
+            raise
+        raise ValueError(f"{recipe.model} cannot be built with {arguments}: {error}") from error
 
 
 def _check_channels(recipe: Recipe, channels: int, facts: ImageFacts) -> None:

@@ -100,7 +100,7 @@ def test_another_start_does_not_go_on_in_the_folder(done):
     other = copy.deepcopy(own["model"])
     with torch.no_grad():
         other.conv1.weight[0, 0, 0, 0] += 1e-3
-    with pytest.raises(ValueError, match=r"belongs to a run with other settings \(compare.start is"):
+    with pytest.raises(ValueError, match=r"belongs to a run with other settings \(compare\.start\.plain is"):
         compare(RECIPE, **{**own, "model": other}, seeds=2, out=result.folder)
 
 

@@ -231,6 +231,18 @@ def test_a_folders_network_says_the_same_at_the_start(arm, tmp_path):
     assert is_attached(model) == (arm != "plain")
 
 
+@pytest.mark.parametrize("arm", ["se", "eca"])
+def test_what_is_built_in_is_new_and_the_rest_is_the_folders(arm, tmp_path):
+    trained = save_network(tmp_path, class_names=FACTS.class_names).state_dict()
+    model = build_arm(tuned(model=str(tmp_path), arm=arm), FACTS)
+    start = model.state_dict()
+    assert all(torch.equal(start[name], trained[name]) for name in trained)
+    assert {name for name in start if name not in trained} == set(new_parameters(model, ("*.se.*",))) - {
+        "fc.weight",
+        "fc.bias",
+    }
+
+
 @pytest.mark.parametrize(
     ("names", "kept"),
     [(("a", "b", "c", "d"), True), (None, True), (("a", "b", "c", "e"), False), (("a", "b", "c"), False)],
