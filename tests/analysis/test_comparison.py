@@ -9,6 +9,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable, Mapping
+from contextlib import suppress
 from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
@@ -208,6 +209,12 @@ def test_killed_and_started_again(whole, tmp_path):
     folder = tmp_path / "killed"
     command = [sys.executable, "-c", START, json.dumps(as_dict(tiny())), str(folder)]
     with subprocess.Popen(command) as process:
+
+        def signal_all(number: int) -> None:
+            for process_id in (process.pid, *workers(folder)):
+                with suppress(ProcessLookupError):  # gone meanwhile
+                    os.kill(process_id, number)
+
         try:
 
             def in_the_middle() -> bool:
@@ -216,13 +223,23 @@ def test_killed_and_started_again(whole, tmp_path):
                 begun = {path.parent.parent for path in folder.glob("runs/*/checkpoints/last.ckpt")}
                 return bool(finished) and bool(begun - finished)
 
-            wait_until(in_the_middle, 60)
+            def stopped_in_the_middle() -> bool:
+                if not in_the_middle():
+                    return False
+                signal_all(signal.SIGSTOP)  # so that nothing ends while we look
+                still = in_the_middle()
+                if not still:
+                    signal_all(signal.SIGCONT)
+                return still
+
+            wait_until(stopped_in_the_middle, 60)
             assert workers(folder)
             # The folder is taken as long as it runs; nothing that is in it changes.
             with pytest.raises(ValueError, match=f"another comparison is running in {folder}; wait"):
                 compare(tiny(), seeds=2, out=folder)
         finally:
             process.send_signal(signal.SIGKILL)
+            signal_all(signal.SIGCONT)
     wait_until(lambda: not workers(folder), 5)
     assert not (folder / "compare.json").exists()
     finished = {path: path.stat().st_mtime_ns for path in folder.glob("runs/*/result.json")}
