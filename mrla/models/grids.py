@@ -22,11 +22,8 @@ class GridFromArgument:
 
     def grid(self, arguments: tuple[Any, ...], keywords: Mapping[str, Any]) -> Grid | None:
         """(rows, columns) as the network passes them."""
-        for said in (arguments[:1], arguments[:2], (keywords.get("size"),)):
-            said = said[0] if len(said) == 1 else said
-            if is_grid(said):
-                return tuple(said)  # type: ignore[arg-type, return-value]
-        return None
+        candidates = (*arguments[:1], arguments[:2], keywords.get("size"))
+        return next((tuple(said) for said in candidates if is_grid(said)), None)  # type: ignore[arg-type, return-value]
 
     def detach(self) -> None:
         """Nothing to undo."""

@@ -120,10 +120,10 @@ def _is_saved(model: str) -> bool:
 def _plain(recipe: Recipe, facts: ImageFacts) -> nn.Module:
     """The network before what the arm adds, with its starting weights and a classifier for the images' classes."""
     if _is_saved(recipe.model):
-        config = read_config(recipe.model)
-        names = (config.get("pretrained_cfg") or {}).get("label_names")
+        model, trained = _untrained(recipe, facts), load(recipe.model)
+        names = trained.pretrained_cfg.get("label_names")  # type: ignore[union-attr, operator]
         kept = names is None or tuple(names) == facts.class_names
-        return start_from(_untrained(recipe, facts), load(recipe.model).state_dict(), keep_classifier=kept)
+        return start_from(model, trained.state_dict(), keep_classifier=kept)
     if recipe.pretrained and recipe.model.startswith(TORCHVISION):
         model = _untrained(recipe, facts)
         with _fetching(recipe):
