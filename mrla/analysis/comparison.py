@@ -14,11 +14,12 @@ from torch.utils.data import DataLoader
 
 from mrla.models import load
 from mrla.models.atomic_write import make_folder, read_json, write_json
+from mrla.models.near_names import nearest
 from mrla.train import get_recipe
 from mrla.train.arms import count_parameters
 from mrla.train.engine import thread_limit
 from mrla.train.history import write_csv
-from mrla.train.recipes import ARMS, Recipe, nearest
+from mrla.train.recipes import ARMS, Recipe
 from mrla.train.runs import RESULT, open_run, versions
 
 from .comparison_runs import OwnRuns, RecipeRuns

@@ -12,12 +12,13 @@ from torchvision.models import list_models
 from mrla.models import attach, build, initialise_as_notebook, is_attached, is_saved, load, read_config
 from mrla.models.checkpoints import TORCHVISION
 from mrla.models.dry_run import input_sizes
+from mrla.models.near_names import nearest
 from mrla.models.starting_weights import start_from
 from mrla.ops import METHODS
 
 from .data import ImageFacts, completed
 from .randomness import derive_seed, seeded
-from .recipes import MixerOptions, Recipe, nearest
+from .recipes import MixerOptions, Recipe
 
 
 def settled(recipe: Recipe) -> Recipe:

@@ -4,8 +4,9 @@ from dataclasses import replace
 
 import pytest
 
+from mrla.models.near_names import nearest
 from mrla.train import ARMS, RECIPES, Cifar10, Digits, Folder, Machine, MixerOptions, Optim, get_recipe
-from mrla.train.recipes import as_dict, from_dict, nearest
+from mrla.train.recipes import as_dict, from_dict
 
 
 def test_the_notebooks_settings():
