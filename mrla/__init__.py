@@ -13,12 +13,14 @@ from .models import push as push
 from .models import save as save
 
 if TYPE_CHECKING:
+    from .analysis import benchmark as benchmark
     from .analysis import compare as compare
+    from .deploy import fuse as fuse
     from .train import evaluate as evaluate
     from .train import fit as fit
 
 # Loaded when first used: they bring Lightning, scikit-learn and matplotlib.
-_LATER = {"fit": "train", "evaluate": "train", "compare": "analysis"}
+_LATER = {"fit": "train", "evaluate": "train", "compare": "analysis", "benchmark": "analysis", "fuse": "deploy"}
 
 
 def __getattr__(name: str) -> Any:

@@ -211,10 +211,62 @@ def chains_command(words: Sequence[str]) -> int:
     return 0
 
 
+def bench_command(words: Sequence[str]) -> int:
+    """Measure what arms cost against the plain network: inference, training step, memory; over a sweep if asked."""
+    parser = _parser("bench", bench_command)
+    parser.add_argument("--config", action="config", help="A YAML file, as --print_config prints it")
+    for flag, kind, default, text in _BENCH_FLAGS:
+        parser.add_argument(f"--{flag}", type=kind, default=default, help=text)
+    _add_switch(parser, "--progress", "Whether a progress bar is shown")
+    options = _parse(parser, words)
+    options.pop("config")
+    progress = options.pop("progress")
+    for name in ("arms", "quantities"):
+        options[name] = [word.strip() for word in options[name].split(",")] if options[name].strip() else []
+    if options["values"] is not None:
+        options["values"] = _whole_numbers("--values", options["values"])
+    from mrla.analysis import benchmark
+
+    try:
+        with _progress(progress, "rounds") as on_progress:
+            result = benchmark(**options, on_progress=on_progress)
+    except KeyboardInterrupt:
+        print("mrla: interrupted; nothing is written", file=sys.stderr)
+        return 130
+    print_benchmark(result.content, result.folder)
+    return 0
+
+
+_BENCH_FLAGS: tuple[tuple[str, Any, Any, str], ...] = (
+    ("model", str, "resnet18_cifar", "The plain network: a name of timm, torchvision/NAME or a folder of mrla.save"),
+    (
+        "arms",
+        str,
+        "plain,light,base",
+        "Baseline first, each NAME[+STATE...]. NAME: plain, light, base, exact, dw or any network's name; STATE: "
+        "fused, reference, compiled, onnx, openvino",
+    ),
+    ("quantities", str, "inference,training,memory", "What is measured"),
+    ("image_size", int | None, None, "Side of the square images (the network's own)"),
+    ("in_chans", int | None, None, "Channels of the images (the network's own)"),
+    ("batch_size", int, 32, "Images in a batch"),
+    ("rounds", int, 10, "Timed rounds; each arm runs once a round"),
+    ("warmup", int, 2, "Rounds before them that are not timed"),
+    ("dtype", str, "float32", "float32, bfloat16, float16 or float64, of weights and images"),
+    ("memory_format", str, "contiguous", "contiguous or channels_last"),
+    ("device", str, "cpu", "cpu or cuda"),
+    ("threads", int | None, None, "Threads of the CPU (as many as torch takes)"),
+    ("sweep", str | None, None, "What is varied: batch, depth, resolution or blocks"),
+    ("values", str | None, None, "What the sweep gives it, such as 1,8,64"),
+    ("out", str | None, None, "Folder of the results (runs/bench-MODEL)"),
+)
+
+
 COMMANDS: dict[str, Callable[[Sequence[str]], int]] = {
     "compare": compare_command,
     "train": train_command,
     "eval": eval_command,
+    "bench": bench_command,
     "models": models_command,
     "chains": chains_command,
     "convert": convert_command,
@@ -261,6 +313,32 @@ def print_comparison(content: Mapping[str, Any], folder: Path) -> None:
     console.print(
         f"{content['seconds']:.0f} s. {folder}/compare.json, table.csv, history.csv, curves.png", highlight=False
     )
+
+
+def print_benchmark(content: Mapping[str, Any], folder: Path) -> None:
+    """Prints what ``bench.json`` holds as one table.
+
+    Args:
+        content: The content of ``bench.json``.
+        folder: Where it is.
+    """
+    from mrla.analysis.benchmark_tables import table, title
+
+    headings, lines = table(content)
+    console = _console()
+    shown = Table(title=title(content))
+    sweep = content["configuration"]["sweep"] is not None
+    for index, heading in enumerate(headings):
+        left = heading == "arm"
+        shown.add_column(heading, justify="left" if left else "right", no_wrap=left or (sweep and index == 0))
+    arms = len(content["configuration"]["arms"])
+    for index, line in enumerate(lines):
+        shown.add_row(*line, end_section=sweep and (index + 1) % arms == 0)
+    console.print(shown)
+    for note in content["notes"]:
+        console.print(note, highlight=False, soft_wrap=True)
+    console.print(f"\n{content['note']}", style="dim")
+    console.print(f"{content['seconds']:.0f} s. {folder}/bench.json, bench.png, bench.svg", highlight=False)
 
 
 def _dispatch(words: list[str]) -> int:
@@ -368,17 +446,24 @@ def _kernel_sizes(text: str) -> tuple[int, ...]:
         raise ValueError(f"--eca takes one kernel size for each stage, such as 5,5,5,7: got {text!r}") from error
 
 
+def _whole_numbers(flag: str, text: str) -> list[int]:
+    try:
+        return [int(number) for number in text.split(",")]
+    except ValueError as error:
+        raise ValueError(f"{flag} takes whole numbers, such as 1,8,64: got {text!r}") from error
+
+
 def _add_switch(parser: ArgumentParser, flag: str, text: str) -> None:
     parser.add_argument(flag, type=bool, default=sys.stderr.isatty(), help=f"{text} (true on a terminal)")
 
 
 class _progress:
-    """A bar over all epochs of all runs, with the time that is left."""
+    """A bar over all epochs of all runs, or all rounds, with the time that is left."""
 
-    def __init__(self, shown: bool):
+    def __init__(self, shown: bool, text: str = "epochs of all runs"):
         from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
-        columns = TextColumn("epochs of all runs"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn()
+        columns = TextColumn(text), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn()
         self.bar = Progress(*columns, console=Console(stderr=True), disable=not shown, transient=True)
 
     def __enter__(self) -> Callable[[int, int], None]:

@@ -15,7 +15,7 @@ OUTSIDE = {
     "ops": {"numba"},
     "models": {"safetensors", "huggingface_hub", "torchvision"},
     "dense": {"torchvision"},
-    "deploy": {"onnx", "onnxscript", "onnxruntime"},
+    "deploy": {"torchvision", "onnx", "onnxscript", "onnxruntime"},
     "train": {"lightning", "torchmetrics", "torchvision", "PIL", "sklearn", "safetensors"},
     "analysis": {"scipy", "matplotlib", "jinja2", "captum", "filelock", "lightning"},
     "cli": {"jsonargparse", "rich", "yaml"},

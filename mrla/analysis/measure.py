@@ -1,7 +1,7 @@
 """What a network costs: multiply-accumulates, and images a second side by side."""
 
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -102,16 +102,33 @@ def timing_device(accelerator: str) -> torch.device:
     return torch.device("cuda" if gpu else "cpu")
 
 
-def _timed(model: nn.Module, images: Tensor) -> float:
-    _wait(images)
+def timed(action: Callable[[], object], device: torch.device) -> float:
+    """Seconds of the clock that an action takes, what it leaves to the device included.
+
+    Args:
+        action: What is timed.
+        device: Where it computes; a GPU is waited for before and after.
+
+    Returns:
+        Seconds.
+
+    Example:
+        >>> timed(lambda: time.sleep(0.01), torch.device("cpu")) >= 0.01
+        True
+    """
+    _wait(device)
     start = time.perf_counter()
-    model(images)
-    _wait(images)
+    action()
+    _wait(device)
     return time.perf_counter() - start
 
 
-def _wait(images: Tensor) -> None:
-    if images.device.type == "cuda":
-        torch.cuda.synchronize(images.device)
-    elif images.device.type == "mps":
+def _timed(model: nn.Module, images: Tensor) -> float:
+    return timed(lambda: model(images), images.device)
+
+
+def _wait(device: torch.device) -> None:
+    if device.type == "cuda":
+        torch.cuda.synchronize(device)
+    elif device.type == "mps":
         torch.mps.synchronize()

@@ -7,8 +7,9 @@ from timm.models import checkpoint_seq
 from torch import nn
 from torch.fx import Proxy
 
-from mrla.ops import Grid, LayerMixer
+from mrla.ops import BlockTail, Grid, LayerMixer
 
+from .block_tails import held_back, tail_names
 from .chain_search import ShortcutSource
 from .grids import GridFromArgument, GridFromPatches, is_grid
 
@@ -145,13 +146,17 @@ def run_block(
     assert isinstance(mixer, LayerMixer)
     if mixer.place is not None and mixer.place.index == 0:
         memory = None  # one container may hold several chains
+    names = tail_names(block, mixer) if shortcut is not None and not isinstance(x, Proxy) else None
+    changed = {} if names is None else held_back(block, names)
     if shortcut == "downsample":
         # Computed once: a second call would update its BatchNorm twice in a training step.
         added = block.get_submodule("downsample")(x)
-        output = _call_with_shortcut(block, added, x, *args, **kwargs)
+        changed["downsample"] = lambda _: added
     else:
         added = x if shortcut == "input" else None
-        output = block(x, *args, **kwargs)
+    output = _call_view(block, changed, x, *args, **kwargs) if changed else block(x, *args, **kwargs)
+    if isinstance(output, BlockTail):
+        return mixer.behind(output, memory)
     if isinstance(output, (tuple, list)) and len(output) > 0:
         if grid is not None and len(output) > 1 and is_grid(output[1]):
             grid = tuple(output[1])  # a block that shrinks its grid says what it has become
@@ -160,11 +165,11 @@ def run_block(
     return _mix(mixer, output, added, memory, grid)
 
 
-def _call_with_shortcut(block: nn.Module, shortcut: Any, x: Any, *args: Any, **kwargs: Any) -> Any:
-    """Calls a view of `block`, sharing everything with it, whose `downsample` returns `shortcut`."""
+def _call_view(block: nn.Module, changed: Mapping[str, Any], x: Any, *args: Any, **kwargs: Any) -> Any:
+    """Calls a view of `block`, sharing everything with it but the children that are named in `changed`."""
     view = object.__new__(type(block))
-    modules = {name: module for name, module in block._modules.items() if name != "downsample"}
-    view.__dict__.update(block.__dict__, _modules=modules, downsample=lambda _: shortcut)
+    modules = {name: module for name, module in block._modules.items() if name not in changed}
+    view.__dict__.update(block.__dict__, _modules=modules, **changed)
     if isinstance(x, Proxy):  # torch.fx knows the block by its name, and the view by none
         return x.tracer.call_module(block, view.forward, (x, *args), kwargs)  # type: ignore[union-attr]
     return view(x, *args, **kwargs)

@@ -8,7 +8,9 @@ from ._base import LayerMemory as LayerMemory
 from ._base import base_update as base_update
 from ._base import layer_weights as layer_weights
 from ._base import weighted_sum as weighted_sum
+from ._block_tail import BlockTail as BlockTail
 from ._branch import BranchMixer as BranchMixer
+from ._branch import unobserved as unobserved
 from ._contract import ChainPlace as ChainPlace
 from ._contract import LayerMixer as LayerMixer
 from ._exact import OutputMemory as OutputMemory
@@ -28,3 +30,5 @@ from ._mixers import LayerAttention as LayerAttention
 from ._mixers import MRLABase as MRLABase
 from ._mixers import MRLALight as MRLALight
 from ._projections import depthwise_value as depthwise_value
+from ._selection import chosen_path as chosen_path
+from ._selection import use as use

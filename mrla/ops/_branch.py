@@ -127,6 +127,27 @@ class BranchMixer(LayerMixer):
         branch = self.drop_path(branch).to(x.dtype)
         return x + branch if self.residual else branch, memory
 
+    @property
+    def plain_norm(self) -> nn.BatchNorm2d | None:
+        """The norm, where around the update there is but what the kernels know: maps, a BatchNorm, DropPath, the add."""
+        norm, drop_path = self.norm, self.drop_path
+        if (
+            self.layout == "NCHW"
+            and self.residual
+            and type(norm) is nn.BatchNorm2d
+            and norm.affine
+            and type(drop_path) in (DropPath, nn.Identity)
+            and unobserved(norm, drop_path)
+        ):
+            return norm
+        return None
+
+    def kept(self, x: Tensor) -> Tensor | None:
+        """What DropPath multiplies the branch of each image with, (b,); None where it does nothing."""
+        if not isinstance(self.drop_path, DropPath) or not self.drop_path.training:
+            return None
+        return self.drop_path(x.new_ones((x.shape[0], 1, 1, 1))).flatten().float()
+
     def _map(self, x: Tensor, grid: Grid | None) -> Tensor:
         return to_map(x, self.layout, num_prefix_tokens=self.num_prefix_tokens, grid=grid)
 
@@ -170,6 +191,18 @@ class BranchMixer(LayerMixer):
     def silent_kernels(self) -> tuple[str, ...]:
         """The part of `silent_parameters` that comes from the method itself."""
         return ()
+
+
+def unobserved(*modules: nn.Module) -> bool:
+    """Whether no hook waits for these modules to be called, so that their work may be done without calling them."""
+    if _has_hooks(torch.nn.modules.module, "_global_"):
+        return False
+    return not any(_has_hooks(module, "_") for module in modules)
+
+
+def _has_hooks(place: Any, prefix: str) -> bool:
+    kinds = "forward_hooks", "forward_pre_hooks", "backward_hooks", "backward_pre_hooks"
+    return any(getattr(place, prefix + kind) for kind in kinds)
 
 
 def one_of(name: str, given: Any, allowed: tuple[Any, ...]) -> Any:

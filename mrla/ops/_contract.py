@@ -6,6 +6,7 @@ from typing import Any, Literal, NamedTuple
 from jaxtyping import Float
 from torch import Tensor, nn
 
+from ._block_tail import BlockTail, finish
 from ._layouts import Grid
 
 Init = Literal["identity", "released", "notebook"]
@@ -54,6 +55,15 @@ class LayerMixer(nn.Module, ABC):
             memory: What the mixer before returned.
             grid: Rows and columns of patch tokens, where `x` is tokens and their grid is known.
         """
+
+    @property
+    def takes_tails(self) -> bool:
+        """Whether the mixer would rather have the end of a residual block to do itself, by `behind`."""
+        return False
+
+    def behind(self, tail: BlockTail, memory: Any = None) -> tuple[Tensor, Any]:
+        """Like a call with x = relu(norm(branch) + shortcut), where the block has left that to the mixer."""
+        return self(finish(tail), tail.shortcut, memory)
 
     @abstractmethod
     def reset_parameters(self, init: Init) -> None:

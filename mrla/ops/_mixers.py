@@ -8,14 +8,18 @@ from jaxtyping import Float
 from torch import Tensor, nn
 
 from ._base import LayerMemory, Weighting, base_update
+from ._batch_norm import kept_statistics, takes_batch, track
+from ._block_tail import BlockTail
 from ._branch import BranchMixer, Norm, one_of, reset_channel_kernel, reset_depthwise_kernel
 from ._checks import check_map, check_window
 from ._contract import ChainPlace, Init, LayerMixer
 from ._exact import OutputMemory, exact_update
+from ._fused_light import LightWeights, light, light_behind
 from ._heads import channel_kernel_size, resolve_heads
-from ._layouts import Layout
+from ._layouts import Grid, Layout
 from ._light import light_update
 from ._projections import ACTIVATIONS, Activation, depthwise_value
+from ._selection import kernels_apply
 
 Carry = Literal["shortcut", "output"]
 
@@ -99,6 +103,56 @@ class MRLALight(BranchMixer):
         has_decay = carries_shortcut if carry == "shortcut" else place is None or place.index > 0
         self.decay = nn.Parameter(torch.empty(channels, **factory)) if has_decay else None
         self.reset_parameters(init)
+
+    def forward(
+        self,
+        x: Float[Tensor, "*shape"],
+        shortcut: Float[Tensor, "*shape"] | None = None,
+        memory: Any = None,
+        *,
+        grid: Grid | None = None,
+    ) -> tuple[Float[Tensor, "*shape"], Any]:
+        """The block's new output, in x's dtype, and the memory for the next mixer."""
+        carried = shortcut if self.uses_shortcut else None
+        norm = self._fused_norm(x, shortcut)
+        if norm is None:
+            return super().forward(x, shortcut, memory, grid=grid)
+        weights = self._fused_weights(norm, carried is not None)
+        out, mean, variance = light(x, carried, weights, kept_statistics(norm), self.kept(x), self.heads, norm.eps)
+        track(norm, mean, variance, x.numel() // self.channels)
+        return out, None
+
+    @property
+    def takes_tails(self) -> bool:
+        """Whether the kernels know this mixer: the released form, with nothing between the update and its norm."""
+        return self._is_released_form and self.uses_shortcut and self.plain_norm is not None
+
+    def behind(self, tail: BlockTail, memory: Any = None) -> tuple[Tensor, Any]:
+        """The block's new output, of a residual block that has left its last norm, add and ReLU to the mixer."""
+        norm = self._fused_norm(tail.branch, tail.shortcut)
+        if norm is None or not self.uses_shortcut:
+            return super().behind(tail, memory)
+        weights, kept = self._fused_weights(norm, True), self.kept(tail.branch)
+        out, mean, variance = light_behind(tail, weights, kept_statistics(norm), kept, self.heads, norm.eps)
+        track(norm, mean, variance, tail.branch.numel() // self.channels)
+        return out, None
+
+    @property
+    def _is_released_form(self) -> bool:
+        return self.carry == "shortcut" and self.value_act is None and self.out_act is None
+
+    def _fused_norm(self, x: Tensor, shortcut: Tensor | None) -> nn.BatchNorm2d | None:
+        """The mixer's norm, where the kernels can do all of its work on these maps."""
+        norm = self.plain_norm if self._is_released_form else None
+        fits = x.ndim == 4 and x.shape[1] == self.channels and (shortcut is None or shortcut.shape == x.shape)
+        if norm is None or not fits or not kernels_apply(x, shortcut):
+            return None
+        return None if takes_batch(norm) and x.numel() == self.channels else norm  # one value has no variance
+
+    def _fused_weights(self, norm: nn.BatchNorm2d, carries: bool) -> LightWeights:
+        decay = self.decay.float() if carries and self.decay is not None else None
+        kernels = (self.query_weight.float(), self.key_weight.float(), self.value_weight.float())
+        return LightWeights(*kernels, decay, norm.weight.float(), norm.bias.float())
 
     def update(
         self, x: Float[Tensor, "b c h w"], shortcut: Float[Tensor, "b c h w"] | None, memory: Any

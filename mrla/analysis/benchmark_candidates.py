@@ -1,0 +1,236 @@
+"""What a benchmark runs of an arm: one pass in inference, and one training step."""
+
+import copy
+import tempfile
+from collections.abc import Callable, Sequence
+from contextlib import AbstractContextManager, nullcontext
+from dataclasses import dataclass
+from importlib import import_module
+from pathlib import Path
+from typing import Any, Literal
+
+import torch
+from torch import Tensor, nn
+from torch.nn.functional import cross_entropy
+
+import mrla.ops
+
+from .benchmark_arms import Arm
+
+MemoryFormat = Literal["contiguous", "channels_last"]
+Objective = Callable[[Tensor], tuple[Tensor, Tensor | None]]
+"""What `backward` is called on, given the output, and the gradient that it is given."""
+
+DTYPES = {name: getattr(torch, name) for name in ("float32", "bfloat16", "float16", "float64")}
+LEARNING_RATE, MOMENTUM = 1e-3, 0.9
+# Of the largest output, through a deep network at its random start.
+_TOLERANCES = {torch.float64: 1e-9, torch.float32: 1e-4, torch.float16: 2e-2, torch.bfloat16: 1e-1}
+
+
+@dataclass(frozen=True, kw_only=True)
+class Work:
+    """What every arm is given.
+
+    Attributes:
+        images: One batch.
+        objective: What is minimised in a training step.
+        threads: Threads of the CPU, for engines that have their own.
+    """
+
+    images: Tensor
+    objective: Objective
+    threads: int
+
+
+@dataclass(frozen=True, kw_only=True)
+class Candidate:
+    """An arm that is ready to be timed.
+
+    Attributes:
+        arm: The arm.
+        infer: One pass over the images, in eval mode.
+        forward: The forward half of a training step, with its graph; None where the arm has none.
+        step: A whole training step; gives the loss.
+        tensors: Parameters and buffers of the network in training.
+        parameters: How many trainable numbers the network has.
+        difference: Largest difference of an output from the same network's without states; None without states.
+    """
+
+    arm: Arm
+    infer: Callable[[], Tensor]
+    forward: Callable[[], Tensor] | None
+    step: Callable[[], Tensor] | None
+    tensors: tuple[Tensor, ...]
+    parameters: int
+    difference: float | None
+
+
+def prepare(arm: Arm, network: nn.Module, work: Work, *, training: bool) -> Candidate:
+    """Makes an arm ready, and checks that it runs, and that its states leave the outputs as they are.
+
+    Args:
+        arm: The arm.
+        network: Its network, on the images' device and in their dtype; it is copied.
+        work: What it is given.
+        training: Whether its training step is wanted too.
+
+    Returns:
+        The candidate.
+
+    Raises:
+        ValueError: If it does not run, an output is not finite, or a state changes what the network computes.
+    """
+    try:
+        if "compiled" in arm.states:
+            _allow_many_networks()
+        plain_state = copy.deepcopy(network).eval()
+        infer = _inference(arm, plain_state, work)
+        difference = _checked(arm, infer, plain_state, work)
+        forward, step, tensors = None, None, ()
+        if training and arm.trains:
+            forward, step, tensors = _training(arm, copy.deepcopy(network).train(), work)
+            loss = step()
+            if not loss.isfinite().all():
+                raise ValueError(f"its loss is {loss.sum().item()}")
+    except _Changed:
+        raise
+    except Exception as error:  # whatever an engine, a compiler or a foreign network raises
+        shape = "x".join(map(str, work.images.shape))
+        raise ValueError(
+            f"the arm {arm.name} does not run on {shape} images of {work.images.dtype} on {work.images.device} "
+            f"({type(error).__name__}: {' '.join(str(error).split())[:300]}); choose another size, dtype or arm, or "
+            f"--quantities inference if it is the training step"
+        ) from error
+    return Candidate(
+        arm=arm,
+        infer=infer,
+        forward=forward,
+        step=step,
+        tensors=tensors,
+        parameters=sum(parameter.numel() for parameter in network.parameters() if parameter.requires_grad),
+        difference=difference,
+    )
+
+
+def classify(labels: Tensor) -> Objective:
+    """The objective of a classifier: cross-entropy with labels that are taken modulo its classes."""
+
+    def objective(logits: Tensor) -> tuple[Tensor, None]:
+        if logits.ndim != 2:
+            raise TypeError(f"its output must be logits (b, classes) to be trained: got {tuple(logits.shape)}")
+        # Taken in float32, as autocast does: half precision has no kernel for it on a CPU.
+        return cross_entropy(logits.float(), labels % logits.shape[1]), None
+
+    return objective
+
+
+def pull(gradient: Tensor) -> Objective:
+    """The objective of a part of a network: a gradient that comes from what follows it."""
+    return lambda output: (output, gradient)
+
+
+class _Changed(ValueError):
+    """A state changes what a network computes."""
+
+
+def _path(arm: Arm) -> AbstractContextManager[None]:
+    return mrla.ops.use("reference") if "reference" in arm.states else nullcontext()
+
+
+def _allow_many_networks() -> None:
+    # Arms of one class share its code, and torch stops compiling in silence after eight networks of it.
+    import torch._dynamo
+
+    torch._dynamo.config.recompile_limit = max(torch._dynamo.config.recompile_limit, 64)
+
+
+def _inference(arm: Arm, network: nn.Module, work: Work) -> Callable[[], Tensor]:
+    if "fused" in arm.states:
+        network = mrla.fuse(network, example=tuple(work.images.shape))
+    call: Callable[[Tensor], Tensor] = network
+    if "compiled" in arm.states:
+        call = torch.compile(network, dynamic=False)  # type: ignore[assignment]
+    elif "onnx" in arm.states:
+        call = _in_onnxruntime(network, work)
+    elif "openvino" in arm.states:
+        call = _in_openvino(network, work)
+
+    def infer() -> Tensor:
+        with _path(arm), torch.inference_mode():
+            return call(work.images)
+
+    return infer
+
+
+def _training(
+    arm: Arm, network: nn.Module, work: Work
+) -> tuple[Callable[[], Tensor], Callable[[], Tensor], tuple[Tensor, ...]]:
+    optimizer = torch.optim.SGD(network.parameters(), lr=LEARNING_RATE, momentum=MOMENTUM)
+    call: Any = torch.compile(network, dynamic=False) if "compiled" in arm.states else network
+
+    def forward() -> Tensor:
+        with _path(arm):
+            return work.objective(call(work.images))[0]
+
+    def step() -> Tensor:
+        with _path(arm):  # activation checkpointing computes again in backward
+            target, gradient = work.objective(call(work.images))
+            target.backward(gradient)
+            optimizer.step()
+            optimizer.zero_grad()
+        return target.detach()
+
+    return forward, step, (*network.parameters(), *network.buffers())
+
+
+def _checked(arm: Arm, infer: Callable[[], Tensor], plain_state: nn.Module, work: Work) -> float | None:
+    output = infer()
+    if not isinstance(output, Tensor):
+        raise TypeError(f"its output must be one tensor: got {type(output).__name__}")
+    if not output.isfinite().all():
+        raise ValueError("its outputs are not finite")
+    if not arm.states:
+        return None
+    with torch.inference_mode():
+        expected = plain_state(work.images)
+    difference = (output.double() - expected.double()).abs().max().item()
+    largest = expected.double().abs().max().item()
+    if not difference <= _TOLERANCES[work.images.dtype] * largest:
+        raise _Changed(
+            f"{arm.name} must compute what {arm.network} does: outputs differ by up to {difference:.3g} where the "
+            f"largest is {largest:.3g} ({work.images.dtype}), so its time would say nothing; leave the arm out"
+        )
+    return difference
+
+
+def _in_onnxruntime(network: nn.Module, work: Work) -> Callable[[Tensor], Tensor]:
+    runtime = import_module("onnxruntime")
+    options = runtime.SessionOptions()
+    options.intra_op_num_threads = work.threads
+    options.log_severity_level = 3
+    with tempfile.TemporaryDirectory() as folder:
+        path = _export(network, work, Path(folder))
+        session = runtime.InferenceSession(str(path), options, providers=["CPUExecutionProvider"])
+    name = session.get_inputs()[0].name
+    return lambda images: torch.from_numpy(session.run(None, {name: images.numpy()})[0])
+
+
+def _in_openvino(network: nn.Module, work: Work) -> Callable[[Tensor], Tensor]:
+    core = import_module("openvino").Core()
+    # Without the hint a CPU that has bfloat16 would compute in it.
+    settings = {"INFERENCE_NUM_THREADS": work.threads, "INFERENCE_PRECISION_HINT": "f32"}
+    if work.images.dtype == torch.float16:
+        settings["INFERENCE_PRECISION_HINT"] = "f16"
+    with tempfile.TemporaryDirectory() as folder:
+        compiled = core.compile_model(str(_export(network, work, Path(folder))), "CPU", settings)
+        request = compiled.create_infer_request()
+    return lambda images: torch.from_numpy(request.infer([images.numpy()], share_inputs=True)[0].copy())
+
+
+def _export(network: nn.Module, work: Work, folder: Path) -> Path:
+    if work.images.device.type != "cpu":
+        raise ValueError(f"onnx and openvino arms are measured on the cpu: got {work.images.device}")
+    path = folder / "network.onnx"
+    images: Sequence[Tensor] = (work.images.contiguous(),)
+    torch.onnx.export(network, tuple(images), str(path), dynamo=True, verbose=False)
+    return path

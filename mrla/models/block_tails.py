@@ -1,0 +1,65 @@
+"""Residual blocks that leave their last norm, add and ReLU to the mixer behind them."""
+
+from collections.abc import Callable
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor, nn
+
+from mrla.ops import BlockTail, LayerMixer, chosen_path, unobserved
+
+
+class TailNames(NamedTuple):
+    """What a kind of block calls the last parts of its branch, and what must not stand between norm and add."""
+
+    conv: str
+    norm: str
+    act: str
+    absent: tuple[str, ...] = ()
+
+
+TAILS = {
+    ("timm.models.resnet", "BasicBlock"): TailNames("conv2", "bn2", "act2", ("se", "drop_path")),
+    ("timm.models.resnet", "Bottleneck"): TailNames("conv3", "bn3", "act3", ("se", "drop_path")),
+    ("torchvision.models.resnet", "BasicBlock"): TailNames("conv2", "bn2", "relu"),
+    ("torchvision.models.resnet", "Bottleneck"): TailNames("conv3", "bn3", "relu"),
+}
+"""The blocks whose forward ends in ``x = norm(conv(x)); x += shortcut; return act(x)``, by module and class."""
+
+
+def tail_names(block: nn.Module, mixer: LayerMixer) -> TailNames | None:
+    """What the end of `block` is called, where it may be left to `mixer` without anybody noticing."""
+    kind = type(block)
+    names = TAILS.get((kind.__module__, kind.__qualname__))
+    if names is None or not mixer.takes_tails or chosen_path() == "reference" or torch.compiler.is_compiling():
+        return None
+    conv, norm, act = (block._modules.get(name) for name in names[:3])
+    if type(conv) is not nn.Conv2d or type(norm) not in (nn.BatchNorm2d, nn.Identity) or type(act) is not nn.ReLU:
+        return None
+    if any(getattr(block, name, None) is not None for name in names.absent):
+        return None
+    return names if unobserved(block, norm, act) else None
+
+
+def held_back(block: nn.Module, names: TailNames) -> dict[str, Callable[[Any], Any]]:
+    """Stand-ins for a block's last norm and activation, with which its forward returns a `BlockTail`."""
+    conv, norm, act = (block.get_submodule(name) for name in names[:3])
+
+    def hold(branch: Tensor) -> _Held:
+        return _Held(BlockTail(branch, norm, branch, owned=unobserved(conv)))
+
+    def release(x: Any) -> Any:  # one ReLU may serve the whole block
+        return x.tail if isinstance(x, _Held) else act(x)
+
+    return {names.norm: hold, names.act: release}
+
+
+class _Held:
+    """A branch that waits for its shortcut to be added."""
+
+    def __init__(self, tail: BlockTail):
+        self.tail = tail
+
+    def __iadd__(self, shortcut: Tensor) -> "_Held":
+        self.tail = self.tail._replace(shortcut=shortcut)
+        return self

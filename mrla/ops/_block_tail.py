@@ -1,0 +1,61 @@
+"""The end of a residual block, relu(norm(branch) + shortcut), left for the mixer behind it to do in one pass."""
+
+from typing import NamedTuple
+
+import torch
+from torch import Tensor, nn
+
+from ._batch_norm import advance, takes_batch
+
+
+class BlockTail(NamedTuple):
+    """What a residual block still has to do: relu(norm(branch) + shortcut).
+
+    Attributes:
+        branch: The output of the block's last convolution.
+        norm: A BatchNorm, or the identity where it has been folded into the convolution.
+        shortcut: What the block adds.
+        owned: Whether nobody else holds `branch`, so that it may be overwritten where no gradient is wanted.
+    """
+
+    branch: Tensor
+    norm: nn.Module
+    shortcut: Tensor
+    owned: bool
+
+
+class ResidualNorm(NamedTuple):
+    """The norm of a tail as numbers for each channel, in float32: weight * (branch - mean) * rstd + bias."""
+
+    weight: Tensor
+    bias: Tensor
+    mean: Tensor
+    rstd: Tensor
+    training: bool
+
+
+def finish(tail: BlockTail) -> Tensor:
+    """The block's output, by torch's operators."""
+    return torch.relu(tail.norm(tail.branch) + tail.shortcut)
+
+
+def apply_norm(tail: BlockTail) -> tuple[Tensor, ResidualNorm]:
+    """The normed branch, by torch's own operator so that it is the same to the last bit, and what its gradient needs.
+
+    The running statistics of a norm in training move on, as by calling it.
+    """
+    norm, channels = tail.norm, tail.branch.shape[1]
+    ones, zeros = torch.ones(channels), torch.zeros(channels)
+    if not isinstance(norm, nn.BatchNorm2d):
+        return tail.branch, ResidualNorm(ones, zeros, zeros, ones, False)
+    weight = ones if norm.weight is None else norm.weight
+    bias = zeros if norm.bias is None else norm.bias
+    training = takes_batch(norm)
+    momentum = advance(norm)
+    branch, mean, rstd = torch.native_batch_norm(
+        tail.branch, weight, bias, norm.running_mean, norm.running_var, training, momentum, norm.eps
+    )
+    if not training:
+        assert norm.running_mean is not None and norm.running_var is not None
+        mean, rstd = norm.running_mean.float(), (norm.running_var.float() + norm.eps).rsqrt()
+    return branch, ResidualNorm(weight.float(), bias.float(), mean.float(), rstd.float(), training)

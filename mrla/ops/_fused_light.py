@@ -1,0 +1,390 @@
+"""MRLA-light by compiled kernels: x + norm(light_update(x, s)) as one operator, with its gradient."""
+
+from typing import Any, NamedTuple
+
+import numpy as np
+import torch
+from torch import Tensor
+from torch.autograd.function import once_differentiable
+
+from ._block_tail import BlockTail, ResidualNorm, apply_norm
+from ._light import gate_of_means
+from ._projections import slide
+
+
+class LightWeights(NamedTuple):
+    """What MRLA-light and the BatchNorm behind it own, in float32."""
+
+    query: Tensor
+    key: Tensor
+    value: Tensor
+    decay: Tensor | None
+    norm_weight: Tensor
+    norm_bias: Tensor
+
+
+class LightState(NamedTuple):
+    """What the gradient needs beside the maps: some numbers for each plane, and the norm's mean and variance."""
+
+    means: Tensor
+    gates: Tensor
+    moments: Tensor
+    mean: Tensor
+    variance: Tensor
+
+
+def forward(
+    x: Tensor,
+    shortcut: Tensor | None,
+    weights: LightWeights,
+    statistics: tuple[Tensor, Tensor] | None,
+    keep: Tensor | None,
+    heads: int,
+    eps: float,
+    *,
+    tail: bool = False,
+    in_place: bool = False,
+) -> tuple[Tensor, LightState]:
+    """The mixer's output and what its gradient needs.
+
+    Args:
+        x: The block's output; with `tail` what relu(. + shortcut) makes it of.
+        shortcut: What the block added.
+        weights: The mixer's own.
+        statistics: The norm's running mean and variance in float32; None for those of this batch.
+        keep: DropPath's factor for each image.
+        heads: Number of heads.
+        eps: The norm's.
+        tail: See `x`.
+        in_place: Whether `x` may be overwritten.
+    """
+    from ._kernels import launch, light
+
+    b, c, h, w = x.shape
+    kind = _kind(x)
+    per_plane = torch.float32
+    reach = weights.query.shape[-1] // 2
+    around = x.new_zeros((b, c + 2 * reach), dtype=per_plane)  # the means, with zeros on both sides
+    means, gates = around[:, reach : reach + c], x.new_empty((b, heads), dtype=per_plane)
+    moments = x.new_zeros((b, c, light.MOMENTS), dtype=per_plane)
+    chunks = _chunks(b, heads)
+    header = (c, h, w, heads, chunks, tail, shortcut is not None, weights.query.numel())
+    if statistics is None:
+        means = x.new_empty((b, c), dtype=per_plane)
+        launch.run(
+            light.moments(kind), b * chunks, x.numel(), *header, x, shortcut, weights.value, means, moments
+        )
+        gates = gate_of_means(means, weights.query, weights.key, heads)
+        mean, variance = _statistics(_Planes(gates, weights.decay, moments), h * w)
+    else:
+        mean, variance = statistics
+    scale = weights.norm_weight * (variance + eps).rsqrt()
+    shift = weights.norm_bias - mean * scale
+    out = x if in_place and chunks == 1 else torch.empty_like(x)
+    launch.run(
+        light.apply(kind), b * chunks, x.numel(), *header,
+        x, shortcut, out, weights.value, weights.decay, weights.query, weights.key, scale, shift, keep, gates, around,
+        statistics is None,
+    )  # fmt: skip
+    return out, LightState(means.contiguous(), gates, moments, mean, variance)
+
+
+def backward(
+    gradient: Tensor,
+    x: Tensor,
+    shortcut: Tensor | None,
+    weights: LightWeights,
+    state: LightState,
+    keep: Tensor | None,
+    eps: float,
+    *,
+    batch_statistics: bool,
+    tail: ResidualNorm | None = None,
+) -> tuple[Tensor, Tensor | None, LightWeights, tuple[Tensor, Tensor] | None]:
+    """Gradients of `x`, the shortcut, the weights and, with `tail`, weight and bias of its norm.
+
+    Args:
+        gradient: That of the output.
+        x: As `forward` had it; with `tail` the branch before its norm.
+        shortcut: As `forward` had it.
+        weights: Likewise.
+        state: What `forward` returned.
+        keep: As `forward` had it.
+        eps: Likewise.
+        batch_statistics: Whether the mixer's norm took those of the batch.
+        tail: The norm behind the branch.
+    """
+    from ._kernels import launch, light
+
+    b, c, h, w = x.shape
+    kind, heads, count = _kind(x), state.gates.shape[1], b * h * w
+    gradient = gradient.contiguous()
+    chunks = _chunks(b, heads)
+    header = (c, h, w, heads, chunks, tail is not None, shortcut is not None, weights.query.numel())
+    per_plane = {"dtype": torch.float32, "device": x.device}
+    alpha = beta = None
+    if tail is not None:
+        alpha = tail.weight * tail.rstd
+        beta = tail.bias - tail.mean * alpha
+    else:
+        alpha, beta = torch.ones(c, **per_plane), torch.zeros(c, **per_plane)
+    sums = torch.empty((b, c, light.SUMS), **per_plane)
+    launch.run(
+        light.sums(kind), b * chunks, x.numel(), *header,
+        x, shortcut, gradient, weights.value, alpha, beta, state.moments, sums,
+    )  # fmt: skip
+
+    # From here to the maps again: numbers for each plane, in float64, since what is left after subtraction counts.
+    planes = _Planes(state.gates, weights.decay, state.moments)
+    of_g, of_gv, of_gs = sums.double().unbind(-1)
+    kept = 1.0 if keep is None else keep.double()[:, None]
+    mean, norm_weight = state.mean.double(), weights.norm_weight.double()
+    rstd = (state.variance.double() + eps).rsqrt()
+    off_centre = planes.mean - mean
+    of_norm_bias = (kept * of_g).sum(0)
+    of_norm_weight = rstd * (kept * (planes.gate * of_gv + planes.decay * of_gs + off_centre * of_g)).sum(0)
+    incoming = norm_weight * rstd * kept * torch.ones_like(of_g)
+    constant = norm_weight * rstd * of_norm_bias / count * batch_statistics
+    slope = norm_weight * rstd.square() * of_norm_weight / count * batch_statistics
+    of_update = incoming * of_g - h * w * (constant + slope * off_centre)
+    of_value = incoming * of_gv - slope * (planes.gate * planes.vv + planes.decay * planes.vs) + planes.v * of_update
+    of_gate = of_value.unflatten(1, (heads, -1)).sum(-1)
+    of_decay = None
+    if weights.decay is not None:
+        of_short = incoming * of_gs - slope * (planes.gate * planes.vs + planes.decay * planes.ss)
+        of_decay = (of_short + planes.s * of_update).sum(0).to(weights.decay.dtype)
+    of_means, of_query, of_key = _behind_gates(of_gate.float(), state, weights)
+
+    of_x, of_shortcut = torch.empty_like(x), None if shortcut is None else torch.empty_like(shortcut)
+    of_taps, of_tail = torch.empty((b, c, 9), **per_plane), torch.empty((b, c, 2), **per_plane)
+    after = torch.ones(c, **per_plane) if tail is None or tail.training else alpha
+    centre = torch.zeros(c, **per_plane) if tail is None else tail.mean
+    launch.run(
+        light.gradients(kind), b * chunks, x.numel(), *header,
+        x, shortcut, gradient, of_x, of_shortcut, weights.value, weights.decay, alpha, beta, centre, after,
+        constant.float(), slope.float(), state.mean, state.gates, incoming.float(), of_means / (h * w), of_taps, of_tail,
+    )  # fmt: skip
+    of_weights = LightWeights(
+        of_query,
+        of_key,
+        of_taps.sum(0).view_as(weights.value),
+        of_decay,
+        of_norm_weight.float(),
+        of_norm_bias.float(),
+    )
+    if tail is None:
+        return of_x, of_shortcut, of_weights, None
+    of_bias, centred = of_tail.double().sum(0).unbind(-1)
+    of_weight = centred * tail.rstd
+    if tail.training:
+        launch.run(
+            light.norm_gradients(kind), b * chunks, x.numel(), *header,
+            x, of_x, alpha, (of_bias / count).float(), (of_weight * tail.rstd / count).float(), tail.mean,
+        )  # fmt: skip
+    return of_x, of_shortcut, of_weights, (of_weight.float(), of_bias.float())
+
+
+class _Planes:
+    """The moments of v and s, plane by plane (b, c), and what they say of y = gate * v + lambda * s."""
+
+    def __init__(self, gates: Tensor, decay: Tensor | None, moments: Tensor):
+        self.v, self.s, self.vv, self.vs, self.ss = moments.double().unbind(-1)
+        self.gate = gates.double().repeat_interleave(moments.shape[1] // gates.shape[1], dim=1)
+        self.decay = torch.zeros_like(self.v[0]) if decay is None else decay.double()
+        self.mean = self.gate * self.v + self.decay * self.s
+
+
+def _statistics(planes: _Planes, pixels: int) -> tuple[Tensor, Tensor]:
+    """Mean and (biased) variance of y over batch and space."""
+    gate, decay = planes.gate, planes.decay
+    within = gate.square() * planes.vv + 2 * gate * decay * planes.vs + decay.square() * planes.ss
+    mean = planes.mean.mean(0)
+    squares = (within + pixels * (planes.mean - mean).square()).sum(0)
+    return mean.float(), (squares / (pixels * len(gate))).clamp(min=0).float()
+
+
+def _behind_gates(gradient: Tensor, state: LightState, weights: LightWeights) -> tuple[Tensor, Tensor, Tensor]:
+    """Gradients of the means, the query's and the key's kernel, from that of the gates."""
+    query, key = slide(state.means, weights.query, weights.key)
+    head_dim = query.shape[1] // state.gates.shape[1]
+    scores = gradient * state.gates * (1 - state.gates) * head_dim**-0.5
+    of_product = scores.repeat_interleave(head_dim, dim=1)
+    of_slid = torch.stack((of_product * key, of_product * query), dim=1)
+    kernels = torch.cat((weights.query, weights.key))
+    of_means, of_kernels, _ = torch.ops.aten.convolution_backward(
+        of_slid, state.means.unsqueeze(1), kernels, None, [1], [kernels.shape[-1] // 2], [1], False, [0], 1,
+        [True, True, False],
+    )  # fmt: skip
+    return of_means.squeeze(1), *of_kernels.split(1)
+
+
+def _kind(x: Tensor) -> Any:
+    return np.uint16 if x.dtype == torch.bfloat16 else np.float32
+
+
+def _chunks(batch: int, heads: int) -> int:
+    """How many parts the heads of an image are cut into, so that there is work for every thread."""
+    return min(heads, -(-4 * torch.get_num_threads() // batch)) if batch < 4 * torch.get_num_threads() else 1
+
+
+@torch.library.custom_op("mrla::light", mutates_args=())
+def _light(
+    x: Tensor,
+    shortcut: Tensor | None,
+    query: Tensor,
+    key: Tensor,
+    value: Tensor,
+    decay: Tensor | None,
+    norm_weight: Tensor,
+    norm_bias: Tensor,
+    running_mean: Tensor | None,
+    running_var: Tensor | None,
+    keep: Tensor | None,
+    heads: int,
+    eps: float,
+) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor, Tensor]:
+    """`forward` as torch's operator: the output, then the five parts of the state."""
+    weights = LightWeights(query, key, value, decay, norm_weight, norm_bias)
+    statistics = None if running_mean is None or running_var is None else (running_mean.clone(), running_var.clone())
+    out, state = forward(x, shortcut, weights, statistics, keep, heads, eps)
+    return out, *state
+
+
+@_light.register_fake
+def _(x, shortcut, query, key, value, decay, norm_weight, norm_bias, running_mean, running_var, keep, heads, eps):
+    b, c = x.shape[:2]
+    shapes = (b, c), (b, heads), (b, c, 5), (c,), (c,)
+    return torch.empty_like(x), *(x.new_empty(shape, dtype=torch.float32) for shape in shapes)
+
+
+@torch.library.custom_op("mrla::light_backward", mutates_args=())
+def _light_backward(
+    gradient: Tensor,
+    x: Tensor,
+    shortcut: Tensor | None,
+    query: Tensor,
+    key: Tensor,
+    value: Tensor,
+    decay: Tensor | None,
+    norm_weight: Tensor,
+    norm_bias: Tensor,
+    means: Tensor,
+    gates: Tensor,
+    moments: Tensor,
+    mean: Tensor,
+    variance: Tensor,
+    keep: Tensor | None,
+    eps: float,
+    batch_statistics: bool,
+) -> list[Tensor]:
+    """`backward` as torch's operator: the gradients of x, the shortcut and the weights, those of what is not left out."""
+    of_x, of_shortcut, of_weights, _ = backward(
+        gradient,
+        x,
+        shortcut,
+        LightWeights(query, key, value, decay, norm_weight, norm_bias),
+        LightState(means, gates, moments, mean, variance),
+        keep,
+        eps,
+        batch_statistics=batch_statistics,
+    )
+    return [one for one in (of_x, of_shortcut, *of_weights) if one is not None]
+
+
+@_light_backward.register_fake
+def _(gradient, x, shortcut, query, key, value, decay, norm_weight, norm_bias, *_):
+    given = (x, shortcut, query, key, value, decay, norm_weight, norm_bias)
+    return [torch.empty_like(one) for one in given if one is not None]
+
+
+def _save(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, ...]) -> None:
+    running_mean, keep = inputs[8], inputs[10]
+    ctx.save_for_backward(*inputs[:8], *output[1:], keep)
+    ctx.rest = inputs[12], running_mean is None
+    ctx.mark_non_differentiable(*output[1:])
+    ctx.set_materialize_grads(False)
+
+
+def _differentiate(ctx: Any, gradient: Tensor | None, *_: Any) -> tuple[Any, ...]:
+    if gradient is None:
+        return (None,) * 13
+    saved = ctx.saved_tensors
+    found = iter(torch.ops.mrla.light_backward(gradient, *saved, *ctx.rest))
+    return *(None if one is None else next(found) for one in saved[:8]), *(None,) * 5
+
+
+_light.register_autograd(_differentiate, setup_context=_save)
+
+
+def light(
+    x: Tensor,
+    shortcut: Tensor | None,
+    weights: LightWeights,
+    statistics: tuple[Tensor, Tensor] | None,
+    keep: Tensor | None,
+    heads: int,
+    eps: float,
+) -> tuple[Tensor, Tensor, Tensor]:
+    """The mixer's output, and mean and biased variance that its norm went by; arguments as of `forward`."""
+    out, _, _, _, mean, variance = torch.ops.mrla.light(
+        x, shortcut, *weights, *(statistics or (None, None)), keep, heads, eps
+    )
+    return out, mean, variance
+
+
+def light_behind(
+    tail: BlockTail,
+    weights: LightWeights,
+    statistics: tuple[Tensor, Tensor] | None,
+    keep: Tensor | None,
+    heads: int,
+    eps: float,
+) -> tuple[Tensor, Tensor, Tensor]:
+    """Like `light`, of the block's output and shortcut that a tail stands for."""
+    inputs = (tail.branch, tail.shortcut, getattr(tail.norm, "weight", None), getattr(tail.norm, "bias", None), *weights)
+    rest = (statistics, keep, heads, eps)
+    if torch.is_grad_enabled() and any(one is not None and one.requires_grad for one in inputs):
+        return _LightTail.apply(*inputs, tail, *rest)
+    normed, _ = apply_norm(tail)
+    owned = tail.owned or normed is not tail.branch
+    out, state = forward(normed, tail.shortcut, weights, *rest, tail=True, in_place=owned)
+    return out, state.mean, state.variance
+
+
+class _LightTail(torch.autograd.Function):
+    """The end of a residual block with MRLA-light behind it: of its maps only branch and shortcut are kept.
+
+    Not an operator of torch's registry: it moves the running statistics of the block's norm on, as that norm would,
+    which an operator with a gradient may not. So compiled graphs have the tail and the mixer one after the other.
+    """
+
+    @staticmethod
+    def forward(ctx: Any, branch: Tensor, shortcut: Tensor, _weight: Any, _bias: Any, *rest: Any) -> Any:
+        *given, tail, statistics, keep, heads, eps = rest
+        weights = LightWeights(*given)
+        normed, norm = apply_norm(tail)
+        owned = normed is not branch
+        out, state = forward(normed, shortcut, weights, statistics, keep, heads, eps, tail=True, in_place=owned)
+        ctx.save_for_backward(branch, shortcut, *weights, *state, keep, *norm[:4])
+        ctx.rest = eps, statistics is None, norm.training
+        ctx.mark_non_differentiable(state.mean, state.variance)
+        return out, state.mean, state.variance
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, gradient: Tensor, *_: Any) -> Any:
+        branch, shortcut, *saved = ctx.saved_tensors
+        eps, batch_statistics, training = ctx.rest
+        of_branch, of_shortcut, of_weights, of_norm = backward(
+            gradient,
+            branch,
+            shortcut,
+            LightWeights(*saved[:6]),
+            LightState(*saved[6:11]),
+            saved[11],
+            eps,
+            batch_statistics=batch_statistics,
+            tail=ResidualNorm(*saved[12:16], training),
+        )
+        assert of_norm is not None
+        return of_branch, of_shortcut, *of_norm, *of_weights, *(None,) * 5

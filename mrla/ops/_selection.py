@@ -1,0 +1,86 @@
+"""Which of two ways an operator is computed: by compiled CPU kernels where they apply, else by torch's operators."""
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from contextvars import ContextVar
+from importlib.util import find_spec
+from typing import Literal, get_args
+
+import torch
+from torch import Tensor
+
+Path = Literal["fused", "reference"]
+_path: ContextVar[Path] = ContextVar("mrla.ops.path", default="fused")
+
+KERNEL_DTYPES = (torch.float32, torch.bfloat16)
+HAS_NUMBA = find_spec("numba") is not None
+"""Whether the kernels can be compiled."""
+
+
+@contextmanager
+def use(path: Path) -> Iterator[None]:
+    """Chooses how the operators are computed inside a ``with`` block, for this thread or task alone.
+
+    Both ways give the same numbers within rounding. ``"fused"`` is what happens without a choice: CPU kernels compiled
+    with numba wherever they apply (contiguous float32 or bfloat16 maps on a CPU, a plain BatchNorm; never under export
+    or tracing), torch's operators elsewhere. A network keeps to the way that it was compiled with.
+
+    Args:
+        path: ``"fused"``, or ``"reference"`` for torch's operators everywhere.
+
+    Raises:
+        ValueError: If it is another word, or kernels are asked for and numba is not installed.
+
+    Example:
+        >>> mixer, x = MRLALight(32, has_shortcut=False, init="released"), torch.randn(2, 32, 6, 5)
+        >>> fast = mixer(x)[0]
+        >>> with use("reference"):
+        ...     slow = mixer(x)[0]
+        >>> torch.allclose(fast, slow, atol=1e-5)
+        True
+    """
+    if path not in get_args(Path):
+        raise ValueError(f"the path must be one of {', '.join(map(repr, get_args(Path)))}: got {path!r}")
+    if path == "fused" and not HAS_NUMBA:
+        raise ValueError("the kernels are compiled with numba, which is not installed: pip install 'mrla[fast]'")
+    before = _path.set(path)
+    try:
+        yield
+    finally:
+        _path.reset(before)
+
+
+@torch.compiler.assume_constant_result
+def chosen_path() -> Path:
+    """The way chosen with `use`."""
+    return _path.get() if HAS_NUMBA else "reference"
+
+
+def kernels_apply(x: Tensor, *others: Tensor | None) -> bool:
+    """Whether the kernels can work on maps like these here and now: `x`, and others of its shape."""
+    if chosen_path() == "reference" or torch.compiler.is_exporting() or torch.jit.is_tracing():
+        return False
+    if not torch.compiler.is_compiling() and _is_watched():
+        return False
+    return all(map is None or _is_plain(map, x.dtype) for map in (x, *others))
+
+
+def _is_plain(x: Tensor, dtype: torch.dtype) -> bool:
+    return (
+        x.device.type == "cpu"
+        and x.dtype == dtype
+        and dtype in KERNEL_DTYPES
+        and type(x) in (Tensor, torch.nn.Parameter)
+        and x.layout is torch.strided
+        and x.numel() > 0
+        and x.is_contiguous()
+    )
+
+
+def _is_watched() -> bool:
+    """Whether something looks at each of torch's operators: a dispatch mode, torch.func, forward-mode derivatives."""
+    return (
+        torch._C._len_torch_dispatch_stack() > 0
+        or torch._C._functorch.peek_interpreter_stack() is not None
+        or torch.autograd.forward_ad._current_level >= 0
+    )
