@@ -249,7 +249,7 @@ _BENCH_FLAGS: tuple[tuple[str, Any, Any, str], ...] = (
     ("quantities", str, "inference,training,memory", "What is measured"),
     ("image_size", int | None, None, "Side of the square images (the network's own)"),
     ("in_chans", int | None, None, "Channels of the images (the network's own)"),
-    ("batch_size", int, 32, "Images in a batch"),
+    ("batch_size", int, 16, "Images in a batch"),
     ("rounds", int, 10, "Timed rounds; each arm runs once a round"),
     ("warmup", int, 2, "Rounds before them that are not timed"),
     ("dtype", str, "float32", "float32, bfloat16, float16 or float64, of weights and images"),
@@ -327,10 +327,9 @@ def print_benchmark(content: Mapping[str, Any], folder: Path) -> None:
     headings, lines = table(content)
     console = _console()
     shown = Table(title=title(content))
+    for heading in headings:
+        shown.add_column(heading, justify="left" if heading == "arm" else "right", no_wrap=True)
     sweep = content["configuration"]["sweep"] is not None
-    for index, heading in enumerate(headings):
-        left = heading == "arm"
-        shown.add_column(heading, justify="left" if left else "right", no_wrap=left or (sweep and index == 0))
     arms = len(content["configuration"]["arms"])
     for index, line in enumerate(lines):
         shown.add_row(*line, end_section=sweep and (index + 1) % arms == 0)

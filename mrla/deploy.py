@@ -148,9 +148,9 @@ class _Readings(TorchFunctionMode):
 
 
 def _pairs(model: nn.Module, calls: list[Call], readings: _Readings) -> list[tuple[str, str]]:
-    alone = _standing_alone(model, calls, readings)
-    seen = _seen_by_others(model, calls)
     reads = Counter(map(id, readings.tensors))
+    alone = _standing_alone(model, reads)
+    seen = _seen_by_others(model, calls)
     layers = {id(call.output): call for call in calls if type(model.get_submodule(call.path)) in _LAYERS}
     pairs = []
     for call in calls:
@@ -166,18 +166,17 @@ def _pairs(model: nn.Module, calls: list[Call], readings: _Readings) -> list[tup
     return pairs
 
 
-def _standing_alone(model: nn.Module, calls: list[Call], readings: _Readings) -> Callable[[nn.Module], bool]:
-    """A test of a module: nobody but itself, once, uses it or its tensors, no hook sees it, and no mixer holds it."""
+def _standing_alone(model: nn.Module, reads: Counter[int]) -> Callable[[nn.Module], bool]:
+    """A test of a module: its tensors are read once and by no other, no hook sees it, and no mixer holds it."""
     modules = list(model.modules())
-    called = Counter(id(model.get_submodule(call.path)) for call in calls)
     registered = Counter(id(child) for module in modules for child in module._modules.values())
-    reads = Counter(map(id, readings.tensors))
     owned = Counter(id(tensor) for module in modules for tensor in _own_tensors(module))
     in_mixers = {id(part) for module in modules if isinstance(module, LayerMixer) for part in module.modules()}
 
     def stands_alone(module: nn.Module) -> bool:
         return (
-            called[id(module)] == registered[id(module)] == 1
+            registered[id(module)] == 1
+            # A module that is called twice reads its tensors twice.
             and all(owned[id(tensor)] == 1 and reads[id(tensor)] <= 1 for tensor in _own_tensors(module))
             and not _has_hooks(module)
             and id(module) not in in_mixers

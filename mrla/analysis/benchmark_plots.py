@@ -32,8 +32,9 @@ def draw_benchmark(content: Mapping[str, Any], folder: Path) -> list[Path]:
     from matplotlib.figure import Figure
     from matplotlib.layout_engine import ConstrainedLayoutEngine
 
-    quantities: list[str] = [name for name in ("inference", "training", "memory") if _has(content, name)]
-    arms = content["configuration"]["arms"]
+    asked = content["configuration"]["quantities"]
+    quantities: list[str] = [name for name in asked if _has(content, name)] or asked[:1]
+    arms = list(content["points"][0]["results"])
     looks = _looks(arms, arms[0])
     swept = content["configuration"]["sweep"] is not None
     size = (9.0, 0.6 + 3.1 * len(quantities)) if swept else (1.6 + 3.3 * len(quantities), 1.7 + 0.45 * len(arms))
@@ -47,10 +48,10 @@ def draw_benchmark(content: Mapping[str, Any], folder: Path) -> list[Path]:
 
 
 def _has(content: Mapping[str, Any], quantity: str) -> bool:
-    """Whether the baseline has it, so that there are ratios to draw."""
-    return all(next(iter(point["results"].values()))[quantity] for point in content["points"]) and any(
-        _spread(entry, quantity, "ratio") for point in content["points"] for entry in point["results"].values()
-    )
+    """Whether there are ratios to draw: of any arm but the baseline, where there is another."""
+    entries = [entry for point in content["points"] for entry in list(point["results"].values())[1:]]
+    entries = entries or [entry for point in content["points"] for entry in point["results"].values()]
+    return any(_spread(entry, quantity, "ratio") for entry in entries)
 
 
 def _spread(entry: Mapping[str, Any], quantity: str, what: str) -> tuple[float, float, float] | None:
@@ -74,7 +75,7 @@ def _draw_ratios(
         axes.axvline(1.0, color="#999999", linewidth=1.0, zorder=1)
         for row, (arm, entry) in enumerate(results.items()):
             _draw_dot(axes, row, _spread(entry, quantity, "ratio"), looks[arm])
-        axes.set_xlabel(f"{_TIMES.get(quantity, _KEPT)}, by {next(iter(results))}")
+        axes.set_xlabel(f"{_TIMES.get(quantity, _KEPT)}, relative to {next(iter(results))}")
         axes.grid(visible=False, axis="y")
         axes.margins(x=0.18)
     panels[0].set_yticks(range(len(results)), list(results))
@@ -84,7 +85,9 @@ def _draw_ratios(
 
 def _draw_dot(axes: "Axes", row: int, spread: tuple[float, float, float] | None, look: Mapping[str, Any]) -> None:
     if spread is None:
-        axes.text(1.0, row, " - ", ha="center", va="center", color="#777777", backgroundcolor="white")
+        axes.annotate(
+            "none", (1.0, row), (5, 0), textcoords="offset points", va="center", color="#777777", fontsize=9.5
+        )
         return
     low, middle, high = spread
     axes.plot([low, high], [row, row], color=look["color"], linewidth=2.2, solid_capstyle="butt")
@@ -105,8 +108,7 @@ def _draw_sweep(
                 spreads = [_spread(point["results"][arm], quantity, what) for point in points]
                 _draw_line(axes, values, spreads, look)
             _space(axes, values, logarithmic=what == "amount")
-        baseline = content["configuration"]["arms"][0]
-        row[0].set_ylabel(f"{name}\nratio to {baseline}")
+        row[0].set_ylabel(f"{name}\nrelative to {next(iter(looks))}")
         row[1].set_ylabel(f"{name}\n{'MB' if quantity == 'memory' else 'ms'}")
     for axes in panels[-1]:
         axes.set_xlabel(SWEPT[sweep])

@@ -135,13 +135,15 @@ def _varied(setting: Setting, sweep: str, value: int) -> Setting:
         return replace(setting, position=value)
     if not isinstance(setting.model, str):
         raise ValueError(f"a sweep over depth needs a ResNet by name: got a {setting.model_name} of your own")
-    arms = [
-        arm if arm.of_model else read_arm("+".join((at_depth(arm.network, value), *arm.states))) for arm in setting.arms
-    ]
-    # An arm keeps its name over the sweep, though its network changes.
-    renamed = [replace(arm, name=given.name) for arm, given in zip(arms, setting.arms, strict=True)]
-    of_model = any(arm.of_model for arm in setting.arms)
-    return replace(setting, model=at_depth(setting.model, value) if of_model else setting.model, arms=tuple(renamed))
+    arms = [arm if arm.of_model else _arm_at_depth(arm, value) for arm in setting.arms]
+    of_model = any(arm.of_model for arm in arms)
+    return replace(setting, model=at_depth(setting.model, value) if of_model else setting.model, arms=tuple(arms))
+
+
+def _arm_at_depth(arm: Arm, depth: int) -> Arm:
+    name = at_depth(arm.network, depth)
+    label = name.replace(f"resnet{depth}", "resnet*")  # one name over the sweep, though the network changes
+    return replace(read_arm("+".join((name, *arm.states))), name="+".join((label, *arm.states)))
 
 
 def _sizes(setting: Setting) -> list[int]:

@@ -14,7 +14,7 @@ def title(content: Mapping[str, Any]) -> str:
         content: The content of ``bench.json``.
 
     Returns:
-        Such as ``resnet18_cifar, 32x3x32x32, float32, contiguous, cpu, 2 threads, 10 rounds``.
+        Such as ``resnet18_cifar, 16x3x32x32, float32, contiguous, cpu, 2 threads, 10 rounds``.
     """
     configuration, points = content["configuration"], content["points"]
     sweep = configuration["sweep"]
@@ -48,11 +48,11 @@ def table(content: Mapping[str, Any]) -> tuple[list[str], list[list[str]]]:
     sweep, quantities = configuration["sweep"], configuration["quantities"]
     headings = [*([SWEPT[sweep]] if sweep else []), "arm"]
     if "inference" in quantities:
-        headings += ["images/s", "inference ratio"]
+        headings += ["images/s", "inference\nratio"]
     if "training" in quantities:
-        headings += ["step (ms)", "training ratio"]
+        headings += ["step\n(ms)", "training\nratio"]
     if "memory" in quantities:
-        headings += ["kept (MB)", "kept ratio", "peak infer. (MB)", "peak step (MB)"]
+        headings += ["kept\n(MB)", "kept\nratio", "infer.\npeak MB", "step\npeak MB"]
     lines = []
     for point in content["points"]:
         for arm, entry in point["results"].items():
@@ -80,7 +80,7 @@ def _cells(entry: Mapping[str, Any], quantities: list[str]) -> list[str]:
 def _ratio(taken: Mapping[str, Any] | None) -> str:
     if not taken or not taken["ratio"]:
         return "-"
-    return "{median:.2f} ({p10:.2f} to {p90:.2f})".format(**taken["ratio"])
+    return "{median:.2f} ({p10:.2f}-{p90:.2f})".format(**taken["ratio"])
 
 
 def _megabytes(amount: float | None) -> str:

@@ -27,8 +27,9 @@ RESULTS = "bench.json"
 QUANTITIES: tuple[Quantity, ...] = get_args(Quantity)
 DEFAULT_MODEL, DEFAULT_ARMS = "resnet18_cifar", ("plain", "light", "base")
 NOTE = (
-    "A ratio is an arm's time by the first arm's in the same round: the median over rounds (10 to 90 %). All arms take "
-    "turns in one process. Weights are random; norms and mixers do their full work."
+    "A ratio is an arm's time by the first arm's in the same round: the median over rounds (10 to 90 %); all arms take "
+    "turns in one process. Kept is what lies in memory between forward and backward, peak the most that a run adds to "
+    "what was there. Weights are random; norms and mixers do their full work."
 )
 
 
@@ -65,7 +66,7 @@ def benchmark(
     quantities: Sequence[str] = QUANTITIES,
     image_size: int | None = None,
     in_chans: int | None = None,
-    batch_size: int = 32,
+    batch_size: int = 16,
     rounds: int = 10,
     warmup: int = 2,
     dtype: str = "float32",
@@ -198,8 +199,11 @@ def _checked(**given: Any) -> Setting:
     quantities = _words("quantities", given["quantities"])
     for quantity in quantities:
         _choice("quantities", quantity, QUANTITIES)
-    if set(quantities) == {"training"} and not any(arm.trains for arm in arms):
-        raise ValueError(f"an arm must have a training step to be timed: got {', '.join(given['arms'])}; add inference")
+    if "inference" not in quantities and not arms[0].trains:
+        raise ValueError(
+            f"the first arm is the baseline and must have what is measured: got {arms[0].name!r}, which has no training "
+            f"step; begin with another, or add inference to the quantities"
+        )
     return Setting(
         model=model,
         arms=arms,

@@ -15,38 +15,15 @@ from typing import Any
 import numpy as np
 
 from .compiling import SOURCES, kernel, primitive
-from .memory import as_element, as_float, elements, floats, next_item, table
-from .planes import (
-    add_and_rectify,
-    convolve,
-    correlate,
-    fill_gaps,
-    flat_length,
-    padded_length,
-    read_rows,
-    total,
-    write_rows,
-)
+from .memory import elements, floats, next_item, table
+from .planes import LANES, convolved, corner, neighbours, nine, padded_length, read_x, stride
+from .vectors import chosen, lanes, load, load_lanes, spread, store, store_lanes, total, where_positive
 
 MOMENTS = 5
 """Per plane: means of v and s, and the sums of (v - mean)^2, (v - mean)(s - mean) and (s - mean)^2."""
 
 SUMS = 3
 """Per plane: the sums of the gradient g, of g (v - mean of v) and of g (s - mean of s)."""
-
-
-@primitive
-def read_block(x, shortcut, alpha, beta, height, width, tail, has_shortcut, branch, short, padded):
-    """Reads one plane of what the mixer gets: the shortcut into `short`, x into `padded`, its branch into `branch`."""
-    inner = padded[width + 2 : width + 2 + len(branch)]
-    if has_shortcut:
-        read_rows(shortcut, height, width, short)
-    if tail:
-        read_rows(x, height, width, branch)
-        add_and_rectify(branch, short, alpha, beta, x[0], inner)
-    else:
-        read_rows(x, height, width, inner)
-    fill_gaps(inner, height, width, np.float32(0))
 
 
 @primitive
@@ -67,6 +44,30 @@ def gate_of(around, query, key, first, last, slid_query, slid_key):
     return np.float32(1 / (1 + exp(-score / sqrt(width))))
 
 
+@primitive
+def total_of(shortcut, height, width):
+    """The sum of a map's plane."""
+    summed = spread(np.float32(0))
+    for at in range(0, height * width, LANES):
+        summed = summed + load_lanes(shortcut, at, lanes(height * width - at))
+    return total(summed)
+
+
+@primitive
+def mix(padded, shortcut, taps, along, constant, height, width, has_shortcut, out):
+    """One plane of x + (the convolution of x with `taps` + along * s + constant)."""
+    step, start = stride(width), corner(width)
+    weights, factor, shift = nine(taps), spread(along), spread(constant)
+    for i in range(height):
+        for j in range(0, width, LANES):
+            inside, at = lanes(width - j), i * width + j
+            around = neighbours(padded, start + i * step + j, step)
+            update = convolved(around, weights) + shift
+            if has_shortcut:
+                update = update + factor * load_lanes(shortcut, at, inside)
+            store_lanes(out, at, around[4] + update, inside)
+
+
 @cache
 def apply(kind: Any, sources: int = SOURCES) -> Any:
     """x + scale * (gate * v + lambda * s) + shift, image by image, each head as soon as its gate is known.
@@ -82,15 +83,10 @@ def apply(kind: Any, sources: int = SOURCES) -> Any:
         channels, height, width, heads, chunks = t[2], t[3], t[4], t[5], t[6]
         tail, has_shortcut, gates_known = t[7] != 0, t[8] != 0, t[22] != 0
         size, per_head, reach = height * width, channels // heads, t[9] // 2
-        whole = channels * size
-        taps, decay = floats(t[13], 9 * channels), floats(t[14], channels)
-        query, key = floats(t[15], t[9]), floats(t[16], t[9])
-        scale, shift, keep = floats(t[17], channels), floats(t[18], channels), floats(t[19], t[1])
-        flat = flat_length(height, width)
+        query, key = floats(t[15], 0, t[9]), floats(t[16], 0, t[9])
         slots = 1 if gates_known else min(channels, per_head + 2 * reach)
         ring = np.zeros((slots, padded_length(height, width)), np.float32)
-        branch, short = np.zeros(flat, np.float32), np.zeros(flat, np.float32)
-        update, scaled = np.empty(flat, np.float32), np.empty(9, np.float32)
+        scaled = np.empty(9, np.float32)
         slid_query, slid_key = np.empty(per_head, np.float32), np.empty(per_head, np.float32)
         one, zero = np.float32(1), np.float32(0)
         while True:
@@ -98,50 +94,60 @@ def apply(kind: Any, sources: int = SOURCES) -> Any:
             if item >= t[1]:
                 break
             image, chunk = item // chunks, item % chunks
-            x = elements(t[10] + image * whole * bytes_each, whole, kind)
-            s = elements(t[11] + image * whole * bytes_each, whole, kind)
-            out = elements(t[12] + image * whole * bytes_each, whole, kind)
-            gates = floats(t[20] + image * heads * 4, heads)
-            around = floats(t[21] + image * (channels + 2 * reach) * 4, channels + 2 * reach)
-            kept = keep[image] if t[19] != 0 else one
+            gates = floats(t[20], image * heads, heads)
+            around = floats(t[21], image * (channels + 2 * reach), channels + 2 * reach)
+            kept = floats(t[19], image, 1)[0] if t[19] != 0 else one
             first, last = heads * chunk // chunks, heads * (chunk + 1) // chunks
             pooled = max(0, first * per_head - reach)
             for head in range(first, last):
                 start, end = head * per_head, (head + 1) * per_head
                 if not gates_known:
                     for channel in range(pooled, min(channels, end + reach)):
-                        at, padded = channel * size, ring[channel % slots]
-                        read_block(
-                            x[at : at + size], s[at : at + size], one, zero,
-                            height, width, tail, tail, branch, short, padded,
-                        )  # fmt: skip
-                        around[reach + channel] = total(padded[width + 2 : width + 2 + flat]) / np.float32(size)
+                        at = (image * channels + channel) * size
+                        x, s = elements(t[10], at, size, kind, bytes_each), elements(t[11], at, size, kind, bytes_each)
+                        summed = read_x(x, s, one, zero, height, width, tail, ring[channel % slots])
+                        around[reach + channel] = summed / np.float32(size)
                     pooled = min(channels, end + reach)
                     gates[head] = gate_of(around, query, key, start, end, slid_query, slid_key)
                 for channel in range(start, end):
-                    at, padded = channel * size, ring[channel % slots]
+                    at, padded = (image * channels + channel) * size, ring[channel % slots]
+                    x, s = elements(t[10], at, size, kind, bytes_each), elements(t[11], at, size, kind, bytes_each)
+                    out = elements(t[12], at, size, kind, bytes_each)
                     if gates_known:
-                        read_block(
-                            x[at : at + size], s[at : at + size], one, zero,
-                            height, width, tail, has_shortcut, branch, short, padded,
-                        )  # fmt: skip
-                    elif has_shortcut:
-                        read_rows(s[at : at + size], height, width, short)
-                    x_plane = padded[width + 2 : width + 2 + flat]
-                    factor, constant = kept * scale[channel], kept * shift[channel]
+                        read_x(x, s, one, zero, height, width, tail, padded)
+                    factor = kept * floats(t[17], channel, 1)[0]
+                    taps = floats(t[13], 9 * channel, 9)
                     for tap in range(9):
-                        scaled[tap] = taps[9 * channel + tap] * gates[head] * factor
-                    convolve(padded, width + 1, scaled, update)
-                    if has_shortcut:
-                        along = decay[channel] * factor
-                        for q in range(flat):
-                            update[q] = x_plane[q] + (update[q] + along * short[q] + constant)
-                    else:
-                        for q in range(flat):
-                            update[q] = x_plane[q] + (update[q] + constant)
-                    write_rows(update, height, width, out[at : at + size])
+                        scaled[tap] = taps[tap] * gates[head] * factor
+                    along = floats(t[14], channel, 1)[0] * factor if has_shortcut else zero
+                    constant = kept * floats(t[18], channel, 1)[0]
+                    mix(padded, s, scaled, along, constant, height, width, has_shortcut, out)
 
     return light_apply
+
+
+@primitive
+def find_moments(padded, shortcut, taps, mean, height, width, has_shortcut, found):
+    """The `MOMENTS` of one plane."""
+    step, start, size = stride(width), corner(width), np.float32(height * width)
+    weights, sum_of_taps = nine(taps), np.float32(0)
+    for tap in range(9):
+        sum_of_taps += taps[tap]
+    # Sums around a value near the mean: of the plain squares little would be left after subtraction.
+    mean_s = total_of(shortcut, height, width) / size if has_shortcut else np.float32(0)
+    near_v, near_s = spread(mean * sum_of_taps), spread(mean_s)
+    v = vv = vs = ss = spread(np.float32(0))
+    for i in range(height):
+        for j in range(0, width, LANES):
+            inside = lanes(width - j)
+            dv = chosen(convolved(neighbours(padded, start + i * step + j, step), weights) - near_v, inside)
+            v, vv = v + dv, vv + dv * dv
+            if has_shortcut:
+                ds = chosen(load_lanes(shortcut, i * width + j, inside) - near_s, inside)
+                vs, ss = vs + dv * ds, ss + ds * ds
+    off = total(v)
+    found[0], found[1] = mean * sum_of_taps + off / size, mean_s
+    found[2], found[3], found[4] = total(vv) - off * off / size, total(vs), total(ss)
 
 
 @cache
@@ -158,11 +164,7 @@ def moments(kind: Any, sources: int = SOURCES) -> Any:
         channels, height, width, chunks = t[2], t[3], t[4], t[6]
         tail, has_shortcut = t[7] != 0, t[8] != 0
         size = height * width
-        taps = floats(t[12], 9 * channels)
-        flat = flat_length(height, width)
         padded = np.zeros(padded_length(height, width), np.float32)
-        x_plane = padded[width + 2 : width + 2 + flat]
-        branch, short, value = np.zeros(flat, np.float32), np.zeros(flat, np.float32), np.empty(flat, np.float32)
         while True:
             item = next_item(t[0])
             if item >= t[1]:
@@ -170,39 +172,31 @@ def moments(kind: Any, sources: int = SOURCES) -> Any:
             image, chunk = item // chunks, item % chunks
             for channel in range(channels * chunk // chunks, channels * (chunk + 1) // chunks):
                 plane = image * channels + channel
-                x = elements(t[10] + plane * size * bytes_each, size, kind)
-                s = elements(t[11] + plane * size * bytes_each, size, kind)
-                mean, found = floats(t[13] + plane * 4, 1), floats(t[14] + plane * MOMENTS * 4, MOMENTS)
-                tap = taps[9 * channel : 9 * channel + 9]
-                read_block(
-                    x, s, np.float32(1), np.float32(0), height, width, tail, has_shortcut, branch, short, padded
-                )
-                mean[0] = total(x_plane) / np.float32(size)
-                convolve(padded, width + 1, tap, value)
-                # Sums around a value near the mean: of the plain squares little would be left after subtraction.
-                near_v, near_s = mean[0] * total(tap), np.float32(0)
-                if has_shortcut:
-                    fill_gaps(short, height, width, np.float32(0))
-                    near_s = total(short) / np.float32(size)
-                    fill_gaps(short, height, width, near_s)
-                fill_gaps(value, height, width, near_v)
-                v = vv = vs = ss = np.float32(0)
-                for q in range(flat):
-                    dv = value[q] - near_v
-                    v += dv
-                    vv += dv * dv
-                if has_shortcut:
-                    for q in range(flat):
-                        ds = short[q] - near_s
-                        vs += (value[q] - near_v) * ds
-                        ss += ds * ds
-                found[0] = near_v + v / np.float32(size)
-                found[1] = near_s
-                found[2] = vv - v * v / np.float32(size)
-                found[3] = vs
-                found[4] = ss
+                x = elements(t[10], plane * size, size, kind, bytes_each)
+                s = elements(t[11], plane * size, size, kind, bytes_each)
+                mean = read_x(x, s, np.float32(1), np.float32(0), height, width, tail, padded) / np.float32(size)
+                floats(t[13], plane, 1)[0] = mean
+                taps, found = floats(t[12], 9 * channel, 9), floats(t[14], plane * MOMENTS, MOMENTS)
+                find_moments(padded, s, taps, mean, height, width, has_shortcut, found)
 
     return light_moments
+
+
+@primitive
+def find_sums(padded, shortcut, gradient, taps, known, height, width, has_shortcut, found):
+    """The `SUMS` of one plane."""
+    step, start, weights = stride(width), corner(width), nine(taps)
+    mean_v, mean_s = spread(known[0]), spread(known[1])
+    of_g = of_v = of_s = spread(np.float32(0))
+    for i in range(height):
+        for j in range(0, width, LANES):
+            inside, at = lanes(width - j), i * width + j
+            g = load_lanes(gradient, at, inside)
+            of_g = of_g + g
+            of_v = of_v + g * (convolved(neighbours(padded, start + i * step + j, step), weights) - mean_v)
+            if has_shortcut:
+                of_s = of_s + g * (load_lanes(shortcut, at, inside) - mean_s)
+    found[0], found[1], found[2] = total(of_g), total(of_v), total(of_s)
 
 
 @cache
@@ -216,11 +210,7 @@ def sums(kind: Any, sources: int = SOURCES) -> Any:
         channels, height, width, chunks = t[2], t[3], t[4], t[6]
         tail, has_shortcut = t[7] != 0, t[8] != 0
         size = height * width
-        taps, alpha, beta = floats(t[13], 9 * channels), floats(t[14], channels), floats(t[15], channels)
-        flat = flat_length(height, width)
         padded = np.zeros(padded_length(height, width), np.float32)
-        branch, short, value = np.zeros(flat, np.float32), np.zeros(flat, np.float32), np.empty(flat, np.float32)
-        gradient = np.zeros(flat, np.float32)
         while True:
             item = next_item(t[0])
             if item >= t[1]:
@@ -228,27 +218,72 @@ def sums(kind: Any, sources: int = SOURCES) -> Any:
             image, chunk = item // chunks, item % chunks
             for channel in range(channels * chunk // chunks, channels * (chunk + 1) // chunks):
                 plane = image * channels + channel
-                x = elements(t[10] + plane * size * bytes_each, size, kind)
-                s = elements(t[11] + plane * size * bytes_each, size, kind)
-                g = elements(t[12] + plane * size * bytes_each, size, kind)
-                known, found = floats(t[16] + plane * MOMENTS * 4, MOMENTS), floats(t[17] + plane * SUMS * 4, SUMS)
-                read_block(
-                    x, s, alpha[channel], beta[channel], height, width, tail, has_shortcut, branch, short, padded
-                )
-                read_rows(g, height, width, gradient)
-                fill_gaps(gradient, height, width, np.float32(0))
-                convolve(padded, width + 1, taps[9 * channel : 9 * channel + 9], value)
-                mean_v, mean_s = known[0], known[1]
-                of_g = of_v = of_s = np.float32(0)
-                for q in range(flat):
-                    of_g += gradient[q]
-                    of_v += gradient[q] * (value[q] - mean_v)
-                if has_shortcut:
-                    for q in range(flat):
-                        of_s += gradient[q] * (short[q] - mean_s)
-                found[0], found[1], found[2] = of_g, of_v, of_s
+                x = elements(t[10], plane * size, size, kind, bytes_each)
+                s = elements(t[11], plane * size, size, kind, bytes_each)
+                g = elements(t[12], plane * size, size, kind, bytes_each)
+                alpha, beta = floats(t[14], channel, 1)[0], floats(t[15], channel, 1)[0]
+                read_x(x, s, alpha, beta, height, width, tail, padded)
+                taps, known = floats(t[13], 9 * channel, 9), floats(t[16], plane * MOMENTS, MOMENTS)
+                find_sums(padded, s, g, taps, known, height, width, has_shortcut, floats(t[17], plane * SUMS, SUMS))
 
     return light_sums
+
+
+@primitive
+def find_update_gradient(
+    padded, shortcut, gradient, taps, decay, numbers, height, width, has_shortcut, of_update, of_taps
+):
+    """Puts the gradient of y into the padded `of_update` and that of the taps, but for the gate, into `of_taps`.
+
+    `numbers` are gate, incoming, constant, slope and mean, see `gradients`.
+    """
+    step, start, weights = stride(width), corner(width), nine(taps)
+    gate, incoming, lost = spread(numbers[0]), spread(numbers[1]), spread(numbers[2])
+    slope, mean, factor = spread(numbers[3]), spread(numbers[4]), spread(decay)
+    a = b = c = d = e = f = g = h = k = spread(np.float32(0))
+    for i in range(height):
+        for j in range(0, width, LANES):
+            inside, at = lanes(width - j), i * width + j
+            around = neighbours(padded, start + i * step + j, step)
+            deviation = gate * convolved(around, weights) - mean
+            if has_shortcut:
+                deviation = deviation + factor * load_lanes(shortcut, at, inside)
+            here = chosen(incoming * load_lanes(gradient, at, inside) - lost - slope * deviation, inside)
+            store(of_update, start + i * step + j, here)
+            a, b, c = a + here * around[0], b + here * around[1], c + here * around[2]
+            d, e, f = d + here * around[3], e + here * around[4], f + here * around[5]
+            g, h, k = g + here * around[6], h + here * around[7], k + here * around[8]
+    of_taps[0], of_taps[1], of_taps[2], of_taps[3], of_taps[4] = total(a), total(b), total(c), total(d), total(e)
+    of_taps[5], of_taps[6], of_taps[7], of_taps[8] = total(f), total(g), total(h), total(k)
+
+
+@primitive
+def find_map_gradients(
+    padded, of_update, x, gradient, turned, numbers, height, width, tail, has_shortcut, of_x, of_shortcut, of_norm
+):
+    """The gradients of x (or its branch, before its norm) and of the shortcut, from that of y.
+
+    `turned` are the taps for the way back; `numbers` are pooled, lambda, and the norm's mean and scale, see `gradients`.
+    """
+    step, start, weights = stride(width), corner(width), nine(turned)
+    pooled, factor, centre, after = spread(numbers[0]), spread(numbers[1]), spread(numbers[2]), spread(numbers[3])
+    summed = centred = spread(np.float32(0))
+    for i in range(height):
+        for j in range(0, width, LANES):
+            inside, at, here = lanes(width - j), i * width + j, start + i * step + j
+            around = neighbours(of_update, here, step)
+            found = convolved(around, weights) + load_lanes(gradient, at, inside) + pooled
+            of_added = factor * around[4]
+            if tail:
+                found = chosen(where_positive(load(padded, here), found), inside)
+                of_added = of_added + found
+                summed = summed + found
+                centred = centred + found * (load_lanes(x, at, inside) - centre)
+                found = found * after
+            store_lanes(of_x, at, found, inside)
+            if has_shortcut:
+                store_lanes(of_shortcut, at, of_added, inside)
+    of_norm[0], of_norm[1] = total(summed), total(centred)
 
 
 @cache
@@ -267,18 +302,9 @@ def gradients(kind: Any, sources: int = SOURCES) -> Any:
         channels, height, width, heads, chunks = t[2], t[3], t[4], t[5], t[6]
         tail, has_shortcut = t[7] != 0, t[8] != 0
         size, per_head = height * width, channels // heads
-        taps, decay = floats(t[15], 9 * channels), floats(t[16], channels)
-        alpha, beta, centre, after = (
-            floats(t[17], channels), floats(t[18], channels), floats(t[19], channels), floats(t[20], channels),
-        )  # fmt: skip
-        constant, slope, mean = floats(t[21], channels), floats(t[22], channels), floats(t[23], channels)
-        flat, stride = flat_length(height, width), width + 1
         padded = np.zeros(padded_length(height, width), np.float32)
-        padded_gradient = np.zeros(padded_length(height, width), np.float32)
-        x_plane = padded[width + 2 : width + 2 + flat]
-        of_update = padded_gradient[width + 2 : width + 2 + flat]
-        branch, short, value = np.zeros(flat, np.float32), np.zeros(flat, np.float32), np.empty(flat, np.float32)
-        gradient, of_short, turned = np.zeros(flat, np.float32), np.empty(flat, np.float32), np.empty(9, np.float32)
+        of_update = np.zeros(padded_length(height, width), np.float32)
+        turned = np.empty(9, np.float32)
         while True:
             item = next_item(t[0])
             if item >= t[1]:
@@ -286,50 +312,46 @@ def gradients(kind: Any, sources: int = SOURCES) -> Any:
             image, chunk = item // chunks, item % chunks
             for channel in range(channels * chunk // chunks, channels * (chunk + 1) // chunks):
                 plane = image * channels + channel
-                offset = plane * size * bytes_each
-                x, s, g = elements(t[10] + offset, size, kind), elements(t[11] + offset, size, kind), elements(t[12] + offset, size, kind)
-                dx, ds = elements(t[13] + offset, size, kind), elements(t[14] + offset, size, kind)
-                gate = floats(t[24] + image * heads * 4, heads)[channel // per_head]
-                incoming, pooled = floats(t[25] + plane * 4, 1)[0], floats(t[26] + plane * 4, 1)[0]
-                of_taps, of_norm = floats(t[27] + plane * 9 * 4, 9), floats(t[28] + plane * 2 * 4, 2)
-                read_block(
-                    x, s, alpha[channel], beta[channel], height, width, tail, has_shortcut, branch, short, padded
+                x, s, g = (
+                    elements(t[10], plane * size, size, kind, bytes_each),
+                    elements(t[11], plane * size, size, kind, bytes_each),
+                    elements(t[12], plane * size, size, kind, bytes_each),
                 )
-                read_rows(g, height, width, gradient)
-                convolve(padded, stride, taps[9 * channel : 9 * channel + 9], value)
-                factor = decay[channel] if has_shortcut else np.float32(0)
-                lost, along, around = constant[channel], slope[channel], mean[channel]
-                for q in range(flat):
-                    deviation = gate * value[q] + factor * short[q] - around
-                    of_update[q] = incoming * gradient[q] - lost - along * deviation
-                fill_gaps(of_update, height, width, np.float32(0))
-                correlate(padded, stride, of_update, of_taps)
+                of_x, of_s = (
+                    elements(t[13], plane * size, size, kind, bytes_each),
+                    elements(t[14], plane * size, size, kind, bytes_each),
+                )
+                taps, of_taps = floats(t[15], 9 * channel, 9), floats(t[27], 9 * plane, 9)
+                decay = floats(t[16], channel, 1)[0] if has_shortcut else np.float32(0)
+                alpha, beta = floats(t[17], channel, 1)[0], floats(t[18], channel, 1)[0]
+                centre, after = floats(t[19], channel, 1)[0], floats(t[20], channel, 1)[0]
+                gate = floats(t[24], image * heads + channel // per_head, 1)[0]
+                of_y = (
+                    gate, floats(t[25], plane, 1)[0], floats(t[21], channel, 1)[0], floats(t[22], channel, 1)[0],
+                    floats(t[23], channel, 1)[0],
+                )  # fmt: skip
+                read_x(x, s, alpha, beta, height, width, tail, padded)
+                find_update_gradient(padded, s, g, taps, decay, of_y, height, width, has_shortcut, of_update, of_taps)
                 for tap in range(9):
                     of_taps[tap] *= gate
-                    turned[tap] = taps[9 * channel + 8 - tap] * gate
-                convolve(padded_gradient, stride, turned, value)
-                for q in range(flat):
-                    value[q] += gradient[q] + pooled
-                if has_shortcut:
-                    for q in range(flat):
-                        of_short[q] = factor * of_update[q]
-                if tail:
-                    middle, outer = centre[channel], after[channel]
-                    for q in range(flat):
-                        value[q] = np.float32(0) if x_plane[q] <= 0 else value[q]
-                        of_short[q] += value[q]
-                    fill_gaps(value, height, width, np.float32(0))
-                    of_g = of_b = np.float32(0)
-                    for q in range(flat):
-                        of_g += value[q]
-                        of_b += value[q] * (branch[q] - middle)
-                        value[q] *= outer
-                    of_norm[0], of_norm[1] = of_g, of_b
-                write_rows(value, height, width, dx)
-                if has_shortcut:
-                    write_rows(of_short, height, width, ds)
+                    turned[tap] = taps[8 - tap] * gate
+                of_maps, of_norm = (floats(t[26], plane, 1)[0], decay, centre, after), floats(t[28], 2 * plane, 2)
+                find_map_gradients(
+                    padded, of_update, x, g, turned, of_maps, height, width, tail, has_shortcut, of_x, of_s, of_norm
+                )
 
     return light_gradients
+
+
+@primitive
+def correct(branch, gradient, scale, constant, slope, mean):
+    """One plane of `norm_gradients`."""
+    factor, lost, along, centre = spread(scale), spread(constant), spread(slope), spread(mean)
+    for at in range(0, len(gradient), LANES):
+        inside = lanes(len(gradient) - at)
+        deviation = load_lanes(branch, at, inside) - centre
+        found = factor * (load_lanes(gradient, at, inside) - lost - along * deviation)
+        store_lanes(gradient, at, found, inside)
 
 
 @cache
@@ -342,26 +364,18 @@ def norm_gradients(kind: Any, sources: int = SOURCES) -> Any:
         t = table(data, sources)
         channels, height, width, chunks = t[2], t[3], t[4], t[6]
         size = height * width
-        scale, constant, slope, mean = (
-            floats(t[12], channels), floats(t[13], channels), floats(t[14], channels), floats(t[15], channels),
-        )  # fmt: skip
         while True:
             item = next_item(t[0])
             if item >= t[1]:
                 break
             image, chunk = item // chunks, item % chunks
             for channel in range(channels * chunk // chunks, channels * (chunk + 1) // chunks):
-                plane = image * channels + channel
-                branch = elements(t[10] + plane * size * bytes_each, size, kind)
-                gradient = elements(t[11] + plane * size * bytes_each, size, kind)
-                correct(branch, gradient, scale[channel], constant[channel], slope[channel], mean[channel])
+                at = (image * channels + channel) * size
+                branch = elements(t[10], at, size, kind, bytes_each)
+                gradient = elements(t[11], at, size, kind, bytes_each)
+                correct(
+                    branch, gradient, floats(t[12], channel, 1)[0], floats(t[13], channel, 1)[0],
+                    floats(t[14], channel, 1)[0], floats(t[15], channel, 1)[0],
+                )  # fmt: skip
 
     return light_norm_gradients
-
-
-@primitive
-def correct(branch, gradient, scale, constant, slope, mean):
-    """One plane of `norm_gradients`."""
-    for q in range(len(gradient)):
-        deviation = as_float(branch[q]) - mean
-        gradient[q] = as_element(scale * (as_float(gradient[q]) - constant - slope * deviation), gradient[q])
