@@ -142,7 +142,7 @@ class _Readings(TorchFunctionMode):
     def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         result = func(*args, **(kwargs or {}))
         # What gives no tensor asks for a shape or the like; but writing into a slice gives None.
-        if _tensors(result) or (result is None and getattr(func, "__name__", "") != "__get__"):
+        if _tensors(result) or result is None:
             self.tensors.extend(_tensors((args, kwargs)))
         return result
 
@@ -167,7 +167,7 @@ def _pairs(model: nn.Module, calls: list[Call], readings: _Readings) -> list[tup
 
 
 def _standing_alone(model: nn.Module, reads: Counter[int]) -> Callable[[nn.Module], bool]:
-    """A test of a module: its tensors are read once and by no other, no hook sees it, and no mixer holds it."""
+    """A test of a module: it has one place, its tensors are read once and by no other, and no mixer holds it."""
     modules = list(model.modules())
     registered = Counter(id(child) for module in modules for child in module._modules.values())
     owned = Counter(id(tensor) for module in modules for tensor in _own_tensors(module))
@@ -178,7 +178,6 @@ def _standing_alone(model: nn.Module, reads: Counter[int]) -> Callable[[nn.Modul
             registered[id(module)] == 1
             # A module that is called twice reads its tensors twice.
             and all(owned[id(tensor)] == 1 and reads[id(tensor)] <= 1 for tensor in _own_tensors(module))
-            and not _has_hooks(module)
             and id(module) not in in_mixers
         )
 
@@ -190,15 +189,12 @@ def _own_tensors(module: nn.Module) -> list[Tensor]:
     return [tensor for tensor in owned if tensor is not None]
 
 
-def _has_hooks(module: nn.Module) -> bool:
-    return bool(module._forward_hooks or module._forward_pre_hooks)
-
-
 def _seen_by_others(model: nn.Module, calls: list[Call]) -> set[int]:
     """Ids of the tensors that are given to the caller of the network, or to hooks."""
     seen = {id(tensor) for tensor in _tensors(calls[0].output)}
     for call in calls:
-        if _has_hooks(model.get_submodule(call.path)):
+        module = model.get_submodule(call.path)
+        if module._forward_hooks or module._forward_pre_hooks:
             seen |= {id(tensor) for tensor in _tensors((call.args, call.kwargs, call.output))}
     return seen
 
@@ -285,7 +281,7 @@ def _check_same(fused: nn.Module, image: Tensor, expected: list[Tensor], folded:
     tolerance = max(_TOLERANCES.get(dtype, 0.0) for dtype in (*floating, torch.float64))
     if image.device.type != "cpu":  # convolutions in float32 may run in TF32 there, which rounds as float16 does
         tolerance = max(tolerance, _TOLERANCES[torch.float16])
-    if not difference <= tolerance:
+    if difference > tolerance:
         raise ValueError(
             f"fusing must not change what a network says: with {folded} norms folded this {type(fused).__name__} "
             f"differs by {difference:.1e} of its largest output, and {tolerance:.0e} is allowed; fuse it in a higher "

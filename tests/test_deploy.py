@@ -247,6 +247,11 @@ def read_twice(net, x):
     return net.norm(between) + between
 
 
+def read_by_name(net, x):
+    between = net.layer(x)
+    return torch.add(input=between, other=net.norm(between))
+
+
 def through_a_view(net, x):
     return net.norm(net.layer(x)[:])
 
@@ -344,6 +349,7 @@ def norm_in_front() -> nn.Module:
 
 LEFT = {
     "output read twice": lambda: Net(read_twice),
+    "output read by name": lambda: Net(read_by_name),
     "output read by a function with its own gradient": lambda: Net(read_by_a_function),
     "read through a view": lambda: Net(through_a_view),
     "given to the caller": lambda: Net(given_out),
@@ -499,6 +505,15 @@ def test_a_wrong_fold_is_seen_whatever_the_output(structure, monkeypatch):
     monkeypatch.setattr(deploy, "_fold", slightly_wrong)
     with pytest.raises(ValueError, match=r"must not change what a network says: with 1 .*higher precision"):
         mrla.fuse(model, (2, 3, 8, 8))
+
+
+def test_a_number_that_is_none_is_seen(monkeypatch):
+    def wrong_in_part(layer, norm):
+        layer.bias[0] = torch.nan
+
+    monkeypatch.setattr(deploy, "_fold", wrong_in_part)
+    with pytest.raises(ValueError, match=r"differs by inf of its largest output, and 1e-04 is allowed"):
+        mrla.fuse(loud(Net()), EXAMPLE)
 
 
 def test_a_network_that_draws_random_numbers_is_fused():

@@ -17,7 +17,10 @@ import numpy as np
 from .compiling import SOURCES, kernel, primitive
 from .memory import elements, floats, next_item, table
 from .planes import LANES, convolved, corner, neighbours, nine, padded_length, read_x, stride
-from .vectors import chosen, lanes, load, load_lanes, spread, store, store_lanes, total, where_positive
+from .vectors import chosen, fetch, lanes, load, load_lanes, spread, store, store_lanes, total, where_positive
+
+AHEAD = 1024
+"""How many elements ahead memory is asked for where one pass is all that is done."""
 
 MOMENTS = 5
 """Per plane: means of v and s, and the sums of (v - mean)^2, (v - mean)(s - mean) and (s - mean)^2."""
@@ -54,15 +57,17 @@ def total_of(shortcut, height, width):
 
 
 @primitive
-def mix(padded, shortcut, taps, along, constant, height, width, has_shortcut, out):
+def mix(padded, x, shortcut, taps, along, constant, height, width, has_shortcut, out):
     """One plane of x + (the convolution of x with `taps` + along * s + constant)."""
     step, start = stride(width), corner(width)
-    weights, factor, shift = nine(taps), spread(along), spread(constant)
+    weights, factor, shift, ahead = nine(taps), spread(along), spread(constant), height * width
     for i in range(height):
         for j in range(0, width, LANES):
             inside, at = lanes(width - j), i * width + j
             around = neighbours(padded, start + i * step + j, step)
             update = convolved(around, weights) + shift
+            fetch(x, at + ahead)
+            fetch(shortcut, at + ahead)
             if has_shortcut:
                 update = update + factor * load_lanes(shortcut, at, inside)
             store_lanes(out, at, around[4] + update, inside)
@@ -121,13 +126,13 @@ def apply(kind: Any, sources: int = SOURCES) -> Any:
                         scaled[tap] = taps[tap] * gates[head] * factor
                     along = floats(t[14], channel, 1)[0] * factor if has_shortcut else zero
                     constant = kept * floats(t[18], channel, 1)[0]
-                    mix(padded, s, scaled, along, constant, height, width, has_shortcut, out)
+                    mix(padded, x, s, scaled, along, constant, height, width, has_shortcut, out)
 
     return light_apply
 
 
 @primitive
-def find_moments(padded, shortcut, taps, mean, height, width, has_shortcut, found):
+def find_moments(padded, x, shortcut, taps, mean, height, width, has_shortcut, found):
     """The `MOMENTS` of one plane."""
     step, start, size = stride(width), corner(width), np.float32(height * width)
     weights, sum_of_taps = nine(taps), np.float32(0)
@@ -139,11 +144,13 @@ def find_moments(padded, shortcut, taps, mean, height, width, has_shortcut, foun
     v = vv = vs = ss = spread(np.float32(0))
     for i in range(height):
         for j in range(0, width, LANES):
-            inside = lanes(width - j)
+            inside, at = lanes(width - j), i * width + j
+            fetch(x, at + height * width)
+            fetch(shortcut, at + height * width)
             dv = chosen(convolved(neighbours(padded, start + i * step + j, step), weights) - near_v, inside)
             v, vv = v + dv, vv + dv * dv
             if has_shortcut:
-                ds = chosen(load_lanes(shortcut, i * width + j, inside) - near_s, inside)
+                ds = chosen(load_lanes(shortcut, at, inside) - near_s, inside)
                 vs, ss = vs + dv * ds, ss + ds * ds
     off = total(v)
     found[0], found[1] = mean * sum_of_taps + off / size, mean_s
@@ -177,13 +184,13 @@ def moments(kind: Any, sources: int = SOURCES) -> Any:
                 mean = read_x(x, s, np.float32(1), np.float32(0), height, width, tail, padded) / np.float32(size)
                 floats(t[13], plane, 1)[0] = mean
                 taps, found = floats(t[12], 9 * channel, 9), floats(t[14], plane * MOMENTS, MOMENTS)
-                find_moments(padded, s, taps, mean, height, width, has_shortcut, found)
+                find_moments(padded, x, s, taps, mean, height, width, has_shortcut, found)
 
     return light_moments
 
 
 @primitive
-def find_sums(padded, shortcut, gradient, taps, known, height, width, has_shortcut, found):
+def find_sums(padded, x, shortcut, gradient, taps, known, height, width, has_shortcut, found):
     """The `SUMS` of one plane."""
     step, start, weights = stride(width), corner(width), nine(taps)
     mean_v, mean_s = spread(known[0]), spread(known[1])
@@ -193,6 +200,9 @@ def find_sums(padded, shortcut, gradient, taps, known, height, width, has_shortc
             inside, at = lanes(width - j), i * width + j
             g = load_lanes(gradient, at, inside)
             of_g = of_g + g
+            fetch(x, at + height * width)
+            fetch(shortcut, at + height * width)
+            fetch(gradient, at + height * width)
             of_v = of_v + g * (convolved(neighbours(padded, start + i * step + j, step), weights) - mean_v)
             if has_shortcut:
                 of_s = of_s + g * (load_lanes(shortcut, at, inside) - mean_s)
@@ -224,7 +234,7 @@ def sums(kind: Any, sources: int = SOURCES) -> Any:
                 alpha, beta = floats(t[14], channel, 1)[0], floats(t[15], channel, 1)[0]
                 read_x(x, s, alpha, beta, height, width, tail, padded)
                 taps, known = floats(t[13], 9 * channel, 9), floats(t[16], plane * MOMENTS, MOMENTS)
-                find_sums(padded, s, g, taps, known, height, width, has_shortcut, floats(t[17], plane * SUMS, SUMS))
+                find_sums(padded, x, s, g, taps, known, height, width, has_shortcut, floats(t[17], plane * SUMS, SUMS))
 
     return light_sums
 
@@ -246,6 +256,7 @@ def find_update_gradient(
             inside, at = lanes(width - j), i * width + j
             around = neighbours(padded, start + i * step + j, step)
             deviation = gate * convolved(around, weights) - mean
+            fetch(gradient, at + height * width)
             if has_shortcut:
                 deviation = deviation + factor * load_lanes(shortcut, at, inside)
             here = chosen(incoming * load_lanes(gradient, at, inside) - lost - slope * deviation, inside)
@@ -259,7 +270,7 @@ def find_update_gradient(
 
 @primitive
 def find_map_gradients(
-    padded, of_update, x, gradient, turned, numbers, height, width, tail, has_shortcut, of_x, of_shortcut, of_norm
+    padded, of_update, x, shortcut, gradient, turned, numbers, height, width, tail, has_shortcut, of_x, of_shortcut, of_norm
 ):
     """The gradients of x (or its branch, before its norm) and of the shortcut, from that of y.
 
@@ -274,6 +285,8 @@ def find_map_gradients(
             around = neighbours(of_update, here, step)
             found = convolved(around, weights) + load_lanes(gradient, at, inside) + pooled
             of_added = factor * around[4]
+            fetch(x, at + height * width)
+            fetch(shortcut, at + height * width)
             if tail:
                 found = chosen(where_positive(load(padded, here), found), inside)
                 of_added = of_added + found
@@ -337,7 +350,7 @@ def gradients(kind: Any, sources: int = SOURCES) -> Any:
                     turned[tap] = taps[8 - tap] * gate
                 of_maps, of_norm = (floats(t[26], plane, 1)[0], decay, centre, after), floats(t[28], 2 * plane, 2)
                 find_map_gradients(
-                    padded, of_update, x, g, turned, of_maps, height, width, tail, has_shortcut, of_x, of_s, of_norm
+                    padded, of_update, x, s, g, turned, of_maps, height, width, tail, has_shortcut, of_x, of_s, of_norm
                 )
 
     return light_gradients
@@ -349,6 +362,8 @@ def correct(branch, gradient, scale, constant, slope, mean):
     factor, lost, along, centre = spread(scale), spread(constant), spread(slope), spread(mean)
     for at in range(0, len(gradient), LANES):
         inside = lanes(len(gradient) - at)
+        fetch(branch, at + AHEAD)
+        fetch(gradient, at + AHEAD)
         deviation = load_lanes(branch, at, inside) - centre
         found = factor * (load_lanes(gradient, at, inside) - lost - along * deviation)
         store_lanes(gradient, at, found, inside)

@@ -156,6 +156,21 @@ def store_lanes(typing_context, array, at, numbers, chosen):
 
 
 @intrinsic
+def fetch(typing_context, array, at):
+    """Has memory bring the run from `at` on nearer, also where that lies behind the array: the next plane."""
+
+    def generate(context, builder, signature, arguments):
+        place, _, _ = _place(context, builder, array, *arguments)
+        word = ir.IntType(32)
+        kind = ir.FunctionType(ir.VoidType(), [place.type, word, word, word])
+        bring = cgutils.get_or_insert_function(builder.module, kind, "llvm.prefetch.p0")
+        builder.call(bring, [place, word(0), word(2), word(1)])
+        return context.get_dummy_value()
+
+    return types.none(array, types.intp), generate
+
+
+@intrinsic
 def as_kept(typing_context, numbers, array):
     """What would be read back, had the numbers been written into a map like `array`."""
 
