@@ -335,7 +335,7 @@ def print_benchmark(content: Mapping[str, Any], folder: Path) -> None:
         shown.add_row(*line, end_section=sweep and (index + 1) % arms == 0)
     console.print(shown)
     for note in content["notes"]:
-        console.print(note, highlight=False, soft_wrap=True)
+        console.print(note, highlight=False, soft_wrap=True, markup=False)
     console.print(f"\n{content['note']}", style="dim")
     console.print(f"{content['seconds']:.0f} s. {folder}/bench.json, bench.png, bench.svg", highlight=False)
 

@@ -113,6 +113,70 @@ def test_compare_prints_the_numbers_of_its_json(capsys):
     assert {"compare.json", "table.csv", "history.csv", "curves.png", "curves.svg", "runs"} <= written
 
 
+BENCH = [
+    *("bench", "--model", "test_resnet", "--image_size", "32", "--batch_size", "2", "--rounds", "2"),
+    *("--warmup", "0", "--threads", "1", "--progress", "false"),
+]
+
+
+def test_bench_prints_the_numbers_of_its_json(capsys):
+    assert main([*BENCH, "--arms", "plain, light,plain+fused"]) == 0
+    printed = capsys.readouterr().out
+    folder = Path("runs/bench-test_resnet")
+    content = json.loads((folder / "bench.json").read_text())
+    assert content["configuration"]["arms"] == ["plain", "light", "plain+fused"]
+    assert "test_resnet, 2x3x32x32, float32, contiguous, cpu, 1 thread, 2 rounds" in printed
+    results = content["points"][0]["results"]
+    for arm, entry in results.items():
+        (line,) = (line for line in printed.splitlines() if line.startswith(f"│ {arm} "))
+        ratio = entry["inference"]["ratio"]
+        assert f"{entry['inference']['images_per_second']:,.1f}" in line
+        assert f"{ratio['median']:.2f} ({ratio['p10']:.2f}-{ratio['p90']:.2f})" in line
+        assert f" {entry['memory']['peak_inference_mb']:,.1f} " in line
+        if entry["training"]:
+            assert f" {entry['training']['ms']['median']:,.2f} " in line
+    assert "in the same round" in printed
+    assert {path.name for path in folder.iterdir()} == {"bench.json", "bench.png", "bench.svg"}
+
+
+def test_bench_over_a_sweep_goes_where_it_is_told(capsys):
+    words = ["--arms", "plain", "--quantities", "inference", "--sweep", "resolution", "--values", "32,48"]
+    assert main([*BENCH, *words, "--out", "here"]) == 0
+    printed = capsys.readouterr().out
+    assert re.search(r"│ +32 │ plain │", printed)
+    assert re.search(r"│ +48 │ plain │", printed)
+    assert "training" not in printed.split("└")[0]
+    assert [path.name for path in Path().iterdir()] == ["here"]
+
+
+def test_bench_reads_the_configuration_that_it_prints(capsys):
+    assert main([*BENCH, "--sweep", "batch", "--print_config"]) == 0
+    printed = capsys.readouterr().out
+    Path("bench.yaml").write_text(printed)
+    assert main(["bench", "--config", "bench.yaml", "--print_config"]) == 0
+    assert capsys.readouterr().out == printed
+    assert "sweep: batch" in printed
+
+
+def test_bench_says_in_one_line_that_numba_is_missing(capsys, monkeypatch):
+    from mrla.analysis import benchmark_arms
+
+    monkeypatch.setattr(benchmark_arms, "find_spec", lambda name: None)
+    assert main([*BENCH, "--arms", "plain,base", "--quantities", "inference"]) == 0
+    line = "numba is not installed: light and base run on the reference path; pip install 'mrla[fast]'"
+    assert line in capsys.readouterr().out.splitlines()
+
+
+def test_bench_that_is_interrupted_writes_nothing(capsys, monkeypatch):
+    def interrupted(*args, **kwargs):
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr("mrla.analysis.benchmarking.measure_point", interrupted)
+    assert main(BENCH) == 130
+    assert capsys.readouterr().err == "mrla: interrupted; nothing is written\n"
+    assert not list(Path().iterdir())
+
+
 def test_models_lists_names_with_counts(capsys):
     assert main(["models", "resnet18_cifar*"]) == 0
     printed = capsys.readouterr().out
@@ -158,6 +222,8 @@ def test_help_loads_nothing_heavy(words):
         ("sklearn", "from mrla.cli import main; sys.exit(main(['train']))"),
         ("lightning", "import mrla; mrla.fit"),
         ("matplotlib", "from mrla.cli import main; sys.exit(main(['compare']))"),
+        ("matplotlib", "from mrla.cli import main; sys.exit(main(['bench']))"),
+        ("lightning", "from mrla.cli import main; sys.exit(main(['bench']))"),
     ],
 )
 def test_a_missing_package_is_said_with_the_extra_that_brings_it(missing, statement):
@@ -242,6 +308,20 @@ REFUSED = {
     "folder of another run": (["train", "--out", "TRAINED", "--epochs", "4"], r"belongs to a run with other settings"),
     "unwritable folder": (["train", "--out", "TRAINED/config.json/x"], r"output folder must be writable"),
     "data of another kind": (["eval", "TRAINED", "--data.root", "x"], r"digits lie in no folder"),
+    "bench no arms": (["bench", "--arms", ""], r"arms must be one or more different names: got none"),
+    "bench unknown arm": (["bench", "--arms", "plain,lihgt"], r"got 'lihgt'; did you mean 'light'\?"),
+    "bench unknown state": (["bench", "--arms", "light+fusd"], r"got 'fusd' in 'light\+fusd'; did you mean 'fused'\?"),
+    "bench unknown model": (["bench", "--model", "resnt18"], r"got 'resnt18'; did you mean 'resnet18'\?"),
+    "bench no rounds": (["bench", "--rounds", "0"], r"rounds must be 1 or more: got 0"),
+    "bench no batch": (["bench", "--batch_size", "0"], r"batch_size must be 1 or more: got 0"),
+    "bench half a batch": (["bench", "--batch_size", "0.5"], r"batch_size must be int: got '0.5'"),
+    "bench no such GPU": (["bench", "--device", "cuda:99"], r"device must be one that torch sees: got 'cuda:99'"),
+    "bench unknown dtype": (["bench", "--dtype", "float23"], r"dtype must be one of .*did you mean 'float32'\?"),
+    "bench unknown sweep": (["bench", "--sweep", "dept"], r"sweep must be one of .*did you mean 'depth'\?"),
+    "bench values": (["bench", "--sweep", "batch", "--values", "1,x"], r"--values takes whole numbers.*got '1,x'"),
+    "bench values of no sweep": (["bench", "--values", "1,2"], r"values are those of a sweep"),
+    "bench quantities": (["bench", "--quantities", "speed"], r"quantities must be one of inference, training, memory"),
+    "bench unwritable": (["bench", "--out", "TRAINED/config.json/x"], r"output folder must be writable"),
     "chains of nothing": (["chains", "resnt18"], r"resnt18 cannot be built"),
     "chains of a vgg": (["chains", "vgg11"], r"no chain of blocks was found in this VGG"),
     "chains elsewhere": (["chains", "resnet18", "--blocks", "x*"], r"blocks must choose containers .*got 'x\*'"),

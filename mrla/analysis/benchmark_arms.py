@@ -1,12 +1,12 @@
 """How a benchmark's arm is read from its name, and how its network is built."""
 
 import copy
-import functools
 import re
 from collections.abc import Sequence
 from dataclasses import dataclass
 from importlib.util import find_spec
 from pathlib import Path
+from typing import Any
 
 import timm
 import torch
@@ -245,11 +245,16 @@ def _draw_norms(network: nn.Module) -> nn.Module:
 
 
 def _named(name: str, in_chans: int | None) -> nn.Module:
-    if not timm.is_model(name.split(".")[0]) and not name.startswith(TORCHVISION):
-        network = load(name)
+    if name.startswith(TORCHVISION):
+        network = build(name, {}, None)
+    elif timm.is_model(name.split(".")[0]):
+        arguments: dict[str, Any] = {} if in_chans is None else {"in_chans": in_chans}
+        try:
+            network = timm.create_model(name, **arguments)  # with the mixers that its name stands for
+        except (TypeError, RuntimeError, ValueError) as error:
+            raise ValueError(f"{name} cannot be built with {arguments}: {error}") from error
     else:
-        takes_channels = in_chans is not None and not name.startswith(TORCHVISION)
-        network = build(name, {"in_chans": in_chans} if takes_channels else {}, None)
+        network = load(name)
     _check_channels(network, in_chans)
     return network
 
@@ -262,7 +267,6 @@ def _check_channels(network: nn.Module, in_chans: int | None) -> None:
         )
 
 
-@functools.cache
 def _missing(state: str) -> tuple[str, ...]:
     return tuple(package for package in PACKAGES.get(state, ()) if find_spec(package) is None)
 

@@ -2,8 +2,8 @@
 
 import copy
 import tempfile
-from collections.abc import Callable, Sequence
-from contextlib import AbstractContextManager, nullcontext
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass
 from importlib import import_module
 from pathlib import Path
@@ -81,11 +81,9 @@ def prepare(arm: Arm, network: nn.Module, work: Work, *, training: bool) -> Cand
         ValueError: If it does not run, an output is not finite, or a state changes what the network computes.
     """
     try:
-        if "compiled" in arm.states:
-            _allow_many_networks()
-        plain_state = copy.deepcopy(network).eval()
-        infer = _inference(arm, plain_state, work)
-        difference = _checked(arm, infer, plain_state, work)
+        expected = _expected(network, work) if arm.states else None
+        infer = _inference(arm, copy.deepcopy(network).eval(), work)
+        difference = _checked(arm, infer(), expected)
         forward, step, tensors = None, None, ()
         if training and arm.trains:
             forward, step, tensors = _training(arm, copy.deepcopy(network).train(), work)
@@ -112,6 +110,26 @@ def prepare(arm: Arm, network: nn.Module, work: Work, *, training: bool) -> Cand
     )
 
 
+@contextmanager
+def compiling(arms: Iterable[Arm]) -> Iterator[None]:
+    """The body with every arm compiled for itself, if any is to be.
+
+    Arms of one class share its code, of which torch compiles for eight networks and then, in silence, for no more; and
+    after a second shape it compiles for all shapes.
+
+    Args:
+        arms: The arms.
+    """
+    if not any("compiled" in arm.states for arm in arms):
+        yield
+        return
+    import torch._dynamo  # takes a second
+
+    torch.compiler.reset()
+    with torch._dynamo.config.patch(recompile_limit=64):
+        yield
+
+
 def classify(labels: Tensor) -> Objective:
     """The objective of a classifier: cross-entropy with labels that are taken modulo its classes."""
 
@@ -135,13 +153,6 @@ class _Changed(ValueError):
 
 def _path(arm: Arm) -> AbstractContextManager[None]:
     return mrla.ops.use("reference") if "reference" in arm.states else nullcontext()
-
-
-def _allow_many_networks() -> None:
-    # Arms of one class share its code, and torch stops compiling in silence after eight networks of it.
-    import torch._dynamo
-
-    torch._dynamo.config.recompile_limit = max(torch._dynamo.config.recompile_limit, 64)
 
 
 def _inference(arm: Arm, network: nn.Module, work: Work) -> Callable[[], Tensor]:
@@ -183,22 +194,26 @@ def _training(
     return forward, step, (*network.parameters(), *network.buffers())
 
 
-def _checked(arm: Arm, infer: Callable[[], Tensor], plain_state: nn.Module, work: Work) -> float | None:
-    output = infer()
+def _expected(network: nn.Module, work: Work) -> Tensor:
+    """What a network says without states, taken from a copy of its own: a state might change what it is given."""
+    with torch.inference_mode():
+        return copy.deepcopy(network).eval()(work.images)
+
+
+def _checked(arm: Arm, output: Any, expected: Tensor | None) -> float | None:
+    """The largest difference from what the arm is to compute, where that is known."""
     if not isinstance(output, Tensor):
         raise TypeError(f"its output must be one tensor: got {type(output).__name__}")
     if not output.isfinite().all():
         raise ValueError("its outputs are not finite")
-    if not arm.states:
+    if expected is None:
         return None
-    with torch.inference_mode():
-        expected = plain_state(work.images)
     difference = (output.double() - expected.double()).abs().max().item()
     largest = expected.double().abs().max().item()
-    if not difference <= _TOLERANCES[work.images.dtype] * largest:
+    if not difference <= _TOLERANCES[expected.dtype] * largest:
         raise _Changed(
             f"{arm.name} must compute what {arm.network} does: outputs differ by up to {difference:.3g} where the "
-            f"largest is {largest:.3g} ({work.images.dtype}), so its time would say nothing; leave the arm out"
+            f"largest is {largest:.3g} ({expected.dtype}), so its time would say nothing; leave the arm out"
         )
     return difference
 

@@ -12,11 +12,13 @@ from mrla.train.randomness import derive_seed, seeded
 
 from .benchmark_arms import Arm, at_depth, build_network, image_shape, read_arm, settle_statistics, wants_numba
 from .benchmark_blocks import block_at, longest_chain
-from .benchmark_candidates import DTYPES, MemoryFormat, Objective, Work, classify, prepare, pull
+from .benchmark_candidates import DTYPES, MemoryFormat, Objective, Work, classify, compiling, prepare, pull
 from .benchmark_rounds import Quantity, measure_memory, summarise, time_rounds
 
 SWEEPS = {"batch": (1, 8, 32, 128), "depth": (18, 34, 50, 101, 152), "resolution": (), "blocks": (1, 2, 4, 8, 16)}
 """What may be varied, and the values if none are given; image sizes are multiples of the network's own."""
+_SETTLING = 8
+"""Images that BatchNorms take their statistics from; of fewer, a map of one pixel would have next to no variance."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -89,7 +91,6 @@ def measure_point(setting: Setting, on_round: Callable[[], None] = lambda: None)
     Raises:
         ValueError: If an arm does not run.
     """
-    torch.compiler.reset()  # else a network of another shape would be compiled for all shapes, and soon not at all
     block = None
     if setting.position is None:
         networks, images, objective = _networks(setting)
@@ -97,19 +98,19 @@ def measure_point(setting: Setting, on_round: Callable[[], None] = lambda: None)
         networks, images, objective, block = _blocks(setting)
     work = Work(images=images, objective=objective, threads=setting.threads)
     training = bool({"training", "memory"} & set(setting.quantities))
-    candidates = {arm.name: prepare(arm, networks[arm.network], work, training=training) for arm in setting.arms}
-    # First of all, so that what is timed has made its momenta already.
-    memory = {}
-    if "memory" in setting.quantities:
-        memory = {name: measure_memory(candidate, setting.device) for name, candidate in candidates.items()}
-    rounds = time_rounds(
-        candidates,
-        setting.quantities,
-        setting.device,
-        rounds=setting.rounds,
-        warmup=setting.warmup,
-        on_round=on_round,
-    )
+    with compiling(setting.arms):
+        candidates = {arm.name: prepare(arm, networks[arm.network], work, training=training) for arm in setting.arms}
+        memory = {}
+        if "memory" in setting.quantities:
+            memory = {name: measure_memory(candidate, setting.device) for name, candidate in candidates.items()}
+        rounds = time_rounds(
+            candidates,
+            setting.quantities,
+            setting.device,
+            rounds=setting.rounds,
+            warmup=setting.warmup,
+            on_round=on_round,
+        )
     return {
         "input_shape": list(images.shape),
         **({} if block is None else {"block": block}),
@@ -188,7 +189,7 @@ def _networks(setting: Setting) -> tuple[dict[str, nn.Module], Tensor, Objective
             continue
         network = _built(setting, arm)
         shape = shape or _image_shape(setting, network)
-        settling = _random(setting, min(max(setting.batch_size, 2), 8), *shape)
+        settling = _random(setting, _SETTLING, *shape)
         try:
             networks[arm.network] = _ready(setting, network, settling)
         except (RuntimeError, ValueError, TypeError, AssertionError) as error:

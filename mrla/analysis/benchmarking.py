@@ -201,8 +201,8 @@ def _checked(**given: Any) -> Setting:
         _choice("quantities", quantity, QUANTITIES)
     if "inference" not in quantities and not arms[0].trains:
         raise ValueError(
-            f"the first arm is the baseline and must have what is measured: got {arms[0].name!r}, which has no training "
-            f"step; begin with another, or add inference to the quantities"
+            f"the first arm is the baseline and must have what is measured: got {arms[0].name!r}, which has no "
+            f"training step; begin with another, or add inference to the quantities"
         )
     return Setting(
         model=model,

@@ -119,20 +119,27 @@ def base_update(
     """
     check_map(x)
     check_kernels(x.shape[1], query_weight, key_weight, value_weight, heads)
+    before = asked_memory(x, memory, heads, last)
+    query, key = (one.unflatten(1, (heads, -1)) for one in slide(pool(x), query_weight, key_weight))
+    now = LayerMemory(keys=(*before.keys, key), values=(*before.values, depthwise_value(x, value_weight, value_act)))
+    update = weighted_sum(layer_weights(query, now.keys, weighting), now.values)
+    return update, recent(now, last)
+
+
+def asked_memory(x: Tensor, memory: LayerMemory | None, heads: int, last: int | None) -> LayerMemory:
+    """What block t asks of the memory, which must be of maps like `x`."""
     check_window(last)
     before = recent(memory or LayerMemory(), last)
     check_pairs("keys and values", before)
     check_like("every value of the memory", before.values, x)
-    query, key = (one.unflatten(1, (heads, -1)) for one in slide(pool(x), query_weight, key_weight))
+    shape = (x.shape[0], heads, x.shape[1] // heads)
     for earlier in before.keys:
-        if earlier.shape != key.shape:
+        if earlier.shape != shape:
             raise ValueError(
-                f"every key of the memory must be (b, heads, head_dim) = {tuple(key.shape)}: got "
-                f"{tuple(earlier.shape)}; the memory is of a chain with other heads"
+                f"every key of the memory must be (b, heads, head_dim) = {shape}: got {tuple(earlier.shape)}; the "
+                f"memory is of a chain with other heads"
             )
-    now = LayerMemory(keys=(*before.keys, key), values=(*before.values, depthwise_value(x, value_weight, value_act)))
-    update = weighted_sum(layer_weights(query, now.keys, weighting), now.values)
-    return update, recent(now, last)
+    return before
 
 
 def recent(memory: MemoryT, last: int | None) -> MemoryT:

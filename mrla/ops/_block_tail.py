@@ -39,6 +39,11 @@ def finish(tail: BlockTail) -> Tensor:
     return torch.relu(tail.norm(tail.branch) + tail.shortcut)
 
 
+def affine_of(tail: BlockTail) -> tuple[Tensor | None, Tensor | None]:
+    """Weight and bias of a tail's norm, where it has them."""
+    return getattr(tail.norm, "weight", None), getattr(tail.norm, "bias", None)
+
+
 def apply_norm(tail: BlockTail) -> tuple[Tensor, ResidualNorm]:
     """The normed branch, by torch's own operator so that it is the same to the last bit, and what its gradient needs.
 
@@ -56,6 +61,7 @@ def apply_norm(tail: BlockTail) -> tuple[Tensor, ResidualNorm]:
         tail.branch, weight, bias, norm.running_mean, norm.running_var, training, momentum, norm.eps
     )
     if not training:
-        assert norm.running_mean is not None and norm.running_var is not None
+        assert norm.running_mean is not None
+        assert norm.running_var is not None
         mean, rstd = norm.running_mean.float(), (norm.running_var.float() + norm.eps).rsqrt()
     return branch, ResidualNorm(weight.float(), bias.float(), mean.float(), rstd.float(), training)

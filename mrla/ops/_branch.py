@@ -10,10 +10,12 @@ from timm.layers import DropPath, LayerNorm2d
 from torch import Tensor, nn
 from torch.nn.functional import pad
 
+from ._batch_norm import takes_batch
 from ._checks import check_like
 from ._contract import ChainPlace, Init, LayerMixer
 from ._layouts import Grid, Layout, from_map, to_map
 from ._projections import ACTIVATIONS, Activation
+from ._selection import kernels_apply
 
 Norm = Literal["batch", "layer", "pre_layer"]
 
@@ -141,6 +143,14 @@ class BranchMixer(LayerMixer):
         ):
             return norm
         return None
+
+    def fused_norm(self, x: Tensor, shortcut: Tensor | None) -> nn.BatchNorm2d | None:
+        """The mixer's norm, where the kernels can work on these maps and all around the update is what they know."""
+        norm = self.plain_norm
+        fits = x.ndim == 4 and x.shape[1] == self.channels and (shortcut is None or shortcut.shape == x.shape)
+        if norm is None or not fits or not kernels_apply(x, shortcut if self.uses_shortcut else None):
+            return None
+        return None if takes_batch(norm) and x.numel() == self.channels else norm  # one value has no variance
 
     def kept(self, x: Tensor) -> Tensor | None:
         """What DropPath multiplies the branch of each image with, (b,); None where it does nothing."""

@@ -2,12 +2,12 @@
 
 from typing import Any, NamedTuple
 
-import numpy as np
 import torch
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
-from ._block_tail import BlockTail, ResidualNorm, apply_norm
+from ._block_tail import BlockTail, ResidualNorm, affine_of, apply_norm
+from ._fused_maps import chunks_of, kernel_gradients, kind_of, norm_gradients, norm_of_branch, tail_numbers
 from ._light import gate_of_means
 from ._projections import slide
 
@@ -61,13 +61,13 @@ def forward(
     from ._kernels import launch, light
 
     b, c, h, w = x.shape
-    kind = _kind(x)
+    kind = kind_of(x)
     per_plane = torch.float32
     reach = weights.query.shape[-1] // 2
     around = x.new_zeros((b, c + 2 * reach), dtype=per_plane)  # the means, with zeros on both sides
     means, gates = around[:, reach : reach + c], x.new_empty((b, heads), dtype=per_plane)
     moments = x.new_zeros((b, c, light.MOMENTS), dtype=per_plane)
-    chunks = _chunks(b, heads)
+    chunks = chunks_of(b, heads)
     header = (c, h, w, heads, chunks, tail, shortcut is not None, weights.query.numel())
     if statistics is None:
         means = x.new_empty((b, c), dtype=per_plane)
@@ -78,8 +78,7 @@ def forward(
         mean, variance = _statistics(_Planes(gates, weights.decay, moments), h * w)
     else:
         mean, variance = statistics
-    scale = weights.norm_weight * (variance + eps).rsqrt()
-    shift = weights.norm_bias - mean * scale
+    scale, shift = norm_of_branch(mean, variance, weights.norm_weight, weights.norm_bias, eps)
     out = x if in_place and chunks == 1 else torch.empty_like(x)
     launch.run(
         light.apply(kind), b * chunks, x.numel(), *header,
@@ -117,17 +116,12 @@ def backward(
     from ._kernels import launch, light
 
     b, c, h, w = x.shape
-    kind, heads, count = _kind(x), state.gates.shape[1], b * h * w
+    kind, heads, count = kind_of(x), state.gates.shape[1], b * h * w
     gradient = gradient.contiguous()
-    chunks = _chunks(b, heads)
+    chunks = chunks_of(b, heads)
     header = (c, h, w, heads, chunks, tail is not None, shortcut is not None, weights.query.numel())
     per_plane = {"dtype": torch.float32, "device": x.device}
-    alpha = beta = None
-    if tail is not None:
-        alpha = tail.weight * tail.rstd
-        beta = tail.bias - tail.mean * alpha
-    else:
-        alpha, beta = torch.ones(c, **per_plane), torch.zeros(c, **per_plane)
+    alpha, beta, centre, after = tail_numbers(tail, c)
     sums = torch.empty((b, c, light.SUMS), **per_plane)
     launch.run(
         light.sums(kind), b * chunks, x.numel(), *header,
@@ -157,8 +151,6 @@ def backward(
 
     of_x, of_shortcut = torch.empty_like(x), None if shortcut is None else torch.empty_like(shortcut)
     of_taps, of_tail = torch.empty((b, c, 9), **per_plane), torch.empty((b, c, 2), **per_plane)
-    after = torch.ones(c, **per_plane) if tail is None or tail.training else alpha
-    centre = torch.zeros(c, **per_plane) if tail is None else tail.mean
     launch.run(
         light.gradients(kind), b * chunks, x.numel(), *header,
         x, shortcut, gradient, of_x, of_shortcut, weights.value, weights.decay, alpha, beta, centre, after,
@@ -172,16 +164,8 @@ def backward(
         of_norm_weight.float(),
         of_norm_bias.float(),
     )
-    if tail is None:
-        return of_x, of_shortcut, of_weights, None
-    of_bias, centred = of_tail.double().sum(0).unbind(-1)
-    of_weight = centred * tail.rstd
-    if tail.training:
-        launch.run(
-            light.norm_gradients(kind), b * chunks, x.numel(), *header,
-            x, of_x, alpha, (of_bias / count).float(), (of_weight * tail.rstd / count).float(), tail.mean,
-        )  # fmt: skip
-    return of_x, of_shortcut, of_weights, (of_weight.float(), of_bias.float())
+    of_norm = norm_gradients(tail, x, of_x, of_tail, header, b * chunks)
+    return of_x, of_shortcut, of_weights, of_norm
 
 
 class _Planes:
@@ -203,28 +187,14 @@ def _statistics(planes: _Planes, pixels: int) -> tuple[Tensor, Tensor]:
     return mean.float(), (squares / (pixels * len(gate))).clamp(min=0).float()
 
 
-def _behind_gates(gradient: Tensor, state: LightState, weights: LightWeights) -> tuple[Tensor, Tensor, Tensor]:
+def _behind_gates(gradient: Tensor, state: LightState, weights: LightWeights) -> tuple[Tensor, ...]:
     """Gradients of the means, the query's and the key's kernel, from that of the gates."""
     query, key = slide(state.means, weights.query, weights.key)
     head_dim = query.shape[1] // state.gates.shape[1]
     scores = gradient * state.gates * (1 - state.gates) * head_dim**-0.5
     of_product = scores.repeat_interleave(head_dim, dim=1)
     of_slid = torch.stack((of_product * key, of_product * query), dim=1)
-    kernels = torch.cat((weights.query, weights.key))
-    of_means, of_kernels, _ = torch.ops.aten.convolution_backward(
-        of_slid, state.means.unsqueeze(1), kernels, None, [1], [kernels.shape[-1] // 2], [1], False, [0], 1,
-        [True, True, False],
-    )  # fmt: skip
-    return of_means.squeeze(1), *of_kernels.split(1)
-
-
-def _kind(x: Tensor) -> Any:
-    return np.uint16 if x.dtype == torch.bfloat16 else np.float32
-
-
-def _chunks(batch: int, heads: int) -> int:
-    """How many parts the heads of an image are cut into, so that there is work for every thread."""
-    return min(heads, -(-4 * torch.get_num_threads() // batch)) if batch < 4 * torch.get_num_threads() else 1
+    return kernel_gradients(of_slid, state.means, weights.query, weights.key)
 
 
 @torch.library.custom_op("mrla::light", mutates_args=())
@@ -341,7 +311,7 @@ def light_behind(
     eps: float,
 ) -> tuple[Tensor, Tensor, Tensor]:
     """Like `light`, of the block's output and shortcut that a tail stands for."""
-    inputs = (tail.branch, tail.shortcut, getattr(tail.norm, "weight", None), getattr(tail.norm, "bias", None), *weights)
+    inputs = (tail.branch, tail.shortcut, *affine_of(tail), *weights)
     rest = (statistics, keep, heads, eps)
     if torch.is_grad_enabled() and any(one is not None and one.requires_grad for one in inputs):
         return _LightTail.apply(*inputs, tail, *rest)

@@ -7,13 +7,14 @@ import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 
-from ._base import LayerMemory, Weighting, base_update
-from ._batch_norm import kept_statistics, takes_batch, track
+from ._base import LayerMemory, Weighting, asked_memory, base_update, recent
+from ._batch_norm import kept_statistics, track
 from ._block_tail import BlockTail
 from ._branch import BranchMixer, Norm, one_of, reset_channel_kernel, reset_depthwise_kernel
 from ._checks import check_map, check_window
 from ._contract import ChainPlace, Init, LayerMixer
 from ._exact import OutputMemory, exact_update
+from ._fused_base import BaseForm, BaseWeights, base, base_behind
 from ._fused_light import LightWeights, light, light_behind
 from ._heads import channel_kernel_size, resolve_heads
 from ._layouts import Grid, Layout
@@ -114,7 +115,7 @@ class MRLALight(BranchMixer):
     ) -> tuple[Float[Tensor, "*shape"], Any]:
         """The block's new output, in x's dtype, and the memory for the next mixer."""
         carried = shortcut if self.uses_shortcut else None
-        norm = self._fused_norm(x, shortcut)
+        norm = self.fused_norm(x, shortcut) if self._is_released_form else None
         if norm is None:
             return super().forward(x, shortcut, memory, grid=grid)
         weights = self._fused_weights(norm, carried is not None)
@@ -129,8 +130,8 @@ class MRLALight(BranchMixer):
 
     def behind(self, tail: BlockTail, memory: Any = None) -> tuple[Tensor, Any]:
         """The block's new output, of a residual block that has left its last norm, add and ReLU to the mixer."""
-        norm = self._fused_norm(tail.branch, tail.shortcut)
-        if norm is None or not self.uses_shortcut:
+        norm = self.fused_norm(tail.branch, tail.shortcut) if self.takes_tails else None
+        if norm is None:
             return super().behind(tail, memory)
         weights, kept = self._fused_weights(norm, True), self.kept(tail.branch)
         out, mean, variance = light_behind(tail, weights, kept_statistics(norm), kept, self.heads, norm.eps)
@@ -140,14 +141,6 @@ class MRLALight(BranchMixer):
     @property
     def _is_released_form(self) -> bool:
         return self.carry == "shortcut" and self.value_act is None and self.out_act is None
-
-    def _fused_norm(self, x: Tensor, shortcut: Tensor | None) -> nn.BatchNorm2d | None:
-        """The mixer's norm, where the kernels can do all of its work on these maps."""
-        norm = self.plain_norm if self._is_released_form else None
-        fits = x.ndim == 4 and x.shape[1] == self.channels and (shortcut is None or shortcut.shape == x.shape)
-        if norm is None or not fits or not kernels_apply(x, shortcut):
-            return None
-        return None if takes_batch(norm) and x.numel() == self.channels else norm  # one value has no variance
 
     def _fused_weights(self, norm: nn.BatchNorm2d, carries: bool) -> LightWeights:
         decay = self.decay.float() if carries and self.decay is not None else None
@@ -308,6 +301,66 @@ class MRLABase(_AskingMixer):
             device=device,
             dtype=dtype,
         )
+
+    def forward(
+        self,
+        x: Float[Tensor, "*shape"],
+        shortcut: Float[Tensor, "*shape"] | None = None,
+        memory: Any = None,
+        *,
+        grid: Grid | None = None,
+    ) -> tuple[Float[Tensor, "*shape"], Any]:
+        """The block's new output, in x's dtype, and the memory for the next mixer."""
+        fused = self._fused(x, shortcut, memory) if shortcut is None or shortcut.shape == x.shape else None
+        if fused is None:
+            return super().forward(x, shortcut, memory, grid=grid)
+        norm, before, *rest = fused
+        out, *state = base(x, *before, *rest)
+        return out, self._remember(norm, before, x, *state)
+
+    @property
+    def takes_tails(self) -> bool:
+        """Whether the kernels know this mixer: no activation on the values, and at most a ReLU behind the norm."""
+        return self.value_act is None and self.out_act in (None, "relu") and self.plain_norm is not None
+
+    def behind(self, tail: BlockTail, memory: Any = None) -> tuple[Tensor, Any]:
+        """The block's new output, of a residual block that has left its last norm, add and ReLU to the mixer."""
+        fused = self._fused(tail.branch, tail.shortcut, memory) if kernels_apply(tail.branch, tail.shortcut) else None
+        if fused is None:
+            return super().behind(tail, memory)
+        norm, before, *rest = fused
+        out, *state = base_behind(tail, *before, *rest)
+        return out, self._remember(norm, before, tail.branch, *state)
+
+    def _fused(self, x: Tensor, shortcut: Tensor | None, memory: Any) -> tuple[Any, ...] | None:
+        """Norm, memory that is asked, and what else the kernels take, where they can do all of the mixer's work."""
+        norm = self.fused_norm(x, shortcut) if self.takes_tails else None
+        if norm is None:
+            return None
+        before = _fitting(_expected(memory, LayerMemory, self), self.place)
+        before = asked_memory(x, before, self.heads, self.last)
+        if not kernels_apply(x, *before.values):
+            return None
+        kernels = (self.query_weight.float(), self.key_weight.float(), self.value_weight.float())
+        scale = None if self.scale is None else self.scale.float()
+        weights = BaseWeights(*kernels, norm.weight.float(), norm.bias.float(), scale)
+        form = BaseForm(self.heads, norm.eps, self.weighting == "softmax", self.out_act == "relu")
+        return norm, before, weights, kept_statistics(norm), self.kept(x), form
+
+    def _remember(
+        self,
+        norm: nn.BatchNorm2d,
+        before: LayerMemory,
+        x: Tensor,
+        key: Tensor,
+        value: Tensor,
+        mean: Tensor,
+        variance: Tensor,
+    ) -> LayerMemory:
+        """The memory for the next mixer, after the norm has taken note of its batch."""
+        track(norm, mean, variance, x.numel() // self.channels)
+        key = key.unflatten(1, (self.heads, -1))
+        return recent(LayerMemory((*before.keys, key), (*before.values, value)), self.last)
 
     def update(
         self, x: Float[Tensor, "b c h w"], shortcut: Float[Tensor, "b c h w"] | None, memory: Any

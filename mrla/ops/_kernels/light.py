@@ -3,9 +3,7 @@
 With `tail` the map that is read is not x but what a residual block adds its shortcut to, and
 x = relu(alpha * branch + beta + shortcut) is made on the way, as often as it is needed, and never stored.
 
-A table begins, for every kernel here, with counter, items, channels, height, width, heads, chunks (an item is one chunk
-of the heads of one image), tail, has_shortcut, size of query and key; from entry 10 on come the addresses that the
-kernel names.
+Tables begin as `blocks` says; entry 8 is whether there is a shortcut to mix in. From entry 10 on come addresses.
 """
 
 from functools import cache
@@ -16,11 +14,9 @@ import numpy as np
 
 from .compiling import SOURCES, kernel, primitive
 from .memory import elements, floats, next_item, table
-from .planes import LANES, convolved, corner, neighbours, nine, padded_length, read_x, stride
-from .vectors import chosen, fetch, lanes, load, load_lanes, spread, store, store_lanes, total, where_positive
-
-AHEAD = 1024
-"""How many elements ahead memory is asked for where one pass is all that is done."""
+from .blocks import find_map_gradients, slide
+from .planes import convolved, corner, correlated, neighbours, nine, nothing, padded_length, read_x, stride, total_of, write_nine
+from .vectors import LANES, chosen, fetch, lanes, load_lanes, spread, store, store_lanes, total
 
 MOMENTS = 5
 """Per plane: means of v and s, and the sums of (v - mean)^2, (v - mean)(s - mean) and (s - mean)^2."""
@@ -32,28 +28,12 @@ SUMS = 3
 @primitive
 def gate_of(around, query, key, first, last, slid_query, slid_key):
     """The gate of the head of channels `first` to before `last`; `around` has the means with zeros on both sides."""
-    width = last - first
-    for channel in range(width):
-        slid_query[channel] = np.float32(0)
-        slid_key[channel] = np.float32(0)
-    for step in range(len(query)):
-        means = around[first + step : first + step + width]
-        for channel in range(width):
-            slid_query[channel] += query[step] * means[channel]
-            slid_key[channel] += key[step] * means[channel]
+    slide(around, query, first, slid_query)
+    slide(around, key, first, slid_key)
     score = np.float32(0)
-    for channel in range(width):
+    for channel in range(last - first):
         score += slid_query[channel] * slid_key[channel]
-    return np.float32(1 / (1 + exp(-score / sqrt(width))))
-
-
-@primitive
-def total_of(shortcut, height, width):
-    """The sum of a map's plane."""
-    summed = spread(np.float32(0))
-    for at in range(0, height * width, LANES):
-        summed = summed + load_lanes(shortcut, at, lanes(height * width - at))
-    return total(summed)
+    return np.float32(1 / (1 + exp(-score / sqrt(last - first))))
 
 
 @primitive
@@ -250,7 +230,7 @@ def find_update_gradient(
     step, start, weights = stride(width), corner(width), nine(taps)
     gate, incoming, lost = spread(numbers[0]), spread(numbers[1]), spread(numbers[2])
     slope, mean, factor = spread(numbers[3]), spread(numbers[4]), spread(decay)
-    a = b = c = d = e = f = g = h = k = spread(np.float32(0))
+    summed = nothing()
     for i in range(height):
         for j in range(0, width, LANES):
             inside, at = lanes(width - j), i * width + j
@@ -261,42 +241,8 @@ def find_update_gradient(
                 deviation = deviation + factor * load_lanes(shortcut, at, inside)
             here = chosen(incoming * load_lanes(gradient, at, inside) - lost - slope * deviation, inside)
             store(of_update, start + i * step + j, here)
-            a, b, c = a + here * around[0], b + here * around[1], c + here * around[2]
-            d, e, f = d + here * around[3], e + here * around[4], f + here * around[5]
-            g, h, k = g + here * around[6], h + here * around[7], k + here * around[8]
-    of_taps[0], of_taps[1], of_taps[2], of_taps[3], of_taps[4] = total(a), total(b), total(c), total(d), total(e)
-    of_taps[5], of_taps[6], of_taps[7], of_taps[8] = total(f), total(g), total(h), total(k)
-
-
-@primitive
-def find_map_gradients(
-    padded, of_update, x, shortcut, gradient, turned, numbers, height, width, tail, has_shortcut, of_x, of_shortcut, of_norm
-):
-    """The gradients of x (or its branch, before its norm) and of the shortcut, from that of y.
-
-    `turned` are the taps for the way back; `numbers` are pooled, lambda, and the norm's mean and scale, see `gradients`.
-    """
-    step, start, weights = stride(width), corner(width), nine(turned)
-    pooled, factor, centre, after = spread(numbers[0]), spread(numbers[1]), spread(numbers[2]), spread(numbers[3])
-    summed = centred = spread(np.float32(0))
-    for i in range(height):
-        for j in range(0, width, LANES):
-            inside, at, here = lanes(width - j), i * width + j, start + i * step + j
-            around = neighbours(of_update, here, step)
-            found = convolved(around, weights) + load_lanes(gradient, at, inside) + pooled
-            of_added = factor * around[4]
-            fetch(x, at + height * width)
-            fetch(shortcut, at + height * width)
-            if tail:
-                found = chosen(where_positive(load(padded, here), found), inside)
-                of_added = of_added + found
-                summed = summed + found
-                centred = centred + found * (load_lanes(x, at, inside) - centre)
-                found = found * after
-            store_lanes(of_x, at, found, inside)
-            if has_shortcut:
-                store_lanes(of_shortcut, at, of_added, inside)
-    of_norm[0], of_norm[1] = total(summed), total(centred)
+            summed = correlated(summed, around, here)
+    write_nine(summed, of_taps)
 
 
 @cache
@@ -354,43 +300,3 @@ def gradients(kind: Any, sources: int = SOURCES) -> Any:
                 )
 
     return light_gradients
-
-
-@primitive
-def correct(branch, gradient, scale, constant, slope, mean):
-    """One plane of `norm_gradients`."""
-    factor, lost, along, centre = spread(scale), spread(constant), spread(slope), spread(mean)
-    for at in range(0, len(gradient), LANES):
-        inside = lanes(len(gradient) - at)
-        fetch(branch, at + AHEAD)
-        fetch(gradient, at + AHEAD)
-        deviation = load_lanes(branch, at, inside) - centre
-        found = factor * (load_lanes(gradient, at, inside) - lost - along * deviation)
-        store_lanes(gradient, at, found, inside)
-
-
-@cache
-def norm_gradients(kind: Any, sources: int = SOURCES) -> Any:
-    """The gradient behind a norm with batch statistics, in place: scale * (g - constant - slope * (branch - mean))."""
-    bytes_each = np.dtype(kind).itemsize
-
-    @kernel
-    def light_norm_gradients(data):
-        t = table(data, sources)
-        channels, height, width, chunks = t[2], t[3], t[4], t[6]
-        size = height * width
-        while True:
-            item = next_item(t[0])
-            if item >= t[1]:
-                break
-            image, chunk = item // chunks, item % chunks
-            for channel in range(channels * chunk // chunks, channels * (chunk + 1) // chunks):
-                at = (image * channels + channel) * size
-                branch = elements(t[10], at, size, kind, bytes_each)
-                gradient = elements(t[11], at, size, kind, bytes_each)
-                correct(
-                    branch, gradient, floats(t[12], channel, 1)[0], floats(t[13], channel, 1)[0],
-                    floats(t[14], channel, 1)[0], floats(t[15], channel, 1)[0],
-                )  # fmt: skip
-
-    return light_norm_gradients

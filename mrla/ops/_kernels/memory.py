@@ -40,6 +40,12 @@ def floats(address, at, length):
 
 
 @primitive
+def integers(address, length):
+    """The integers at an address."""
+    return carray(_pointer(address), (length,), np.int64)
+
+
+@primitive
 def elements(address, at, length, kind, bytes_each):
     """The same of a map's elements."""
     return carray(_pointer(address + bytes_each * at), (length,), kind)

@@ -57,6 +57,31 @@ def convolved(around, taps):
 
 
 @primitive
+def nothing():
+    """Nine runs of zeros."""
+    zero = spread(np.float32(0))
+    return zero, zero, zero, zero, zero, zero, zero, zero, zero
+
+
+@primitive
+def correlated(summed, around, gradient):
+    """Nine sums and what a run of pixels adds to them: a 3x3 convolution's gradient for its taps."""
+    return (
+        summed[0] + gradient * around[0], summed[1] + gradient * around[1], summed[2] + gradient * around[2],
+        summed[3] + gradient * around[3], summed[4] + gradient * around[4], summed[5] + gradient * around[5],
+        summed[6] + gradient * around[6], summed[7] + gradient * around[7], summed[8] + gradient * around[8],
+    )  # fmt: skip
+
+
+@primitive
+def write_nine(summed, taps):
+    """Nine sums over lanes."""
+    taps[0], taps[1], taps[2] = total(summed[0]), total(summed[1]), total(summed[2])
+    taps[3], taps[4], taps[5] = total(summed[3]), total(summed[4]), total(summed[5])
+    taps[6], taps[7], taps[8] = total(summed[6]), total(summed[7]), total(summed[8])
+
+
+@primitive
 def rectified(branch, shortcut, alpha, beta, like):
     """relu(alpha * branch + beta + shortcut), rounded wherever a network with maps like `like` would round."""
     added = as_kept(as_kept(branch * alpha + beta, like) + shortcut, like)
@@ -80,4 +105,13 @@ def read_x(x, shortcut, alpha, beta, height, width, tail, padded):
                 found = chosen(rectified(found, added, scale, shift, x), inside)
             store(padded, start + i * step + j, found)
             summed = summed + found
+    return total(summed)
+
+
+@primitive
+def total_of(shortcut, height, width):
+    """The sum of a map's plane."""
+    summed = spread(np.float32(0))
+    for at in range(0, height * width, LANES):
+        summed = summed + load_lanes(shortcut, at, lanes(height * width - at))
     return total(summed)

@@ -1,0 +1,72 @@
+"""What the fused methods share: how maps reach the kernels, and the gradients around them."""
+
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from ._block_tail import ResidualNorm
+
+
+def kind_of(x: Tensor) -> Any:
+    """The type that kernels know a map's elements by; bfloat16 goes by its bits."""
+    return np.uint16 if x.dtype == torch.bfloat16 else np.float32
+
+
+def chunks_of(batch: int, heads: int) -> int:
+    """How many parts the heads of an image are cut into, so that there is work for every thread."""
+    wanted = 4 * torch.get_num_threads()
+    return 1 if batch >= wanted else min(heads, -(-wanted // batch))
+
+
+def addresses(tensors: Sequence[Tensor | None]) -> Tensor:
+    """Where tensors are, as a kernel reads them; 0 for None. The tensors must outlive the kernel's run."""
+    return torch.tensor([0 if one is None else one.data_ptr() for one in tensors], dtype=torch.int64)
+
+
+def norm_of_branch(mean: Tensor, variance: Tensor, weight: Tensor, bias: Tensor, eps: float) -> tuple[Tensor, Tensor]:
+    """A BatchNorm as scale and shift."""
+    scale = weight * (variance + eps).rsqrt()
+    return scale, bias - mean * scale
+
+
+def kernel_gradients(of_slid: Tensor, means: Tensor, *kernels: Tensor) -> tuple[Tensor, ...]:
+    """Gradients of the means, and of the kernels that slid along their channels; `of_slid` is (b, kernel, c)."""
+    weight = torch.cat(kernels)
+    of_means, of_weight, _ = torch.ops.aten.convolution_backward(
+        of_slid, means.unsqueeze(1), weight, None, [1], [weight.shape[-1] // 2], [1], False, [0], 1, [True, True, False]
+    )
+    return of_means.squeeze(1), *of_weight.split(1)
+
+
+def tail_numbers(tail: ResidualNorm | None, channels: int) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    """How a kernel makes x of a branch, alpha * branch + beta, and its norm's mean and what multiplies the way back."""
+    ones, zeros = torch.ones(channels), torch.zeros(channels)
+    if tail is None:
+        return ones, zeros, zeros, ones
+    alpha = tail.weight * tail.rstd
+    return alpha, tail.bias - tail.mean * alpha, tail.mean, ones if tail.training else alpha
+
+
+def norm_gradients(
+    tail: ResidualNorm | None, branch: Tensor, of_branch: Tensor, sums: Tensor, header: Sequence[int], items: int
+) -> tuple[Tensor, Tensor] | None:
+    """Gradients of weight and bias of a tail's norm; with batch statistics, corrects that of its branch in place.
+
+    `sums` holds for each plane the sums of the gradient behind the norm, and of its product with branch - mean.
+    """
+    from ._kernels import blocks, launch
+
+    if tail is None:
+        return None
+    of_bias, centred = sums.double().sum(0).unbind(-1)
+    of_weight, count = centred * tail.rstd, branch.numel() // branch.shape[1]
+    if tail.training:
+        launch.run(
+            blocks.branch_gradients(kind_of(branch)), items, branch.numel(), *header,
+            branch, of_branch, tail.weight * tail.rstd, (of_bias / count).float(),
+            (of_weight * tail.rstd / count).float(), tail.mean,
+        )  # fmt: skip
+    return of_weight.float(), of_bias.float()

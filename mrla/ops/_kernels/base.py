@@ -1,0 +1,375 @@
+"""The kernels of MRLA-base: x + scale * act(norm(sum_s a_s v_s)), each value read where its block has left it.
+
+Tables begin as `blocks` says; entry 8 is the number T of blocks that are asked, this one last. Values come as an array
+of T addresses, the block's own last. From entry 10 on come addresses.
+"""
+
+from functools import cache
+from math import exp, sqrt
+from typing import Any
+
+import numpy as np
+
+from .blocks import find_map_gradients, slide
+from .compiling import SOURCES, kernel, primitive
+from .memory import elements, floats, integers, next_item, table
+from .planes import convolved, corner, correlated, neighbours, nine, nothing, padded_length, read_x, stride, write_nine
+from .vectors import LANES, chosen, fetch, lanes, load, load_lanes, spread, store, store_lanes, total, where_positive
+
+MOMENTS = 2
+"""Per plane: the mean of y and the sum of (y - mean)^2."""
+
+SUMS = 3
+"""Per plane: the sums of z, of z (y - mean) and of g act(norm(y)), where z is the gradient of norm(y)."""
+
+VALUE_SUMS = 3
+"""Per plane and value: the sums of v, of z v and of (y - mean) v."""
+
+
+@primitive
+def weigh(query, keys, at, asked, softmax, weights):
+    """What one head takes from each block; `at` is where the head's channels are in every key."""
+    most = np.float32(-np.inf)
+    for block in range(asked):
+        key = floats(keys[block], at, len(query))
+        score = np.float32(0)
+        for channel in range(len(query)):
+            score += query[channel] * key[channel]
+        weights[block] = score / np.float32(sqrt(len(query)))
+        most = max(most, weights[block])
+    summed = np.float32(0)
+    for block in range(asked):
+        weights[block] = exp(weights[block] - most) if softmax else 1 / (1 + exp(-weights[block]))
+        summed += weights[block]
+    if softmax:
+        for block in range(asked):
+            weights[block] /= summed
+
+
+@primitive
+def mixed(values, weights, plane, at, size, inside, kind, bytes_each):
+    """A run of sum_s a_s v_s; asks for the next plane of each value on the way."""
+    summed = spread(np.float32(0))
+    for block in range(len(weights)):
+        value = elements(values[block], plane * size, size, kind, bytes_each)
+        fetch(value, at + size)
+        summed = summed + spread(weights[block]) * load_lanes(value, at, inside)
+    return summed
+
+
+@primitive
+def make_value(padded, x, shortcut, taps, height, width, value):
+    """One plane of the block's own value."""
+    step, start, weights = stride(width), corner(width), nine(taps)
+    for i in range(height):
+        for j in range(0, width, LANES):
+            inside, at = lanes(width - j), i * width + j
+            fetch(x, at + height * width)
+            fetch(shortcut, at + height * width)
+            store_lanes(value, at, convolved(neighbours(padded, start + i * step + j, step), weights), inside)
+
+
+@primitive
+def follow(padded, values, weights, plane, numbers, rectify, height, width, kind, bytes_each, out):
+    """One plane of x + factor * act(scale * y + shift), with `numbers` scale, shift and factor."""
+    step, start = stride(width), corner(width)
+    scale, shift, factor = spread(numbers[0]), spread(numbers[1]), spread(numbers[2])
+    for i in range(height):
+        for j in range(0, width, LANES):
+            inside, at = lanes(width - j), i * width + j
+            update = mixed(values, weights, plane, at, height * width, inside, kind, bytes_each) * scale + shift
+            if rectify:
+                update = where_positive(update, update)
+            store_lanes(out, at, load(padded, start + i * step + j) + factor * update, inside)
+
+
+@primitive
+def collect(values, weights, plane, size, kind, bytes_each, out, found):
+    """One plane of y, and its `MOMENTS`."""
+    first = mixed(values, weights, plane, 0, size, lanes(1), kind, bytes_each)
+    near = spread(total(first))
+    off = square = spread(np.float32(0))
+    for at in range(0, size, LANES):
+        inside = lanes(size - at)
+        y = mixed(values, weights, plane, at, size, inside, kind, bytes_each)
+        store_lanes(out, at, y, inside)
+        deviation = chosen(y - near, inside)
+        off, square = off + deviation, square + deviation * deviation
+    summed = total(off)
+    found[0] = total(first) + summed / np.float32(size)
+    found[1] = total(square) - summed * summed / np.float32(size)
+
+
+@cache
+def apply(kind: Any, sources: int = SOURCES) -> Any:
+    """The block's value, its key and query, what it takes from each block, and the output.
+
+    Where the norm goes by its batch, the output is y, not yet normed, with its `MOMENTS`; `finish` does the rest.
+    """
+    bytes_each = np.dtype(kind).itemsize
+
+    @kernel
+    def base_apply(data):
+        t = table(data, sources)
+        channels, height, width, heads, chunks, tail, asked = t[2], t[3], t[4], t[5], t[6], t[7] != 0, t[8]
+        softmax, rectify, by_batch = t[26] != 0, t[27] != 0, t[28] != 0
+        size, per_head, reach = height * width, channels // heads, t[9] // 2
+        query_kernel, key_kernel = floats(t[17], 0, t[9]), floats(t[18], 0, t[9])
+        values, keys = integers(t[14], asked), integers(t[15], asked)
+        slots = min(channels, per_head + 2 * reach)
+        ring = np.zeros((slots, padded_length(height, width)), np.float32)
+        one, zero = np.float32(1), np.float32(0)
+        while True:
+            item = next_item(t[0])
+            if item >= t[1]:
+                break
+            image, chunk = item // chunks, item % chunks
+            around = floats(t[24], image * (channels + 2 * reach), channels + 2 * reach)
+            kept = floats(t[22], image, 1)[0] if t[22] != 0 else one
+            first, last = heads * chunk // chunks, heads * (chunk + 1) // chunks
+            pooled = max(0, first * per_head - reach)
+            for head in range(first, last):
+                start, end = head * per_head, (head + 1) * per_head
+                for channel in range(pooled, min(channels, end + reach)):
+                    at = (image * channels + channel) * size
+                    x, s = elements(t[10], at, size, kind, bytes_each), elements(t[11], at, size, kind, bytes_each)
+                    summed = read_x(x, s, one, zero, height, width, tail, ring[channel % slots])
+                    around[reach + channel] = summed / np.float32(size)
+                pooled = min(channels, end + reach)
+                query = floats(t[16], image * channels + start, per_head)
+                slide(around, query_kernel, start, query)
+                slide(around, key_kernel, start, floats(keys[asked - 1], image * channels + start, per_head))
+                weights = floats(t[23], (image * heads + head) * asked, asked)
+                weigh(query, keys, image * channels + start, asked, softmax, weights)
+                for channel in range(start, end):
+                    plane, padded = image * channels + channel, ring[channel % slots]
+                    x, s = (
+                        elements(t[10], plane * size, size, kind, bytes_each),
+                        elements(t[11], plane * size, size, kind, bytes_each),
+                    )
+                    out = elements(t[12], plane * size, size, kind, bytes_each)
+                    value = elements(values[asked - 1], plane * size, size, kind, bytes_each)
+                    make_value(padded, x, s, floats(t[13], 9 * channel, 9), height, width, value)
+                    if by_batch:
+                        found = floats(t[25], plane * MOMENTS, MOMENTS)
+                        collect(values, weights, plane, size, kind, bytes_each, out, found)
+                    else:
+                        factor = kept * floats(t[21], channel, 1)[0]
+                        numbers = floats(t[19], channel, 1)[0], floats(t[20], channel, 1)[0], factor
+                        follow(padded, values, weights, plane, numbers, rectify, height, width, kind, bytes_each, out)
+
+    return base_apply
+
+
+@cache
+def finish(kind: Any, sources: int = SOURCES) -> Any:
+    """x + factor * act(scale * y + shift), where the output holds y."""
+    bytes_each = np.dtype(kind).itemsize
+
+    @kernel
+    def base_finish(data):
+        t = table(data, sources)
+        channels, height, width, chunks, tail = t[2], t[3], t[4], t[6], t[7] != 0
+        rectify, size = t[17] != 0, height * width
+        padded = np.zeros(padded_length(height, width), np.float32)
+        one, zero = np.float32(1), np.float32(0)
+        while True:
+            item = next_item(t[0])
+            if item >= t[1]:
+                break
+            image, chunk = item // chunks, item % chunks
+            kept = floats(t[16], image, 1)[0] if t[16] != 0 else one
+            for channel in range(channels * chunk // chunks, channels * (chunk + 1) // chunks):
+                plane = image * channels + channel
+                x, s = (
+                    elements(t[10], plane * size, size, kind, bytes_each),
+                    elements(t[11], plane * size, size, kind, bytes_each),
+                )
+                out = elements(t[12], plane * size, size, kind, bytes_each)
+                read_x(x, s, one, zero, height, width, tail, padded)
+                factor = kept * floats(t[15], channel, 1)[0]
+                follow_stored(
+                    padded, x, s, floats(t[13], channel, 1)[0], floats(t[14], channel, 1)[0], factor, rectify,
+                    height, width, out,
+                )  # fmt: skip
+
+    return base_finish
+
+
+@primitive
+def follow_stored(padded, x, shortcut, scale, shift, factor, rectify, height, width, out):
+    """One plane of `finish`."""
+    step, start = stride(width), corner(width)
+    scales, shifts, factors = spread(scale), spread(shift), spread(factor)
+    for i in range(height):
+        for j in range(0, width, LANES):
+            inside, at = lanes(width - j), i * width + j
+            fetch(x, at + height * width)
+            fetch(shortcut, at + height * width)
+            fetch(out, at + height * width)
+            update = load_lanes(out, at, inside) * scales + shifts
+            if rectify:
+                update = where_positive(update, update)
+            store_lanes(out, at, load(padded, start + i * step + j) + factors * update, inside)
+
+
+@primitive
+def find_sums(values, weights, plane, gradient, numbers, rectify, size, kind, bytes_each, kept, found, of_values):
+    """The `SUMS` of one plane, and the `VALUE_SUMS` of every value; `kept` is room for a run of each sum.
+
+    `numbers` are scale and shift of norm(y), the mean of y and the factor behind the activation.
+    """
+    scale, shift, mean, factor = spread(numbers[0]), spread(numbers[1]), spread(numbers[2]), spread(numbers[3])
+    of_z = of_y = of_factor = spread(np.float32(0))
+    for at in range(0, VALUE_SUMS * len(weights) * LANES, LANES):
+        store(kept, at, of_z)
+    for at in range(0, size, LANES):
+        inside = lanes(size - at)
+        y = mixed(values, weights, plane, at, size, inside, kind, bytes_each)
+        fetch(gradient, at + size)
+        g, normed, deviation = load_lanes(gradient, at, inside), y * scale + shift, chosen(y - mean, inside)
+        z = g * factor
+        if rectify:
+            of_factor = of_factor + g * where_positive(normed, normed)
+            z = where_positive(normed, z)
+        else:
+            of_factor = of_factor + g * normed
+        of_z, of_y = of_z + z, of_y + z * deviation
+        for block in range(len(weights)):
+            value = load_lanes(elements(values[block], plane * size, size, kind, bytes_each), at, inside)
+            room = VALUE_SUMS * block * LANES
+            store(kept, room, load(kept, room) + value)
+            store(kept, room + LANES, load(kept, room + LANES) + value * z)
+            store(kept, room + 2 * LANES, load(kept, room + 2 * LANES) + value * deviation)
+    found[0], found[1], found[2] = total(of_z), total(of_y), total(of_factor)
+    for number in range(VALUE_SUMS * len(weights)):
+        of_values[number] = total(load(kept, number * LANES))
+
+
+@cache
+def sums(kind: Any, sources: int = SOURCES) -> Any:
+    """The `SUMS` and `VALUE_SUMS` of every plane: all that the small gradients are made of."""
+    bytes_each = np.dtype(kind).itemsize
+
+    @kernel
+    def base_sums(data):
+        t = table(data, sources)
+        channels, height, width, heads, chunks, asked = t[2], t[3], t[4], t[5], t[6], t[8]
+        rectify, size, per_head = t[18] != 0, height * width, channels // heads
+        values = integers(t[10], asked)
+        kept = np.empty(VALUE_SUMS * asked * LANES, np.float32)
+        while True:
+            item = next_item(t[0])
+            if item >= t[1]:
+                break
+            image, chunk = item // chunks, item % chunks
+            for channel in range(channels * chunk // chunks, channels * (chunk + 1) // chunks):
+                plane = image * channels + channel
+                g = elements(t[11], plane * size, size, kind, bytes_each)
+                weights = floats(t[12], (image * heads + channel // per_head) * asked, asked)
+                numbers = (
+                    floats(t[13], channel, 1)[0], floats(t[14], channel, 1)[0], floats(t[15], channel, 1)[0],
+                    floats(t[16], plane, 1)[0],
+                )  # fmt: skip
+                find_sums(
+                    values, weights, plane, g, numbers, rectify, size, kind, bytes_each, kept,
+                    floats(t[17], plane * SUMS, SUMS), floats(t[19], plane * VALUE_SUMS * asked, VALUE_SUMS * asked),
+                )  # fmt: skip
+
+    return base_sums
+
+
+@primitive
+def find_value_gradients(
+    values, weights, plane, gradient, numbers, rectify, of_values, has_later, height, width, kind, bytes_each, padded,
+    x_padded, of_taps,
+):  # fmt: skip
+    """Writes the gradients of the earlier values, puts that of the block's own into `padded`, those of its taps beside.
+
+    `numbers` are scale and shift of norm(y), the mean of y, the factor behind the activation, and incoming, constant
+    and slope, see `gradients`. With `has_later` the last of `of_values` is what later blocks have given this one's.
+    """
+    step, start, size, own = stride(width), corner(width), height * width, len(weights) - 1
+    scale, shift, mean, factor = spread(numbers[0]), spread(numbers[1]), spread(numbers[2]), spread(numbers[3])
+    incoming, lost, slope = spread(numbers[4]), spread(numbers[5]), spread(numbers[6])
+    summed = nothing()
+    for i in range(height):
+        for j in range(0, width, LANES):
+            inside, at = lanes(width - j), i * width + j
+            y = mixed(values, weights, plane, at, size, inside, kind, bytes_each)
+            fetch(gradient, at + size)
+            z = load_lanes(gradient, at, inside) * factor
+            if rectify:
+                z = where_positive(y * scale + shift, z)
+            of_y = chosen(incoming * z - lost - slope * (y - mean), inside)
+            for block in range(own):
+                of_value = elements(of_values[block], plane * size, size, kind, bytes_each)
+                store_lanes(of_value, at, spread(weights[block]) * of_y, inside)
+            here = spread(weights[own]) * of_y
+            if has_later:
+                later = elements(of_values[own], plane * size, size, kind, bytes_each)
+                fetch(later, at + size)
+                here = here + load_lanes(later, at, inside)
+            store(padded, start + i * step + j, here)
+            around = neighbours(x_padded, start + i * step + j, step)
+            summed = correlated(summed, around, here)
+    write_nine(summed, of_taps)
+
+
+@cache
+def gradients(kind: Any, sources: int = SOURCES) -> Any:
+    """Gradients of x (or of its branch, before its norm), the shortcut and the earlier values; of each plane's taps.
+
+    With z the gradient of norm(y), that of y is incoming * z - constant - slope * (y - mean), numbers per channel that
+    carry the norm's batch statistics. What the mean of x gets through query and key comes in as `pooled`.
+    """
+    bytes_each = np.dtype(kind).itemsize
+
+    @kernel
+    def base_gradients(data):
+        t = table(data, sources)
+        channels, height, width, heads, chunks, tail, asked = t[2], t[3], t[4], t[5], t[6], t[7] != 0, t[8]
+        rectify, has_later = t[34] != 0, t[35] != 0
+        size, per_head = height * width, channels // heads
+        values, of_values = integers(t[15], asked), integers(t[16], asked)
+        x_padded = np.zeros(padded_length(height, width), np.float32)
+        padded = np.zeros(padded_length(height, width), np.float32)
+        turned = np.empty(9, np.float32)
+        while True:
+            item = next_item(t[0])
+            if item >= t[1]:
+                break
+            image, chunk = item // chunks, item % chunks
+            for channel in range(channels * chunk // chunks, channels * (chunk + 1) // chunks):
+                plane = image * channels + channel
+                x, s, g = (
+                    elements(t[10], plane * size, size, kind, bytes_each),
+                    elements(t[11], plane * size, size, kind, bytes_each),
+                    elements(t[12], plane * size, size, kind, bytes_each),
+                )
+                of_x, of_s = (
+                    elements(t[13], plane * size, size, kind, bytes_each),
+                    elements(t[14], plane * size, size, kind, bytes_each),
+                )
+                weights = floats(t[17], (image * heads + channel // per_head) * asked, asked)
+                taps, of_taps = floats(t[18], 9 * channel, 9), floats(t[32], 9 * plane, 9)
+                alpha, beta = floats(t[19], channel, 1)[0], floats(t[20], channel, 1)[0]
+                centre, after = floats(t[21], channel, 1)[0], floats(t[22], channel, 1)[0]
+                numbers = (
+                    floats(t[23], channel, 1)[0], floats(t[24], channel, 1)[0], floats(t[25], channel, 1)[0],
+                    floats(t[26], plane, 1)[0], floats(t[27], channel, 1)[0], floats(t[28], channel, 1)[0],
+                    floats(t[29], channel, 1)[0],
+                )  # fmt: skip
+                read_x(x, s, alpha, beta, height, width, tail, x_padded)
+                find_value_gradients(
+                    values, weights, plane, g, numbers, rectify, of_values, has_later, height, width, kind, bytes_each,
+                    padded, x_padded, of_taps,
+                )  # fmt: skip
+                for tap in range(9):
+                    turned[tap] = taps[8 - tap]
+                of_maps, of_norm = (floats(t[30], plane, 1)[0], np.float32(0), centre, after), floats(t[33], 2 * plane, 2)
+                find_map_gradients(
+                    x_padded, padded, x, s, g, turned, of_maps, height, width, tail, tail, of_x, of_s, of_norm
+                )
+
+    return base_gradients
