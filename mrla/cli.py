@@ -249,7 +249,7 @@ _BENCH_FLAGS: tuple[tuple[str, Any, Any, str], ...] = (
     ("quantities", str, "inference,training,memory", "What is measured"),
     ("image_size", int | None, None, "Side of the square images (the network's own)"),
     ("in_chans", int | None, None, "Channels of the images (the network's own)"),
-    ("batch_size", int, 16, "Images in a batch"),
+    ("batch_size", int, 64, "Images in a batch"),
     ("rounds", int, 10, "Timed rounds; each arm runs once a round"),
     ("warmup", int, 2, "Rounds before them that are not timed"),
     ("dtype", str, "float32", "float32, bfloat16, float16 or float64, of weights and images"),

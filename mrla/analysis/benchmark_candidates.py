@@ -24,7 +24,7 @@ Objective = Callable[[Tensor], tuple[Tensor, Tensor | None]]
 DTYPES = {name: getattr(torch, name) for name in ("float32", "bfloat16", "float16", "float64")}
 LEARNING_RATE, MOMENTUM = 1e-3, 0.9
 # Of the largest output, through a deep network at its random start.
-_TOLERANCES = {torch.float64: 1e-9, torch.float32: 1e-4, torch.float16: 2e-2, torch.bfloat16: 1e-1}
+_TOLERANCES = {torch.float64: 1e-9, torch.float32: 1e-3, torch.float16: 2e-2, torch.bfloat16: 1e-1}
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -157,7 +157,9 @@ def _path(arm: Arm) -> AbstractContextManager[None]:
 
 def _inference(arm: Arm, network: nn.Module, work: Work) -> Callable[[], Tensor]:
     if "fused" in arm.states:
-        network = mrla.fuse(network, example=tuple(work.images.shape))
+        # In float64, for it checks what it has done, and a deep network at random weights makes much of rounding.
+        fused = mrla.fuse(network.double(), example=(2, *work.images.shape[1:]))
+        network = fused.to(work.images.dtype)
     call: Callable[[Tensor], Tensor] = network
     if "compiled" in arm.states:
         call = torch.compile(network, dynamic=False)  # type: ignore[assignment]

@@ -18,7 +18,7 @@ from .benchmark_rounds import Quantity, measure_memory, summarise, time_rounds
 SWEEPS = {"batch": (1, 8, 32, 128), "depth": (18, 34, 50, 101, 152), "resolution": (), "blocks": (1, 2, 4, 8, 16)}
 """What may be varied, and the values if none are given; image sizes are multiples of the network's own."""
 _SETTLING = 8
-"""Images that BatchNorms take their statistics from; of fewer, a map of one pixel would have next to no variance."""
+"""Images that BatchNorms take their statistics from; however many are timed, the network is the same."""
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -14,7 +14,7 @@ def title(content: Mapping[str, Any]) -> str:
         content: The content of ``bench.json``.
 
     Returns:
-        Such as ``resnet18_cifar, 16x3x32x32, float32, contiguous, cpu, 2 threads, 10 rounds``.
+        Such as ``resnet18_cifar, 64x3x32x32, float32, contiguous, cpu, 2 threads, 10 rounds``.
     """
     configuration, points = content["configuration"], content["points"]
     sweep = configuration["sweep"]

@@ -66,7 +66,7 @@ def benchmark(
     quantities: Sequence[str] = QUANTITIES,
     image_size: int | None = None,
     in_chans: int | None = None,
-    batch_size: int = 16,
+    batch_size: int = 64,
     rounds: int = 10,
     warmup: int = 2,
     dtype: str = "float32",

@@ -33,7 +33,7 @@ def tail_names(block: nn.Module, mixer: LayerMixer) -> TailNames | None:
     names = TAILS.get((kind.__module__, kind.__qualname__))
     if names is None or not mixer.takes_tails or chosen_path() == "reference" or torch.compiler.is_compiling():
         return None
-    conv, norm, act = (block._modules.get(name) for name in names[:3])
+    conv, norm, act = (block.get_submodule(name) for name in names[:3])
     if type(conv) is not nn.Conv2d or type(norm) not in (nn.BatchNorm2d, nn.Identity) or type(act) is not nn.ReLU:
         return None
     if any(getattr(block, name, None) is not None for name in names.absent):

@@ -131,7 +131,7 @@ class BranchMixer(LayerMixer):
 
     @property
     def plain_norm(self) -> nn.BatchNorm2d | None:
-        """The norm, where around the update there is but what the kernels know: maps, a BatchNorm, DropPath, the add."""
+        """The norm, where around the update is but what the kernels know: maps, a BatchNorm, DropPath, the add."""
         norm, drop_path = self.norm, self.drop_path
         if (
             self.layout == "NCHW"

@@ -1,13 +1,12 @@
 """MRLA-base by compiled kernels: x + scale * act(norm(base_update(x, memory))) as one operator, with its gradient."""
 
 from collections.abc import Sequence
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
-from torch.autograd.function import once_differentiable
 
-from ._block_tail import BlockTail, ResidualNorm, affine_of, apply_norm
+from ._block_tail import ResidualNorm
 from ._fused_maps import (
     addresses,
     chunks_of,
@@ -169,7 +168,8 @@ def backward(
     factor = (factor if keep is None else factor * keep[:, None]).contiguous()
     all_values, all_keys = [*values, state.value], [*keys, state.key]
     at_values = addresses(all_values)
-    sums, of_each = torch.empty((b, c, base.SUMS), **per_plane), torch.empty((b, c, asked, base.VALUE_SUMS), **per_plane)
+    sums = torch.empty((b, c, base.SUMS), **per_plane)
+    of_each = torch.empty((b, c, asked, base.VALUE_SUMS), **per_plane)
     launch.run(
         base.sums(kind), b * chunks, x.numel() * asked, *header,
         at_values, gradient, state.weights, scale, shift, state.mean, factor, sums, form.rectify, of_each,
@@ -193,7 +193,7 @@ def backward(
     of_scores = (of_scores * head_dim**-0.5).float()
     query = state.query.unflatten(1, (form.heads, head_dim))
     of_keys = [of_scores[:, :, at, None] * query for at in range(asked)]
-    of_query = sum(of_scores[:, :, at, None] * key.view_as(query) for at, key in enumerate(all_keys))
+    of_query = torch.stack([of_scores[:, :, at, None] * key.view_as(query) for at, key in enumerate(all_keys)]).sum(0)
     of_own_key = of_keys.pop() if of_key is None else of_keys.pop() + of_key.view_as(query)
     of_slid = torch.stack((of_query.flatten(1), of_own_key.flatten(1)), dim=1)
     of_means, of_query_kernel, of_key_kernel = kernel_gradients(of_slid, state.means, weights.query, weights.key)
@@ -226,160 +226,3 @@ def _statistics(moments: Tensor, pixels: int) -> tuple[Tensor, Tensor]:
     mean = means.mean(0)
     squares = (squares + pixels * (means - mean).square()).sum(0)
     return mean.float(), (squares / (pixels * len(means))).float()
-
-
-@torch.library.custom_op("mrla::base", mutates_args=())
-def _base(
-    x: Tensor,
-    keys: Sequence[Tensor],
-    values: Sequence[Tensor],
-    query: Tensor,
-    key: Tensor,
-    value: Tensor,
-    norm_weight: Tensor,
-    norm_bias: Tensor,
-    scale: Tensor | None,
-    running_mean: Tensor | None,
-    running_var: Tensor | None,
-    keep: Tensor | None,
-    heads: int,
-    eps: float,
-    softmax: bool,
-    rectify: bool,
-) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor]:
-    """`forward` as torch's operator: the output, then the seven parts of the state."""
-    weights, form = BaseWeights(query, key, value, norm_weight, norm_bias, scale), BaseForm(heads, eps, softmax, rectify)
-    statistics = None if running_mean is None or running_var is None else (running_mean.clone(), running_var.clone())
-    out, state = forward(x, None, keys, values, weights, statistics, keep, form)
-    return out, *state
-
-
-@_base.register_fake
-def _(x, keys, values, query, key, value, norm_weight, norm_bias, scale, running_mean, running_var, keep, heads, *_):
-    b, c = x.shape[:2]
-    shapes = (b, c), (b, c), (b, heads, len(values) + 1), (b, c), (c,), (c,)
-    return torch.empty_like(x), torch.empty_like(x), *(x.new_empty(shape, dtype=torch.float32) for shape in shapes)
-
-
-@torch.library.custom_op("mrla::base_backward", mutates_args=())
-def _base_backward(
-    gradient: Tensor,
-    of_key: Tensor | None,
-    of_value: Tensor | None,
-    x: Tensor,
-    keys: Sequence[Tensor],
-    values: Sequence[Tensor],
-    weights: Sequence[Tensor],
-    state: Sequence[Tensor],
-    keep: Tensor | None,
-    heads: int,
-    eps: float,
-    softmax: bool,
-    rectify: bool,
-    batch_statistics: bool,
-) -> list[Tensor]:
-    """`backward` as torch's operator: the gradients of x, keys, values and weights, one after the other."""
-    all_weights = BaseWeights(*weights, *(None,) * (6 - len(weights)))
-    of_x, _, of_keys, of_values, of_weights, _ = backward(
-        gradient, of_key, of_value, x, None, keys, values, all_weights, BaseState(*state), keep,
-        BaseForm(heads, eps, softmax, rectify), batch_statistics=batch_statistics,
-    )  # fmt: skip
-    return [of_x, *of_keys, *of_values, *(one for one in of_weights if one is not None)]
-
-
-@_base_backward.register_fake
-def _(gradient, of_key, of_value, x, keys, values, weights, *_):
-    return [torch.empty_like(one) for one in (x, *keys, *values, *weights)]
-
-
-def _save(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, ...]) -> None:
-    x, keys, values, *weights = inputs[:9]
-    running_mean, keep = inputs[9], inputs[11]
-    given = [one for one in weights if one is not None]
-    ctx.save_for_backward(x, *keys, *values, *given, *output[1:], keep)
-    ctx.asked, ctx.form, ctx.rest = len(keys), len(given), (*inputs[12:], running_mean is None)
-    ctx.mark_non_differentiable(*output[3:])
-    ctx.set_materialize_grads(False)
-
-
-def _differentiate(ctx: Any, gradient: Tensor | None, of_value: Tensor | None, of_key: Tensor | None, *_: Any) -> Any:
-    x, *saved = ctx.saved_tensors
-    count = ctx.asked
-    keys, values, rest = saved[:count], saved[count : 2 * count], saved[2 * count :]
-    weights, state, keep = rest[: ctx.form], rest[ctx.form : -1], rest[-1]
-    gradient = torch.zeros_like(x) if gradient is None else gradient
-    found = torch.ops.mrla.base_backward(gradient, of_key, of_value, x, keys, values, weights, state, keep, *ctx.rest)
-    of_weights = [*found[1 + 2 * count :], *(None,) * (6 - len(weights))]
-    return found[0], found[1 : 1 + count], found[1 + count : 1 + 2 * count], *of_weights, *(None,) * 7
-
-
-_base.register_autograd(_differentiate, setup_context=_save)
-
-
-def base(
-    x: Tensor,
-    keys: Sequence[Tensor],
-    values: Sequence[Tensor],
-    weights: BaseWeights,
-    statistics: tuple[Tensor, Tensor] | None,
-    keep: Tensor | None,
-    form: BaseForm,
-) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
-    """The mixer's output, the block's key (b, c) and value, and mean and biased variance that its norm went by."""
-    out, value, key, _, _, _, mean, variance = torch.ops.mrla.base(
-        x, list(keys), list(values), *weights, *(statistics or (None, None)), keep, *form
-    )
-    return out, key, value, mean, variance
-
-
-def base_behind(
-    tail: BlockTail,
-    keys: Sequence[Tensor],
-    values: Sequence[Tensor],
-    weights: BaseWeights,
-    statistics: tuple[Tensor, Tensor] | None,
-    keep: Tensor | None,
-    form: BaseForm,
-) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
-    """Like `base`, of the block's output that a tail stands for."""
-    inputs = (tail.branch, tail.shortcut, *affine_of(tail), *weights, *keys, *values)
-    if torch.is_grad_enabled() and any(one is not None and one.requires_grad for one in inputs):
-        return _BaseTail.apply(*inputs, tail, len(keys), statistics, keep, form)
-    normed, _ = apply_norm(tail)
-    owned = tail.owned or normed is not tail.branch
-    out, state = forward(
-        normed, tail.shortcut, keys, values, weights, statistics, keep, form, tail=True, in_place=owned
-    )
-    return out, state.key, state.value, state.mean, state.variance
-
-
-class _BaseTail(torch.autograd.Function):
-    """The end of a residual block with MRLA-base behind it: of its maps branch, shortcut and values are kept."""
-
-    @staticmethod
-    def forward(ctx: Any, branch: Tensor, shortcut: Tensor, _weight: Any, _bias: Any, *rest: Any) -> Any:
-        *given, tail, asked, statistics, keep, form = rest
-        weights, keys, values = BaseWeights(*given[:6]), given[6 : 6 + asked], given[6 + asked :]
-        normed, norm = apply_norm(tail)
-        out, state = forward(normed, shortcut, keys, values, weights, statistics, keep, form, tail=True)
-        ctx.save_for_backward(branch, shortcut, *weights, *keys, *values, *state, keep, *norm[:4])
-        ctx.rest = asked, form, statistics is None, norm.training
-        ctx.mark_non_differentiable(state.mean, state.variance)
-        ctx.set_materialize_grads(False)
-        return out, state.key, state.value, state.mean, state.variance
-
-    @staticmethod
-    @once_differentiable
-    def backward(ctx: Any, gradient: Tensor | None, of_key: Tensor | None, of_value: Tensor | None, *_: Any) -> Any:
-        branch, shortcut, *saved = ctx.saved_tensors
-        asked, form, batch_statistics, training = ctx.rest
-        keys, values = saved[6 : 6 + asked], saved[6 + asked : 6 + 2 * asked]
-        state, (keep, *norm) = saved[6 + 2 * asked : 13 + 2 * asked], saved[13 + 2 * asked :]
-        gradient = torch.zeros_like(branch) if gradient is None else gradient
-        of_branch, of_shortcut, of_keys, of_values, of_weights, of_norm = backward(
-            gradient, of_key, of_value, branch, shortcut, keys, values, BaseWeights(*saved[:6]), BaseState(*state),
-            keep, form, batch_statistics=batch_statistics, tail=ResidualNorm(*norm, training),
-        )  # fmt: skip
-        assert of_norm is not None
-        of_keys = [one.view_as(key) for one, key in zip(of_keys, keys, strict=True)]
-        return of_branch, of_shortcut, *of_norm, *of_weights, *of_keys, *of_values, *(None,) * 5

@@ -8,17 +8,19 @@ from jaxtyping import Float
 from torch import Tensor, nn
 
 from ._base import LayerMemory, Weighting, asked_memory, base_update, recent
+from ._base_operator import base, base_behind
 from ._batch_norm import kept_statistics, track
 from ._block_tail import BlockTail
 from ._branch import BranchMixer, Norm, one_of, reset_channel_kernel, reset_depthwise_kernel
 from ._checks import check_map, check_window
 from ._contract import ChainPlace, Init, LayerMixer
 from ._exact import OutputMemory, exact_update
-from ._fused_base import BaseForm, BaseWeights, base, base_behind
-from ._fused_light import LightWeights, light, light_behind
+from ._fused_base import BaseForm, BaseWeights
+from ._fused_light import LightWeights
 from ._heads import channel_kernel_size, resolve_heads
 from ._layouts import Grid, Layout
 from ._light import light_update
+from ._light_operator import light, light_behind
 from ._projections import ACTIVATIONS, Activation, depthwise_value
 from ._selection import kernels_apply
 

@@ -4,7 +4,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from contextvars import ContextVar
 from importlib.util import find_spec
-from typing import Literal, get_args
+from typing import Any, Literal, get_args
 
 import torch
 from torch import Tensor
@@ -32,6 +32,7 @@ def use(path: Path) -> Iterator[None]:
         ValueError: If it is another word, or kernels are asked for and numba is not installed.
 
     Example:
+        >>> from mrla.ops import MRLALight
         >>> mixer, x = MRLALight(32, has_shortcut=False, init="released"), torch.randn(2, 32, 6, 5)
         >>> fast = mixer(x)[0]
         >>> with use("reference"):
@@ -79,8 +80,9 @@ def _is_plain(x: Tensor, dtype: torch.dtype) -> bool:
 
 def _is_watched() -> bool:
     """Whether something looks at each of torch's operators: a dispatch mode, torch.func, forward-mode derivatives."""
+    inside: Any = torch._C
     return (
-        torch._C._len_torch_dispatch_stack() > 0
-        or torch._C._functorch.peek_interpreter_stack() is not None
+        inside._len_torch_dispatch_stack() > 0
+        or inside._functorch.peek_interpreter_stack() is not None
         or torch.autograd.forward_ad._current_level >= 0
     )

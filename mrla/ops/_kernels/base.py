@@ -13,7 +13,18 @@ import numpy as np
 from .blocks import find_map_gradients, slide
 from .compiling import SOURCES, kernel, primitive
 from .memory import elements, floats, integers, next_item, table
-from .planes import convolved, corner, correlated, neighbours, nine, nothing, padded_length, read_x, stride, write_nine
+from .planes import (
+    convolved,
+    corner,
+    correlated,
+    neighbours,
+    nine,
+    nothing,
+    padded_length,
+    read_x,
+    stride,
+    write_nine,
+)
 from .vectors import LANES, chosen, fetch, lanes, load, load_lanes, spread, store, store_lanes, total, where_positive
 
 MOMENTS = 2
@@ -163,7 +174,7 @@ def apply(kind: Any, sources: int = SOURCES) -> Any:
 
 @cache
 def finish(kind: Any, sources: int = SOURCES) -> Any:
-    """x + factor * act(scale * y + shift), where the output holds y."""
+    """The output x + factor * act(scale * y + shift), where the output holds y."""
     bytes_each = np.dtype(kind).itemsize
 
     @kernel
@@ -367,7 +378,8 @@ def gradients(kind: Any, sources: int = SOURCES) -> Any:
                 )  # fmt: skip
                 for tap in range(9):
                     turned[tap] = taps[8 - tap]
-                of_maps, of_norm = (floats(t[30], plane, 1)[0], np.float32(0), centre, after), floats(t[33], 2 * plane, 2)
+                of_norm = floats(t[33], 2 * plane, 2)
+                of_maps = floats(t[30], plane, 1)[0], np.float32(0), centre, after
                 find_map_gradients(
                     x_padded, padded, x, s, g, turned, of_maps, height, width, tail, tail, of_x, of_s, of_norm
                 )

@@ -31,11 +31,12 @@ def slide(around, kernel_weight, first, slid):
 
 @primitive
 def find_map_gradients(
-    padded, of_update, x, shortcut, gradient, turned, numbers, height, width, tail, has_shortcut, of_x, of_shortcut, of_norm
-):
+    padded, of_update, x, shortcut, gradient, turned, numbers, height, width, tail, has_shortcut, of_x, of_shortcut,
+    of_norm,
+):  # fmt: skip
     """The gradients of x (or its branch, before its norm) and of the shortcut, from that of y.
 
-    `turned` are the taps for the way back; `numbers` are pooled, lambda, and the norm's mean and scale, see `gradients`.
+    `turned` are the taps for the way back; `numbers` are what reaches x through its mean, lambda, and the mean and the scale of the branch's norm.
     """
     step, start, weights = stride(width), corner(width), nine(turned)
     pooled, factor, centre, after = spread(numbers[0]), spread(numbers[1]), spread(numbers[2]), spread(numbers[3])

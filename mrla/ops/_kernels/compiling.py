@@ -7,11 +7,15 @@ from pathlib import Path
 from typing import Any
 
 import numba
+import numba.extending
 from numba import types
 from numba.core.caching import FunctionCache
 
 # Sums may be taken in any order and products joined to sums; NaN and infinities stay what they are.
 LOOSE = {"reassoc", "contract", "nsz"}
+
+intrinsic: Any = numba.extending.intrinsic
+"""Numba's, as what it makes of a function: something without the first argument."""
 
 
 def primitive(function: Callable[..., Any]) -> Any:
@@ -20,7 +24,7 @@ def primitive(function: Callable[..., Any]) -> Any:
 
 
 def kernel(function: Callable[..., Any]) -> Any:
-    """Compiles a C callback ``void kernel(void *arguments)`` and keeps the machine code between processes.
+    """Compiles a C function of one pointer, to its table, and keeps the machine code between processes.
 
     A kernel is defined inside a function of the type of its maps' elements and of `SOURCES`, both of which it uses:
     numba keeps code by the values that a kernel closes over, but does not look into the files of what it calls.

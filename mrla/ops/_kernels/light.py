@@ -12,10 +12,22 @@ from typing import Any
 
 import numpy as np
 
+from .blocks import find_map_gradients, slide
 from .compiling import SOURCES, kernel, primitive
 from .memory import elements, floats, next_item, table
-from .blocks import find_map_gradients, slide
-from .planes import convolved, corner, correlated, neighbours, nine, nothing, padded_length, read_x, stride, total_of, write_nine
+from .planes import (
+    convolved,
+    corner,
+    correlated,
+    neighbours,
+    nine,
+    nothing,
+    padded_length,
+    read_x,
+    stride,
+    total_of,
+    write_nine,
+)
 from .vectors import LANES, chosen, fetch, lanes, load_lanes, spread, store, store_lanes, total
 
 MOMENTS = 5
@@ -55,7 +67,7 @@ def mix(padded, x, shortcut, taps, along, constant, height, width, has_shortcut,
 
 @cache
 def apply(kind: Any, sources: int = SOURCES) -> Any:
-    """x + scale * (gate * v + lambda * s) + shift, image by image, each head as soon as its gate is known.
+    """The output x + scale * (gate * v + lambda * s) + shift, each head as soon as its gate is known.
 
     A head's gate needs the means of its own channels and of a few beside them, so the means run just ahead; the planes
     that were read for them wait in a ring until their head's turn.
@@ -139,7 +151,7 @@ def find_moments(padded, x, shortcut, taps, mean, height, width, has_shortcut, f
 
 @cache
 def moments(kind: Any, sources: int = SOURCES) -> Any:
-    """The mean of x for every plane, and the `MOMENTS` from which mean and variance of any gate * v + lambda * s follow.
+    """The mean of x for every plane, and `MOMENTS` from which those of any gate * v + lambda * s follow.
 
     So a norm's batch statistics need neither the gates nor a stored update: one pass over memory gives both.
     """

@@ -3,9 +3,8 @@
 import numpy as np
 from llvmlite import ir
 from numba import carray, types
-from numba.extending import intrinsic
 
-from .compiling import primitive
+from .compiling import intrinsic, primitive
 
 
 @intrinsic

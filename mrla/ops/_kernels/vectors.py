@@ -10,7 +10,9 @@ from typing import Any
 from llvmlite import ir
 from numba import types
 from numba.core import cgutils
-from numba.extending import intrinsic, models, overload, register_model
+from numba.extending import models, overload, register_model
+
+from .compiling import intrinsic
 
 LANES = 16
 """Numbers in a run: one register of AVX-512, two of AVX2, four of NEON."""
