@@ -7,7 +7,7 @@ import torch
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
-from ._block_tail import BlockTail, ResidualNorm, affine_of, apply_norm
+from ._block_tail import BlockTail, ResidualNorm, affine_of, apply_norm, residual_norm
 from ._fused_base import BaseForm, BaseState, BaseWeights, backward, forward
 
 
@@ -130,7 +130,7 @@ def base_behind(
     inputs = (tail.branch, tail.shortcut, *affine_of(tail), *weights, *keys, *values)
     if torch.is_grad_enabled() and any(one is not None and one.requires_grad for one in inputs):
         return _BaseTail.apply(*inputs, tail, len(keys), statistics, keep, form)
-    normed, _ = apply_norm(tail)
+    normed, *_ = apply_norm(tail)
     owned = tail.owned or normed is not tail.branch
     out, state = forward(
         normed, tail.shortcut, keys, values, weights, statistics, keep, form, tail=True, in_place=owned
@@ -145,7 +145,8 @@ class _BaseTail(torch.autograd.Function):
     def forward(ctx: Any, branch: Tensor, shortcut: Tensor, _weight: Any, _bias: Any, *rest: Any) -> Any:
         *given, tail, asked, statistics, keep, form = rest
         weights, keys, values = BaseWeights(*given[:6]), given[6 : 6 + asked], given[6 + asked :]
-        normed, norm = apply_norm(tail)
+        normed, mean, rstd = apply_norm(tail)
+        norm = residual_norm(tail, mean, rstd)
         out, state = forward(normed, shortcut, keys, values, weights, statistics, keep, form, tail=True)
         ctx.save_for_backward(branch, shortcut, *weights, *keys, *values, *state, keep, *norm[:4])
         ctx.rest = asked, form, statistics is None, norm.training

@@ -44,24 +44,37 @@ def affine_of(tail: BlockTail) -> tuple[Tensor | None, Tensor | None]:
     return getattr(tail.norm, "weight", None), getattr(tail.norm, "bias", None)
 
 
-def apply_norm(tail: BlockTail) -> tuple[Tensor, ResidualNorm]:
-    """The normed branch, by torch's own operator so that it is the same to the last bit, and what its gradient needs.
+def apply_norm(tail: BlockTail) -> tuple[Tensor, Tensor, Tensor]:
+    """The normed branch, by torch's own operator so that it is the same to the last bit; mean and 1 / deviation.
 
-    The running statistics of a norm in training move on, as by calling it.
+    The running statistics of a norm in training move on, as by calling it. Of a norm that goes by them the other two
+    results hold nothing; `residual_norm` knows.
     """
+    norm = tail.norm
+    if not isinstance(norm, nn.BatchNorm2d):
+        return tail.branch, tail.branch, tail.branch
+    return torch.native_batch_norm(
+        tail.branch,
+        norm.weight,
+        norm.bias,
+        norm.running_mean,
+        norm.running_var,
+        takes_batch(norm),
+        advance(norm),
+        norm.eps,
+    )
+
+
+def residual_norm(tail: BlockTail, mean: Tensor, rstd: Tensor) -> ResidualNorm:
+    """What the gradient needs of a tail's norm, after `apply_norm`."""
     norm, channels = tail.norm, tail.branch.shape[1]
     ones, zeros = torch.ones(channels), torch.zeros(channels)
     if not isinstance(norm, nn.BatchNorm2d):
-        return tail.branch, ResidualNorm(ones, zeros, zeros, ones, False)
-    weight = ones if norm.weight is None else norm.weight
-    bias = zeros if norm.bias is None else norm.bias
-    training = takes_batch(norm)
-    momentum = advance(norm)
-    branch, mean, rstd = torch.native_batch_norm(
-        tail.branch, weight, bias, norm.running_mean, norm.running_var, training, momentum, norm.eps
-    )
-    if not training:
+        return ResidualNorm(ones, zeros, zeros, ones, False)
+    by_batch = takes_batch(norm)
+    if not by_batch:
         assert norm.running_mean is not None
         assert norm.running_var is not None
         mean, rstd = norm.running_mean.float(), (norm.running_var.float() + norm.eps).rsqrt()
-    return branch, ResidualNorm(weight.float(), bias.float(), mean.float(), rstd.float(), training)
+    weight, bias = ones if norm.weight is None else norm.weight, zeros if norm.bias is None else norm.bias
+    return ResidualNorm(weight.float(), bias.float(), mean.float(), rstd.float(), by_batch)

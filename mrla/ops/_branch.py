@@ -205,14 +205,18 @@ class BranchMixer(LayerMixer):
 
 def unobserved(*modules: nn.Module) -> bool:
     """Whether no hook waits for these modules to be called, so that their work may be done without calling them."""
-    if _has_hooks(torch.nn.modules.module, "_global_"):
+    everywhere: Any = torch.nn.modules.module
+    if (
+        everywhere._global_forward_hooks
+        or everywhere._global_forward_pre_hooks
+        or everywhere._global_backward_hooks
+        or everywhere._global_backward_pre_hooks
+    ):
         return False
-    return not any(_has_hooks(module, "_") for module in modules)
-
-
-def _has_hooks(place: Any, prefix: str) -> bool:
-    kinds = "forward_hooks", "forward_pre_hooks", "backward_hooks", "backward_pre_hooks"
-    return any(getattr(place, prefix + kind) for kind in kinds)
+    for module in modules:
+        if module._forward_hooks or module._forward_pre_hooks or module._backward_hooks or module._backward_pre_hooks:
+            return False
+    return True
 
 
 def one_of(name: str, given: Any, allowed: tuple[Any, ...]) -> Any:

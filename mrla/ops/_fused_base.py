@@ -14,6 +14,7 @@ from ._fused_maps import (
     kind_of,
     norm_gradients,
     norm_of_branch,
+    packed,
     tail_numbers,
 )
 
@@ -89,6 +90,7 @@ def forward(
     """
     from ._kernels import base, launch
 
+    weights = packed(weights)
     b, c, h, w = x.shape
     kind, asked, reach = kind_of(x), len(values) + 1, weights.query.shape[-1] // 2
     per_plane = {"dtype": torch.float32, "device": x.device}
@@ -157,6 +159,7 @@ def backward(
     """
     from ._kernels import base, launch
 
+    weights = packed(weights)
     b, c, h, w = x.shape
     kind, count, asked, head_dim = kind_of(x), b * h * w, len(values) + 1, c // form.heads
     gradient = gradient.contiguous()

@@ -6,7 +6,7 @@ import torch
 from torch import Tensor
 
 from ._block_tail import ResidualNorm
-from ._fused_maps import chunks_of, kernel_gradients, kind_of, norm_gradients, norm_of_branch, tail_numbers
+from ._fused_maps import chunks_of, kernel_gradients, kind_of, norm_gradients, norm_of_branch, packed, tail_numbers
 from ._light import gate_of_means
 from ._projections import slide
 
@@ -59,13 +59,14 @@ def forward(
     """
     from ._kernels import launch, light
 
+    weights = packed(weights)
     b, c, h, w = x.shape
     kind = kind_of(x)
     per_plane = torch.float32
     reach = weights.query.shape[-1] // 2
     around = x.new_zeros((b, c + 2 * reach), dtype=per_plane)  # the means, with zeros on both sides
     means, gates = around[:, reach : reach + c], x.new_empty((b, heads), dtype=per_plane)
-    moments = x.new_zeros((b, c, light.MOMENTS), dtype=per_plane)
+    moments = x.new_empty((b, c, light.MOMENTS), dtype=per_plane)
     chunks = chunks_of(b, heads)
     header = (c, h, w, heads, chunks, tail, shortcut is not None, weights.query.numel())
     if statistics is None:
@@ -75,6 +76,7 @@ def forward(
         mean, variance = _statistics(_Planes(gates, weights.decay, moments), h * w)
     else:
         mean, variance = statistics
+        moments.zero_()
     scale, shift = norm_of_branch(mean, variance, weights.norm_weight, weights.norm_bias, eps)
     out = x if in_place and chunks == 1 else torch.empty_like(x)
     launch.run(
@@ -112,6 +114,7 @@ def backward(
     """
     from ._kernels import launch, light
 
+    weights = packed(weights)
     b, c, h, w = x.shape
     kind, heads, count = kind_of(x), state.gates.shape[1], b * h * w
     gradient = gradient.contiguous()

@@ -1,7 +1,7 @@
 """What the fused methods share: how maps reach the kernels, and the gradients around them."""
 
 from collections.abc import Sequence
-from typing import Any
+from typing import Any, TypeVar
 
 import numpy as np
 import torch
@@ -9,10 +9,17 @@ from torch import Tensor
 
 from ._block_tail import ResidualNorm
 
+WeightsT = TypeVar("WeightsT", bound=tuple)
+
 
 def kind_of(x: Tensor) -> Any:
     """The type that kernels know a map's elements by; bfloat16 goes by its bits."""
     return np.uint16 if x.dtype == torch.bfloat16 else np.float32
+
+
+def packed(weights: WeightsT) -> WeightsT:
+    """Weights whose numbers lie one after the other, as kernels read them."""
+    return type(weights)(*(None if one is None else one.contiguous() for one in weights))
 
 
 def chunks_of(batch: int, heads: int) -> int:

@@ -49,10 +49,10 @@ def gate_of(around, query, key, first, last, slid_query, slid_key):
 
 
 @primitive
-def mix(padded, x, shortcut, taps, along, constant, height, width, has_shortcut, out):
-    """One plane of x + (the convolution of x with `taps` + along * s + constant)."""
+def mix(padded, x, shortcut, ahead, taps, along, constant, height, width, has_shortcut, out):
+    """One plane of x + (the convolution of x with `taps` + along * s + constant); asks for what lies `ahead`."""
     step, start = stride(width), corner(width)
-    weights, factor, shift, ahead = nine(taps), spread(along), spread(constant), height * width
+    weights, factor, shift = nine(taps), spread(along), spread(constant)
     for i in range(height):
         for j in range(0, width, LANES):
             inside, at = lanes(width - j), i * width + j
@@ -82,6 +82,7 @@ def apply(kind: Any, sources: int = SOURCES) -> Any:
         size, per_head, reach = height * width, channels // heads, t[9] // 2
         query, key = floats(t[15], 0, t[9]), floats(t[16], 0, t[9])
         slots = 1 if gates_known else min(channels, per_head + 2 * reach)
+        ahead = size if gates_known else size * (per_head + reach)
         ring = np.zeros((slots, padded_length(height, width)), np.float32)
         scaled = np.empty(9, np.float32)
         slid_query, slid_key = np.empty(per_head, np.float32), np.empty(per_head, np.float32)
@@ -118,7 +119,7 @@ def apply(kind: Any, sources: int = SOURCES) -> Any:
                         scaled[tap] = taps[tap] * gates[head] * factor
                     along = floats(t[14], channel, 1)[0] * factor if has_shortcut else zero
                     constant = kept * floats(t[18], channel, 1)[0]
-                    mix(padded, x, s, scaled, along, constant, height, width, has_shortcut, out)
+                    mix(padded, x, s, ahead, scaled, along, constant, height, width, has_shortcut, out)
 
     return light_apply
 
