@@ -12,6 +12,10 @@ from ._block_tail import ResidualNorm
 WeightsT = TypeVar("WeightsT", bound=tuple)
 
 
+PARTS = 16
+"""How many parts the channels are cut into where only numbers are worked on: a fixed number, for the same sums."""
+
+
 def kind_of(x: Tensor) -> Any:
     """The type that kernels know a map's elements by; bfloat16 goes by its bits."""
     return np.uint16 if x.dtype == torch.bfloat16 else np.float32

@@ -36,14 +36,7 @@ def light_gate(
         >>> light_gate(torch.zeros(1, 4, 2, 2), one_tap, one_tap, heads=2).tolist()
         [[0.5, 0.5]]
     """
-    return gate_of_means(pool(x), query_weight, key_weight, heads)
-
-
-def gate_of_means(
-    means: Float[Tensor, "b c"], query_weight: Float[Tensor, "1 1 k"], key_weight: Float[Tensor, "1 1 k"], heads: int
-) -> Float[Tensor, "b g"]:
-    """The gates of `light_gate`, from the means over space."""
-    query, key = slide(means, query_weight, key_weight)
+    query, key = slide(pool(x), query_weight, key_weight)
     product = (query * key).unflatten(1, (heads, -1))
     return (product.sum(-1) * product.shape[-1] ** -0.5).sigmoid()
 

@@ -36,7 +36,7 @@ def _light(
 @_light.register_fake
 def _(x, shortcut, query, key, value, decay, norm_weight, norm_bias, running_mean, running_var, keep, heads, eps):
     b, c = x.shape[:2]
-    shapes = (b, c), (b, heads), (b, c, 5), (c,), (c,)
+    shapes = (b, c + query.numel() - 1), (b, heads), (b, c, 5), (c,), (c,)
     return torch.empty_like(x), *(x.new_empty(shape, dtype=torch.float32) for shape in shapes)
 
 

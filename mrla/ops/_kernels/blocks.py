@@ -30,13 +30,26 @@ def slide(around, kernel_weight, first, slid):
 
 
 @primitive
+def slide_back(of_slid, kernel_weight, around, of_around, of_kernel):
+    """Adds to `of_around` what it gets from the gradient of what `slide` found; the kernel's own into `of_kernel`."""
+    for step in range(len(kernel_weight)):
+        means, of_means = around[step : step + len(of_slid)], of_around[step : step + len(of_slid)]
+        summed = np.float32(0)
+        for channel in range(len(of_slid)):
+            of_means[channel] += kernel_weight[step] * of_slid[channel]
+            summed += of_slid[channel] * means[channel]
+        of_kernel[step] = summed
+
+
+@primitive
 def find_map_gradients(
     padded, of_update, x, shortcut, gradient, turned, numbers, height, width, tail, has_shortcut, of_x, of_shortcut,
     of_norm,
 ):  # fmt: skip
     """The gradients of x (or its branch, before its norm) and of the shortcut, from that of y.
 
-    `turned` are the taps for the way back; `numbers` are what reaches x through its mean, lambda, and the mean and the scale of the branch's norm.
+    `turned` are the taps for the way back; `numbers` are what reaches x through its mean, lambda, and the mean and the
+    scale of the branch's norm.
     """
     step, start, weights = stride(width), corner(width), nine(turned)
     pooled, factor, centre, after = spread(numbers[0]), spread(numbers[1]), spread(numbers[2]), spread(numbers[3])

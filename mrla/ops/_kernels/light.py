@@ -175,7 +175,7 @@ def moments(kind: Any, sources: int = SOURCES) -> Any:
                 x = elements(t[10], plane * size, size, kind, bytes_each)
                 s = elements(t[11], plane * size, size, kind, bytes_each)
                 mean = read_x(x, s, np.float32(1), np.float32(0), height, width, tail, padded) / np.float32(size)
-                floats(t[13], plane, 1)[0] = mean
+                floats(t[13], image * (channels + 2 * (t[9] // 2)) + t[9] // 2 + channel, 1)[0] = mean
                 taps, found = floats(t[12], 9 * channel, 9), floats(t[14], plane * MOMENTS, MOMENTS)
                 find_moments(padded, x, s, taps, mean, height, width, has_shortcut, found)
 
