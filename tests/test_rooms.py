@@ -12,7 +12,7 @@ ORDER = ["ops", "models", "dense", "deploy", "train", "analysis", "cli"]
 SIDE_BY_SIDE = {"dense", "deploy"}
 EVERYWHERE = {"torch", "numpy", "timm", "jaxtyping", "mrla"}
 OUTSIDE = {
-    "ops": {"numba"},
+    "ops": {"numba", "llvmlite"},  # the second is the first's own code generator; both in _kernels alone, see below
     "models": {"safetensors", "huggingface_hub", "torchvision"},
     "dense": {"torchvision"},
     "deploy": {"torchvision", "onnx", "onnxscript", "onnxruntime"},
@@ -59,6 +59,12 @@ def test_a_room_imports_only_those_to_its_left(path):
 def test_a_room_takes_only_the_outside_packages_it_is_allowed(path):
     allowed = EVERYWHERE | OUTSIDE[room_of(path)] | set(sys.stdlib_module_names)
     assert {name.split(".")[0] for name in imports(path) if name} <= allowed
+
+
+def test_only_kernels_are_compiled():
+    for path in FILES:
+        if "_kernels" not in path.parts:
+            assert not {name.split(".")[0] for name in imports(path)} & {"numba", "llvmlite"}, path
 
 
 def test_no_room_is_called_utils():

@@ -9,6 +9,7 @@ from torch.autograd.function import once_differentiable
 
 from ._block_tail import BlockTail, ResidualNorm, affine_of, apply_norm, residual_norm
 from ._fused_base import BaseForm, BaseState, BaseWeights, backward, forward
+from ._fused_maps import own
 
 
 @torch.library.custom_op("mrla::base", mutates_args=())
@@ -69,7 +70,8 @@ def _base_backward(
         gradient, of_key, of_value, x, None, keys, values, all_weights, BaseState(*state), keep,
         BaseForm(heads, eps, softmax, rectify), batch_statistics=batch_statistics,
     )  # fmt: skip
-    return [of_x, *of_keys, *of_values, *(one for one in of_weights if one is not None)]
+    of_keys = [one.view_as(key) for one, key in zip(of_keys, keys, strict=True)]
+    return [own(one) for one in (of_x, *of_keys, *of_values, *of_weights) if one is not None]
 
 
 @_base_backward.register_fake

@@ -1,16 +1,13 @@
 """What the fused methods share: how maps reach the kernels, and the gradients around them."""
 
 from collections.abc import Sequence
-from typing import Any, TypeVar
+from typing import Any
 
 import numpy as np
 import torch
 from torch import Tensor
 
 from ._block_tail import ResidualNorm
-
-WeightsT = TypeVar("WeightsT", bound=tuple)
-
 
 PARTS = 16
 """How many parts the channels are cut into where only numbers are worked on: a fixed number, for the same sums."""
@@ -21,7 +18,12 @@ def kind_of(x: Tensor) -> Any:
     return np.uint16 if x.dtype == torch.bfloat16 else np.float32
 
 
-def packed(weights: WeightsT) -> WeightsT:
+def own(tensor: Tensor) -> Tensor:
+    """The tensor itself, or a copy where it is a part of another: what an operator returns may share no memory."""
+    return tensor.clone() if tensor._is_view() else tensor
+
+
+def packed(weights: Any) -> Any:
     """Weights whose numbers lie one after the other, as kernels read them."""
     return type(weights)(*(None if one is None else one.contiguous() for one in weights))
 

@@ -8,6 +8,7 @@ from torch.autograd.function import once_differentiable
 
 from ._block_tail import BlockTail, ResidualNorm, affine_of, apply_norm, residual_norm
 from ._fused_light import LightState, LightWeights, backward, forward
+from ._fused_maps import own
 
 
 @torch.library.custom_op("mrla::light", mutates_args=())
@@ -71,7 +72,7 @@ def _light_backward(
         eps,
         batch_statistics=batch_statistics,
     )
-    return [one for one in (of_x, of_shortcut, *of_weights) if one is not None]
+    return [own(one) for one in (of_x, of_shortcut, *of_weights) if one is not None]
 
 
 @_light_backward.register_fake
