@@ -127,15 +127,29 @@ def base_behind(
     statistics: tuple[Tensor, Tensor] | None,
     keep: Tensor | None,
     form: BaseForm,
+    last: bool,
 ) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
-    """Like `base`, of the block's output that a tail stands for."""
+    """Like `base`, of the block's output that a tail stands for; `last` where no block behind reads the memory.
+
+    Then, and without a gradient, the value is an empty tensor.
+    """
     inputs = (tail.branch, tail.shortcut, *affine_of(tail), *weights, *keys, *values)
     if torch.is_grad_enabled() and any(one is not None and one.requires_grad for one in inputs):
         return _BaseTail.apply(*inputs, tail, len(keys), statistics, keep, form)
     normed, *_ = apply_norm(tail)
     owned = tail.owned or normed is not tail.branch
     out, state = forward(
-        normed, tail.shortcut, keys, values, weights, statistics, keep, form, tail=True, in_place=owned
+        normed,
+        tail.shortcut,
+        keys,
+        values,
+        weights,
+        statistics,
+        keep,
+        form,
+        tail=True,
+        in_place=owned,
+        keep_value=not last,
     )
     return out, state.key, state.value, state.mean, state.variance
 

@@ -73,6 +73,7 @@ def forward(
     *,
     tail: bool = False,
     in_place: bool = False,
+    keep_value: bool = True,
 ) -> tuple[Tensor, BaseState]:
     """The mixer's output, and what the memory and its gradient need.
 
@@ -87,6 +88,8 @@ def forward(
         form: What kind of MRLA-base.
         tail: See `x`.
         in_place: Whether `x` may be overwritten.
+        keep_value: Whether anybody reads the block's value later, where the norm goes by its own statistics; an empty
+            tensor stands for it otherwise.
     """
     from ._kernels import base, launch
 
@@ -95,10 +98,12 @@ def forward(
     kind, asked, reach = kind_of(x), len(values) + 1, weights.query.shape[-1] // 2
     per_plane = {"dtype": torch.float32, "device": x.device}
     around = torch.zeros((b, c + 2 * reach), **per_plane)  # the means of x, with zeros on both sides
-    value, key, query = torch.empty_like(x), torch.empty((b, c), **per_plane), torch.empty((b, c), **per_plane)
-    taken = torch.empty((b, form.heads, asked), **per_plane)
-    all_values, all_keys = [*values, value], [*(one.contiguous() for one in keys), key]
     by_batch = statistics is None
+    keep_value = keep_value or by_batch
+    value = torch.empty_like(x) if keep_value else x.new_empty(0)
+    key, query = torch.empty((b, c), **per_plane), torch.empty((b, c), **per_plane)
+    taken = torch.empty((b, form.heads, asked), **per_plane)
+    all_values, all_keys = [*values, value if keep_value else None], [*(one.contiguous() for one in keys), key]
     factor = torch.ones(c, **per_plane) if weights.scale is None else weights.scale
     moments = torch.empty((b, c, base.MOMENTS), **per_plane) if by_batch else None
     scale = shift = None

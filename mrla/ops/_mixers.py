@@ -331,7 +331,8 @@ class MRLABase(_AskingMixer):
         if fused is None:
             return super().behind(tail, memory)
         norm, before, *rest = fused
-        out, *state = base_behind(tail, *before, *rest)
+        last = self.place is not None and self.place.index + 1 == self.place.length
+        out, *state = base_behind(tail, *before, *rest, last)
         return out, self._remember(norm, before, tail.branch, *state)
 
     def _fused(self, x: Tensor, shortcut: Tensor | None, memory: Any) -> tuple[Any, ...] | None:
@@ -358,9 +359,11 @@ class MRLABase(_AskingMixer):
         value: Tensor,
         mean: Tensor,
         variance: Tensor,
-    ) -> LayerMemory:
-        """The memory for the next mixer, after the norm has taken note of its batch."""
+    ) -> LayerMemory | None:
+        """The memory for the next mixer, after the norm has taken note of its batch; None where there is no next."""
         track(norm, mean, variance, x.numel() // self.channels)
+        if value.numel() == 0:
+            return None
         key = key.unflatten(1, (self.heads, -1))
         return recent(LayerMemory((*before.keys, key), (*before.values, value)), self.last)
 

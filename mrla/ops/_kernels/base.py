@@ -10,7 +10,7 @@ from typing import Any
 
 import numpy as np
 
-from .blocks import find_map_gradients, slide
+from .blocks import AHEAD, find_map_gradients, slide
 from .compiling import SOURCES, kernel, primitive
 from .memory import elements, floats, integers, next_item, table
 from .planes import (
@@ -22,10 +22,24 @@ from .planes import (
     nothing,
     padded_length,
     read_x,
+    rectified,
     stride,
     write_nine,
 )
-from .vectors import LANES, chosen, fetch, lanes, load, load_lanes, spread, store, store_lanes, total, where_positive
+from .vectors import (
+    LANES,
+    as_kept,
+    chosen,
+    fetch,
+    lanes,
+    load,
+    load_lanes,
+    spread,
+    store,
+    store_lanes,
+    total,
+    where_positive,
+)
 
 MOMENTS = 2
 """Per plane: the mean of y and the sum of (y - mean)^2."""
@@ -58,10 +72,10 @@ def weigh(query, keys, at, asked, softmax, weights):
 
 
 @primitive
-def mixed(values, weights, plane, at, size, inside, kind, bytes_each):
-    """A run of sum_s a_s v_s; asks for the next plane of each value on the way."""
+def mixed(values, weights, count, plane, at, size, inside, kind, bytes_each):
+    """A run of sum_s a_s v_s over the first `count` blocks; asks for the next plane of each value on the way."""
     summed = spread(np.float32(0))
-    for block in range(len(weights)):
+    for block in range(count):
         value = elements(values[block], plane * size, size, kind, bytes_each)
         fetch(value, at + size)
         summed = summed + spread(weights[block]) * load_lanes(value, at, inside)
@@ -69,45 +83,70 @@ def mixed(values, weights, plane, at, size, inside, kind, bytes_each):
 
 
 @primitive
-def make_value(padded, x, shortcut, taps, height, width, value):
-    """One plane of the block's own value."""
-    step, start, weights = stride(width), corner(width), nine(taps)
+def follow(
+    padded,
+    x,
+    shortcut,
+    ahead,
+    taps,
+    values,
+    weights,
+    plane,
+    numbers,
+    rectify,
+    height,
+    width,
+    kind,
+    bytes_each,
+    kept,
+    out,
+):
+    """One plane of the block's own value, where it is kept, and of x + factor * act(scale * y + shift).
+
+    `numbers` are scale, shift and factor.
+    """
+    step, start, kernel_weights, own = stride(width), corner(width), nine(taps), len(weights) - 1
+    scale, shift, factor, own_weight = spread(numbers[0]), spread(numbers[1]), spread(numbers[2]), spread(weights[own])
+    value = elements(values[own], plane * height * width, height * width, kind, bytes_each)
     for i in range(height):
         for j in range(0, width, LANES):
             inside, at = lanes(width - j), i * width + j
-            fetch(x, at + height * width)
-            fetch(shortcut, at + height * width)
-            store_lanes(value, at, convolved(neighbours(padded, start + i * step + j, step), weights), inside)
-
-
-@primitive
-def follow(padded, values, weights, plane, numbers, rectify, height, width, kind, bytes_each, out):
-    """One plane of x + factor * act(scale * y + shift), with `numbers` scale, shift and factor."""
-    step, start = stride(width), corner(width)
-    scale, shift, factor = spread(numbers[0]), spread(numbers[1]), spread(numbers[2])
-    for i in range(height):
-        for j in range(0, width, LANES):
-            inside, at = lanes(width - j), i * width + j
-            update = mixed(values, weights, plane, at, height * width, inside, kind, bytes_each) * scale + shift
+            fetch(x, at + ahead)
+            fetch(shortcut, at + ahead)
+            around = neighbours(padded, start + i * step + j, step)
+            mine = as_kept(convolved(around, kernel_weights), x)
+            if kept:
+                store_lanes(value, at, mine, inside)
+            y = mixed(values, weights, own, plane, at, height * width, inside, kind, bytes_each) + own_weight * mine
+            update = y * scale + shift
             if rectify:
                 update = where_positive(update, update)
-            store_lanes(out, at, load(padded, start + i * step + j) + factor * update, inside)
+            store_lanes(out, at, around[4] + factor * update, inside)
 
 
 @primitive
-def collect(values, weights, plane, size, kind, bytes_each, out, found):
-    """One plane of y, and its `MOMENTS`."""
-    first = mixed(values, weights, plane, 0, size, lanes(1), kind, bytes_each)
-    near = spread(total(first))
-    off = square = spread(np.float32(0))
-    for at in range(0, size, LANES):
-        inside = lanes(size - at)
-        y = mixed(values, weights, plane, at, size, inside, kind, bytes_each)
-        store_lanes(out, at, y, inside)
-        deviation = chosen(y - near, inside)
-        off, square = off + deviation, square + deviation * deviation
+def collect(padded, x, shortcut, ahead, taps, values, weights, plane, height, width, kind, bytes_each, out, found):
+    """One plane of the block's own value and of y, and the `MOMENTS` of y."""
+    step, start, kernel_weights, own = stride(width), corner(width), nine(taps), len(weights) - 1
+    own_weight, size = spread(weights[own]), height * width
+    value = elements(values[own], plane * size, size, kind, bytes_each)
+    near = off = square = spread(np.float32(0))
+    for i in range(height):
+        for j in range(0, width, LANES):
+            inside, at = lanes(width - j), i * width + j
+            fetch(x, at + ahead)
+            fetch(shortcut, at + ahead)
+            mine = as_kept(convolved(neighbours(padded, start + i * step + j, step), kernel_weights), x)
+            store_lanes(value, at, mine, inside)
+            y = mixed(values, weights, own, plane, at, size, inside, kind, bytes_each) + own_weight * mine
+            store_lanes(out, at, y, inside)
+            if at == 0:
+                # Sums around a value of the plane: of the plain squares little would be left after subtraction.
+                near = spread(total(chosen(y, lanes(1))))
+            deviation = chosen(y - near, inside)
+            off, square = off + deviation, square + deviation * deviation
     summed = total(off)
-    found[0] = total(first) + summed / np.float32(size)
+    found[0] = total(chosen(near, lanes(1))) + summed / np.float32(size)
     found[1] = total(square) - summed * summed / np.float32(size)
 
 
@@ -159,17 +198,53 @@ def apply(kind: Any, sources: int = SOURCES) -> Any:
                         elements(t[11], plane * size, size, kind, bytes_each),
                     )
                     out = elements(t[12], plane * size, size, kind, bytes_each)
-                    value = elements(values[asked - 1], plane * size, size, kind, bytes_each)
-                    make_value(padded, x, s, floats(t[13], 9 * channel, 9), height, width, value)
+                    taps, ahead = floats(t[13], 9 * channel, 9), size * (per_head + reach)
                     if by_batch:
                         found = floats(t[25], plane * MOMENTS, MOMENTS)
-                        collect(values, weights, plane, size, kind, bytes_each, out, found)
+                        collect(
+                            padded,
+                            x,
+                            s,
+                            ahead,
+                            taps,
+                            values,
+                            weights,
+                            plane,
+                            height,
+                            width,
+                            kind,
+                            bytes_each,
+                            out,
+                            found,
+                        )
                     else:
                         factor = kept * floats(t[21], channel, 1)[0]
                         numbers = floats(t[19], channel, 1)[0], floats(t[20], channel, 1)[0], factor
-                        follow(padded, values, weights, plane, numbers, rectify, height, width, kind, bytes_each, out)
+                        follow(
+                            padded, x, s, ahead, taps, values, weights, plane, numbers, rectify, height, width, kind,
+                            bytes_each, values[asked - 1] != 0, out,
+                        )  # fmt: skip
 
     return base_apply
+
+
+@primitive
+def follow_stored(x, shortcut, scale, shift, factor, tail, rectify, size, out):
+    """One plane of `finish`."""
+    scales, shifts, factors = spread(scale), spread(shift), spread(factor)
+    one, zero = spread(np.float32(1)), spread(np.float32(0))
+    for at in range(0, size, LANES):
+        inside = lanes(size - at)
+        fetch(x, at + AHEAD)
+        fetch(out, at + AHEAD)
+        found = load_lanes(x, at, inside)
+        if tail:
+            fetch(shortcut, at + AHEAD)
+            found = rectified(found, load_lanes(shortcut, at, inside), one, zero, x)
+        update = load_lanes(out, at, inside) * scales + shifts
+        if rectify:
+            update = where_positive(update, update)
+        store_lanes(out, at, found + factors * update, inside)
 
 
 @cache
@@ -180,48 +255,22 @@ def finish(kind: Any, sources: int = SOURCES) -> Any:
     @kernel
     def base_finish(data):
         t = table(data, sources)
-        channels, height, width, chunks, tail = t[2], t[3], t[4], t[6], t[7] != 0
-        rectify, size = t[17] != 0, height * width
-        padded = np.zeros(padded_length(height, width), np.float32)
-        one, zero = np.float32(1), np.float32(0)
+        channels, chunks, tail = t[2], t[6], t[7] != 0
+        rectify, size = t[17] != 0, t[3] * t[4]
         while True:
             item = next_item(t[0])
             if item >= t[1]:
                 break
             image, chunk = item // chunks, item % chunks
-            kept = floats(t[16], image, 1)[0] if t[16] != 0 else one
+            kept = floats(t[16], image, 1)[0] if t[16] != 0 else np.float32(1)
             for channel in range(channels * chunk // chunks, channels * (chunk + 1) // chunks):
-                plane = image * channels + channel
-                x, s = (
-                    elements(t[10], plane * size, size, kind, bytes_each),
-                    elements(t[11], plane * size, size, kind, bytes_each),
-                )
-                out = elements(t[12], plane * size, size, kind, bytes_each)
-                read_x(x, s, one, zero, height, width, tail, padded)
-                factor = kept * floats(t[15], channel, 1)[0]
-                follow_stored(
-                    padded, x, s, floats(t[13], channel, 1)[0], floats(t[14], channel, 1)[0], factor, rectify,
-                    height, width, out,
-                )  # fmt: skip
+                at = (image * channels + channel) * size
+                x, s = elements(t[10], at, size, kind, bytes_each), elements(t[11], at, size, kind, bytes_each)
+                out = elements(t[12], at, size, kind, bytes_each)
+                scale, shift = floats(t[13], channel, 1)[0], floats(t[14], channel, 1)[0]
+                follow_stored(x, s, scale, shift, kept * floats(t[15], channel, 1)[0], tail, rectify, size, out)
 
     return base_finish
-
-
-@primitive
-def follow_stored(padded, x, shortcut, scale, shift, factor, rectify, height, width, out):
-    """One plane of `finish`."""
-    step, start = stride(width), corner(width)
-    scales, shifts, factors = spread(scale), spread(shift), spread(factor)
-    for i in range(height):
-        for j in range(0, width, LANES):
-            inside, at = lanes(width - j), i * width + j
-            fetch(x, at + height * width)
-            fetch(shortcut, at + height * width)
-            fetch(out, at + height * width)
-            update = load_lanes(out, at, inside) * scales + shifts
-            if rectify:
-                update = where_positive(update, update)
-            store_lanes(out, at, load(padded, start + i * step + j) + factors * update, inside)
 
 
 @primitive
@@ -236,7 +285,7 @@ def find_sums(values, weights, plane, gradient, numbers, rectify, size, kind, by
         store(kept, at, of_z)
     for at in range(0, size, LANES):
         inside = lanes(size - at)
-        y = mixed(values, weights, plane, at, size, inside, kind, bytes_each)
+        y = mixed(values, weights, len(weights), plane, at, size, inside, kind, bytes_each)
         fetch(gradient, at + size)
         g, normed, deviation = load_lanes(gradient, at, inside), y * scale + shift, chosen(y - mean, inside)
         z = g * factor
@@ -307,7 +356,7 @@ def find_value_gradients(
     for i in range(height):
         for j in range(0, width, LANES):
             inside, at = lanes(width - j), i * width + j
-            y = mixed(values, weights, plane, at, size, inside, kind, bytes_each)
+            y = mixed(values, weights, len(weights), plane, at, size, inside, kind, bytes_each)
             fetch(gradient, at + size)
             z = load_lanes(gradient, at, inside) * factor
             if rectify:
