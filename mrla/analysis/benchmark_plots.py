@@ -5,7 +5,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from .benchmark_tables import SWEPT, title
-from .curves import _STYLE, _looks, _save
+from .curves import STYLE, arm_looks, save_figure
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -35,15 +35,15 @@ def draw_benchmark(content: Mapping[str, Any], folder: Path) -> list[Path]:
     asked = content["configuration"]["quantities"]
     quantities: list[str] = [name for name in asked if _has(content, name)] or asked[:1]
     arms = list(content["points"][0]["results"])
-    looks = _looks(arms, arms[0])
+    looks = arm_looks(arms, arms[0])
     swept = content["configuration"]["sweep"] is not None
     size = (9.0, 0.6 + 3.1 * len(quantities)) if swept else (1.6 + 3.3 * len(quantities), 1.7 + 0.45 * len(arms))
-    with matplotlib.rc_context(_STYLE):
+    with matplotlib.rc_context(STYLE):
         figure = Figure(figsize=size, layout=ConstrainedLayoutEngine(w_pad=0.08))
         (_draw_sweep if swept else _draw_ratios)(figure, content, quantities, looks)
         return [
-            _save(figure, folder / "bench.png", dpi=150),
-            _save(figure, folder / "bench.svg", metadata={"Date": None}),
+            save_figure(figure, folder / "bench.png", dpi=150),
+            save_figure(figure, folder / "bench.svg", metadata={"Date": None}),
         ]
 
 

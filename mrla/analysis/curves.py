@@ -20,7 +20,7 @@ _COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#56B4E9", "#E69F00")
 _BASELINE_COLOUR = "#333333"
 _MARKERS = ("", "o", "s", "^", "D", "v")
 _DASHES = (0, (3, 1.5))
-_STYLE: dict[Any, Any] = {
+STYLE: dict[Any, Any] = {
     "svg.hashsalt": "mrla",
     "font.size": 11,
     "axes.spines.top": False,
@@ -30,6 +30,7 @@ _STYLE: dict[Any, Any] = {
     "grid.color": "#e4e4e4",
     "grid.linewidth": 0.8,
 }
+"""What all pictures of this room have in common, for matplotlib's `rc_context`."""
 
 
 def draw_curves(histories: Mapping[str, Sequence[History]], folder: Path, *, title: str, baseline: str) -> list[Path]:
@@ -67,9 +68,9 @@ def draw_curves(histories: Mapping[str, Sequence[History]], folder: Path, *, tit
         given = ", ".join(histories) or "none"
         raise ValueError(f"baseline must be one of the arms: got {baseline!r}; choose from {given}")
     epochs = {arm: _epochs(arm, runs) for arm, runs in histories.items()}
-    looks = _looks(list(histories), baseline)
+    looks = arm_looks(list(histories), baseline)
     folder.mkdir(parents=True, exist_ok=True)
-    with matplotlib.rc_context(_STYLE):
+    with matplotlib.rc_context(STYLE):
         figure = Figure(figsize=(9.0, 4.7), layout=ConstrainedLayoutEngine(w_pad=0.08))
         panels = figure.subplots(1, 2)
         for axes, quantity, scale in zip(panels, ("loss", "accuracy"), (1.0, 100.0), strict=True):
@@ -85,9 +86,46 @@ def draw_curves(histories: Mapping[str, Sequence[History]], folder: Path, *, tit
         seeds = sorted({len(runs) for runs in histories.values()})
         _add_legend(figure, looks, seeds, title=title, single_epoch=any(len(at) == 1 for at in epochs.values()))
         return [
-            _save(figure, folder / "curves.png", dpi=150),
-            _save(figure, folder / "curves.svg", metadata={"Date": None}),
+            save_figure(figure, folder / "curves.png", dpi=150),
+            save_figure(figure, folder / "curves.svg", metadata={"Date": None}),
         ]
+
+
+def arm_looks(arms: Sequence[str], baseline: str) -> dict[str, dict[str, Any]]:
+    """The colour and marker of every arm.
+
+    Args:
+        arms: Their names.
+        baseline: The one in dark grey.
+
+    Returns:
+        Arguments of matplotlib's ``plot`` by arm, in the order of `arms`.
+
+    Example:
+        >>> arm_looks(["plain", "light"], "plain")["plain"]
+        {'color': '#333333', 'marker': ''}
+    """
+    looks: dict[str, dict[str, Any]] = {baseline: {"color": _BASELINE_COLOUR, "marker": ""}}
+    for index, arm in enumerate(arm for arm in arms if arm != baseline):
+        round_, colour = divmod(index, len(_COLOURS))
+        looks[arm] = {"color": _COLOURS[colour], "marker": _MARKERS[round_ % len(_MARKERS)]}
+    return {arm: looks[arm] for arm in arms}
+
+
+def save_figure(figure: "Figure", path: Path, **options: Any) -> Path:
+    """Writes a figure whole or not at all.
+
+    Args:
+        figure: The figure.
+        path: The file; its suffix names the format.
+        options: Further arguments of matplotlib's ``savefig``.
+
+    Returns:
+        `path`.
+    """
+    with written_whole(path) as beside:
+        figure.savefig(beside, format=path.suffix[1:], **options)
+    return path
 
 
 def _epochs(arm: str, runs: Sequence[History]) -> np.ndarray:
@@ -110,14 +148,6 @@ def _epochs(arm: str, runs: Sequence[History]) -> np.ndarray:
 
 def _stack(runs: Sequence[History], key: str) -> np.ndarray:
     return np.asarray([[row[key] for row in run] for run in runs], dtype=np.float64)
-
-
-def _looks(arms: Sequence[str], baseline: str) -> dict[str, dict[str, Any]]:
-    looks: dict[str, dict[str, Any]] = {baseline: {"color": _BASELINE_COLOUR, "marker": ""}}
-    for index, arm in enumerate(arm for arm in arms if arm != baseline):
-        round_, colour = divmod(index, len(_COLOURS))
-        looks[arm] = {"color": _COLOURS[colour], "marker": _MARKERS[round_ % len(_MARKERS)]}
-    return {arm: looks[arm] for arm in arms}
 
 
 def _draw_panel(
@@ -219,9 +249,3 @@ def _add_legend(
         styles.append((Patch(alpha=0), "one seed, so no band"))
     handles, labels = zip(*styles, strict=True)
     figure.legend(handles, labels, loc="outside lower center", ncols=len(styles), frameon=False)
-
-
-def _save(figure: "Figure", path: Path, **options: Any) -> Path:
-    with written_whole(path) as beside:
-        figure.savefig(beside, format=path.suffix[1:], **options)
-    return path

@@ -43,7 +43,7 @@ def _base(
 @_base.register_fake
 def _(x, keys, values, query, key, value, norm_weight, norm_bias, scale, running_mean, running_var, keep, heads, *_):
     b, c = x.shape[:2]
-    shapes = (b, c), (b, c), (b, heads, len(values) + 1), (b, c), (c,), (c,)
+    shapes = (b, c), (b, c), (b, heads, len(values) + 1), (b, c + query.numel() - 1), (c,), (c,)
     return torch.empty_like(x), torch.empty_like(x), *(x.new_empty(shape, dtype=torch.float32) for shape in shapes)
 
 
@@ -70,7 +70,6 @@ def _base_backward(
         gradient, of_key, of_value, x, None, keys, values, all_weights, BaseState(*state), keep,
         BaseForm(heads, eps, softmax, rectify), batch_statistics=batch_statistics,
     )  # fmt: skip
-    of_keys = [one.view_as(key) for one, key in zip(of_keys, keys, strict=True)]
     return [own(one) for one in (of_x, *of_keys, *of_values, *of_weights) if one is not None]
 
 
@@ -127,6 +126,7 @@ def base_behind(
     statistics: tuple[Tensor, Tensor] | None,
     keep: Tensor | None,
     form: BaseForm,
+    *,
     last: bool,
 ) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
     """Like `base`, of the block's output that a tail stands for; `last` where no block behind reads the memory.
@@ -185,5 +185,4 @@ class _BaseTail(torch.autograd.Function):
             tail=ResidualNorm(tail_weight, tail_bias, tail_mean, tail_rstd, training),
         )  # fmt: skip
         assert of_norm is not None
-        of_keys = [one.view_as(key) for one, key in zip(of_keys, keys, strict=True)]
-        return of_branch, of_shortcut, *of_norm, *of_weights, *of_keys, *of_values, *(None,) * 5
+            return of_branch, of_shortcut, *of_norm, *of_weights, *of_keys, *of_values, *(None,) * 5

@@ -8,9 +8,9 @@ from torch import Tensor
 
 from ._block_tail import ResidualNorm
 from ._fused_maps import (
+    PARTS,
     addresses,
     chunks_of,
-    kernel_gradients,
     kind_of,
     norm_gradients,
     norm_of_branch,
@@ -47,7 +47,7 @@ class BaseState(NamedTuple):
         key: k_t, one row an image.
         query: q_t, likewise.
         weights: What each head takes from each block, (b, g, t).
-        means: Means of x over space.
+        means: Means of x over space, with zeros on both sides of the channels.
         mean: The norm's.
         variance: The norm's, biased.
     """
@@ -91,13 +91,13 @@ def forward(
         keep_value: Whether anybody reads the block's value later, where the norm goes by its own statistics; an empty
             tensor stands for it otherwise.
     """
-    from ._kernels import base, launch
+    from ._kernels import base, base_numbers, launch
 
     weights = packed(weights)
     b, c, h, w = x.shape
-    kind, asked, reach = kind_of(x), len(values) + 1, weights.query.shape[-1] // 2
+    kind, asked, k = kind_of(x), len(values) + 1, weights.query.numel()
     per_plane = {"dtype": torch.float32, "device": x.device}
-    around = torch.zeros((b, c + 2 * reach), **per_plane)  # the means of x, with zeros on both sides
+    means = torch.zeros((b, c + k - 1), **per_plane)
     by_batch = statistics is None
     keep_value = keep_value or by_batch
     value = torch.empty_like(x) if keep_value else x.new_empty(0)
@@ -115,17 +115,18 @@ def forward(
     launch.run(
         base.apply(kind), b * chunks, x.numel() * asked, *header,
         x, shortcut, out, weights.value, addresses(all_values), addresses(all_keys), query, weights.query, weights.key,
-        scale, shift, factor, keep, taken, around, moments, form.softmax, form.rectify, by_batch,
+        scale, shift, factor, keep, taken, means, moments, form.softmax, form.rectify, by_batch,
     )  # fmt: skip
     if statistics is None:
         assert moments is not None
-        statistics = _statistics(moments, h * w)
+        statistics = torch.empty(c, **per_plane), torch.empty(c, **per_plane)
+        small = (b, c, h * w, form.heads, k, PARTS)
+        launch.run(base_numbers.statistics(), PARTS, 2 * b * c, *small, moments, *statistics)
         scale, shift = norm_of_branch(*statistics, weights.norm_weight, weights.norm_bias, form.eps)
         launch.run(
             base.finish(kind), b * chunks, x.numel(), *header,
             x, shortcut, out, scale, shift, factor, keep, form.rectify,
         )  # fmt: skip
-    means = around[:, reach : reach + c].contiguous()
     return out, BaseState(value, key, query, taken, means, *statistics)
 
 
@@ -162,11 +163,11 @@ def backward(
         batch_statistics: Whether the mixer's norm took those of the batch.
         tail: The norm behind the branch.
     """
-    from ._kernels import base, launch
+    from ._kernels import base, base_numbers, launch
 
     weights = packed(weights)
     b, c, h, w = x.shape
-    kind, count, asked, head_dim = kind_of(x), b * h * w, len(values) + 1, c // form.heads
+    kind, asked = kind_of(x), len(values) + 1
     gradient = gradient.contiguous()
     chunks = chunks_of(b, form.heads)
     header = (c, h, w, form.heads, chunks, tail is not None, asked, weights.query.numel())
@@ -174,8 +175,7 @@ def backward(
     scale, shift = norm_of_branch(state.mean, state.variance, weights.norm_weight, weights.norm_bias, form.eps)
     factor = (torch.ones(c, **per_plane) if weights.scale is None else weights.scale).expand(b, c)
     factor = (factor if keep is None else factor * keep[:, None]).contiguous()
-    all_values, all_keys = [*values, state.value], [*keys, state.key]
-    at_values = addresses(all_values)
+    at_values = addresses([*values, state.value])
     sums = torch.empty((b, c, base.SUMS), **per_plane)
     of_each = torch.empty((b, c, asked, base.VALUE_SUMS), **per_plane)
     launch.run(
@@ -183,28 +183,25 @@ def backward(
         at_values, gradient, state.weights, scale, shift, state.mean, factor, sums, form.rectify, of_each,
     )  # fmt: skip
 
-    # From here to the maps again: numbers for each plane, in float64, since what is left after subtraction counts.
-    of_z, of_y, of_factor = sums.double().unbind(-1)
-    rstd = (state.variance.double() + form.eps).rsqrt()
-    of_norm_bias, of_norm_weight = of_z.sum(0), rstd * of_y.sum(0)
-    incoming = weights.norm_weight.double() * rstd
-    constant = incoming * of_norm_bias / count * batch_statistics
-    slope = incoming * rstd * of_norm_weight / count * batch_statistics
-    v, zv, yv = of_each.double().unbind(-1)
-    of_weights = incoming[:, None] * zv - constant[:, None] * v - slope[:, None] * yv
-    of_weights = of_weights.unflatten(1, (form.heads, head_dim)).sum(2)
-    taken = state.weights.double()
-    if form.softmax:
-        of_scores = taken * (of_weights - (taken * of_weights).sum(-1, keepdim=True))
-    else:
-        of_scores = taken * (1 - taken) * of_weights
-    of_scores = (of_scores * head_dim**-0.5).float()
-    query = state.query.unflatten(1, (form.heads, head_dim))
-    of_keys = [of_scores[:, :, at, None] * query for at in range(asked)]
-    of_query = torch.stack([of_scores[:, :, at, None] * key.view_as(query) for at, key in enumerate(all_keys)]).sum(0)
-    of_own_key = of_keys.pop() if of_key is None else of_keys.pop() + of_key.view_as(query)
-    of_slid = torch.stack((of_query.flatten(1), of_own_key.flatten(1)), dim=1)
-    of_means, of_query_kernel, of_key_kernel = kernel_gradients(of_slid, state.means, weights.query, weights.key)
+    k = weights.query.numel()
+    small, rstd = (b, c, h * w, form.heads, k, PARTS), (state.variance + form.eps).rsqrt()
+    incoming, constant, slope, of_norm_weight, of_norm_bias = (torch.empty(c, **per_plane) for _ in range(5))
+    of_scale = None if weights.scale is None else torch.empty(c, **per_plane)
+    of_taken = torch.empty((b, c, asked), **per_plane)
+    launch.run(
+        base_numbers.numbers(), PARTS, 4 * b * c * asked, *small,
+        sums, of_each, rstd, weights.norm_weight, keep, incoming, constant, slope, of_norm_weight, of_norm_bias,
+        of_scale, of_taken, asked, batch_statistics,
+    )  # fmt: skip
+    of_keys, pooled = [torch.empty((b, c), **per_plane) for _ in keys], torch.empty((b, c), **per_plane)
+    of_kernels, later = torch.empty((b, 2, k), **per_plane), None if of_key is None else of_key.float().contiguous()
+    all_keys = [*(one.contiguous() for one in keys), state.key]
+    at_keys, at_key_gradients = addresses(all_keys), addresses([*of_keys, None])
+    launch.run(
+        base_numbers.score_gradients(), b, 4 * b * c * asked, *small,
+        weights.query, weights.key, state.means, state.weights, state.query, at_keys, at_key_gradients, later,
+        of_taken, pooled, of_kernels, asked, form.softmax,
+    )  # fmt: skip
 
     of_x, of_shortcut = torch.empty_like(x), None if shortcut is None else torch.empty_like(shortcut)
     of_values = [torch.empty_like(one) for one in values]
@@ -214,23 +211,12 @@ def backward(
     launch.run(
         base.gradients(kind), b * chunks, x.numel() * asked, *header,
         x, shortcut, gradient, of_x, of_shortcut, at_values, addresses([*of_values, of_own]), state.weights,
-        weights.value, alpha, beta, centre, after, scale, shift, state.mean, factor, incoming.float(),
-        constant.float(), slope.float(), of_means / (h * w), None, of_taps, of_tail, form.rectify, of_own is not None,
+        weights.value, alpha, beta, centre, after, scale, shift, state.mean, factor, incoming,
+        constant, slope, pooled, of_taps, of_tail, form.rectify, of_own is not None,
     )  # fmt: skip
-    of_scale = None
-    if weights.scale is not None:
-        of_scale = (of_factor if keep is None else of_factor * keep[:, None]).sum(0).float()
     of_taps = of_taps.sum(0).view_as(weights.value)
-    of_all = BaseWeights(
-        of_query_kernel, of_key_kernel, of_taps, of_norm_weight.float(), of_norm_bias.float(), of_scale
-    )
+    of_query, of_own_key = of_kernels.sum(0).view(2, 1, 1, -1).unbind()
+    of_all = BaseWeights(of_query, of_own_key, of_taps, of_norm_weight, of_norm_bias, of_scale)
+    of_keys = [one.view_as(key) for one, key in zip(of_keys, keys, strict=True)]
     of_norm = norm_gradients(tail, x, of_x, of_tail, header, b * chunks)
     return of_x, of_shortcut, of_keys, of_values, of_all, of_norm
-
-
-def _statistics(moments: Tensor, pixels: int) -> tuple[Tensor, Tensor]:
-    """Mean and (biased) variance of y over batch and space."""
-    means, squares = moments.double().unbind(-1)
-    mean = means.mean(0)
-    squares = (squares + pixels * (means - mean).square()).sum(0)
-    return mean.float(), (squares / (pixels * len(means))).float()

@@ -45,15 +45,6 @@ def norm_of_branch(mean: Tensor, variance: Tensor, weight: Tensor, bias: Tensor,
     return scale, bias - mean * scale
 
 
-def kernel_gradients(of_slid: Tensor, means: Tensor, *kernels: Tensor) -> tuple[Tensor, ...]:
-    """Gradients of the means, and of the kernels that slid along their channels; `of_slid` is (b, kernel, c)."""
-    weight = torch.cat(kernels)
-    of_means, of_weight, _ = torch.ops.aten.convolution_backward(
-        of_slid, means.unsqueeze(1), weight, None, [1], [weight.shape[-1] // 2], [1], False, [0], 1, [True, True, False]
-    )
-    return of_means.squeeze(1), *of_weight.split(1)
-
-
 def tail_numbers(tail: ResidualNorm | None, channels: int) -> tuple[Tensor, Tensor, Tensor, Tensor]:
     """How a kernel makes x of a branch, alpha * branch + beta, and its norm's mean and what multiplies the way back."""
     ones, zeros = torch.ones(channels), torch.zeros(channels)

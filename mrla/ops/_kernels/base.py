@@ -389,7 +389,7 @@ def gradients(kind: Any, sources: int = SOURCES) -> Any:
     def base_gradients(data):
         t = table(data, sources)
         channels, height, width, heads, chunks, tail, asked = t[2], t[3], t[4], t[5], t[6], t[7] != 0, t[8]
-        rectify, has_later = t[34] != 0, t[35] != 0
+        rectify, has_later = t[33] != 0, t[34] != 0
         size, per_head = height * width, channels // heads
         values, of_values = integers(t[15], asked), integers(t[16], asked)
         x_padded = np.zeros(padded_length(height, width), np.float32)
@@ -412,7 +412,7 @@ def gradients(kind: Any, sources: int = SOURCES) -> Any:
                     elements(t[14], plane * size, size, kind, bytes_each),
                 )
                 weights = floats(t[17], (image * heads + channel // per_head) * asked, asked)
-                taps, of_taps = floats(t[18], 9 * channel, 9), floats(t[32], 9 * plane, 9)
+                taps, of_taps = floats(t[18], 9 * channel, 9), floats(t[31], 9 * plane, 9)
                 alpha, beta = floats(t[19], channel, 1)[0], floats(t[20], channel, 1)[0]
                 centre, after = floats(t[21], channel, 1)[0], floats(t[22], channel, 1)[0]
                 numbers = (
@@ -427,7 +427,7 @@ def gradients(kind: Any, sources: int = SOURCES) -> Any:
                 )  # fmt: skip
                 for tap in range(9):
                     turned[tap] = taps[8 - tap]
-                of_norm = floats(t[33], 2 * plane, 2)
+                of_norm = floats(t[32], 2 * plane, 2)
                 of_maps = floats(t[30], plane, 1)[0], np.float32(0), centre, after
                 find_map_gradients(
                     x_padded, padded, x, s, g, turned, of_maps, height, width, tail, tail, of_x, of_s, of_norm
