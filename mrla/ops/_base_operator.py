@@ -185,4 +185,4 @@ class _BaseTail(torch.autograd.Function):
             tail=ResidualNorm(tail_weight, tail_bias, tail_mean, tail_rstd, training),
         )  # fmt: skip
         assert of_norm is not None
-            return of_branch, of_shortcut, *of_norm, *of_weights, *of_keys, *of_values, *(None,) * 5
+        return of_branch, of_shortcut, *of_norm, *of_weights, *of_keys, *of_values, *(None,) * 5
