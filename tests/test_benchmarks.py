@@ -4,6 +4,8 @@ import subprocess
 import sys
 from pathlib import Path
 
+import pytest
+
 BENCHMARKS = Path(__file__).parent.parent / "benchmarks"
 
 
@@ -66,3 +68,22 @@ def test_attach_coverage_on_a_sample(tmp_path):
     assert all(rows["timm/levit"][method] == dict.fromkeys(promises, "kept") for method in ("light", "base", "exact"))
     assert rows["timm/vgg"]["chains"] == 0
     assert "no chain of blocks was found" in rows["timm/vgg"]["reason"]
+
+
+@pytest.mark.unchecked
+def test_speed_table(tmp_path):
+    out = tmp_path / "speed.json"
+    command = [sys.executable, str(BENCHMARKS / "speed_table.py"), "--rounds", "1", "--small", "--out", str(out)]
+    done = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    found = json.loads(out.read_text())
+    assert len(found) == 5
+    eager = found["ResNet-50, eager"]["points"][0]["results"]
+    assert set(eager) == {"plain", "light", "base", "light+reference", "base+reference"}
+    # Bytes do not depend on the machine: the bounds, which the reference path does not keep.
+    small = found["ResNet-18, eager"]["points"][0]["results"]
+    assert small["light"]["memory"]["saved_for_backward_ratio"] < 1.10
+    assert small["base"]["memory"]["saved_for_backward_ratio"] < 1.40
+    assert small["light+reference"]["memory"]["saved_for_backward_ratio"] > 1.5
+    assert f"kept {eager['light']['memory']['saved_for_backward_ratio']:.3f}" in done.stdout
+    assert [point["value"] for point in found["base, block by block"]["points"]] == [1, 2, 4, 8, 16]

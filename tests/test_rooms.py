@@ -89,7 +89,7 @@ def test_no_public_function_has_the_name_of_a_room_or_file():
 
     names = {path.stem for path in FILES} | {path.name for path in PACKAGE.iterdir() if path.is_dir()}
     public = {name for name in dir(mrla) if not name.startswith("_") and callable(getattr(mrla, name))}
-    assert {"attach", "detach", "save", "load", "fit", "evaluate", "compare"} <= public
+    assert {"attach", "detach", "save", "load", "fit", "evaluate", "compare", "benchmark", "fuse"} <= public
     assert not public & names
 
 

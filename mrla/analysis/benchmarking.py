@@ -246,7 +246,7 @@ def _choice(name: str, given: str, allowed: Sequence[str]) -> str:
 
 
 def _device(given: str) -> torch.device:
-    _choice("device", given.split(":")[0], ("cpu", "cuda"))
+    _choice("device", given.split(":")[0] if given.startswith("cuda") else given, ("cpu", "cuda"))
     try:
         device = torch.device(given)
     except RuntimeError as error:

@@ -572,6 +572,7 @@ def test_a_block_hears_as_many_blocks_as_stand_before_it_and_its_gradient_reache
         ({"dtype": "float23"}, ValueError, "dtype must be one of .*got 'float23'; did you mean 'float32'"),
         ({"memory_format": "nhwc"}, ValueError, "memory_format must be one of contiguous, channels_last"),
         ({"device": "gpu"}, ValueError, "device must be one of cpu, cuda: got 'gpu'"),
+        ({"device": "cpu:3"}, ValueError, "device must be one of cpu, cuda: got 'cpu:3'"),
         ({"device": "cuda:x"}, ValueError, "device must be cpu, cuda or cuda:NUMBER"),
         ({"device": "cuda:99"}, ValueError, "device must be one that torch sees: got 'cuda:99'.*take device cpu"),
         ({"quantities": ["speed"]}, ValueError, "quantities must be one of inference, training, memory"),
