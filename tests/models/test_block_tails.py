@@ -13,6 +13,7 @@ import torchvision
 from conftest import randomise_norms
 from timm.layers import SEModule
 from torch import Tensor, nn
+from torch.nn.utils import prune
 from torch.utils.checkpoint import checkpoint
 from torchvision.models.resnet import BasicBlock, Bottleneck, ResNet
 
@@ -105,17 +106,27 @@ def off_by(found: Tensor, expected: Tensor) -> float:
 
 
 def assert_as_good(found: dict[str, Tensor], reference: dict[str, Tensor], truth: dict[str, Tensor]) -> None:
+    """As near to float64 as torch's operators are: each value, and the gradients taken together.
+
+    A single gradient has some room: where a sum is next to zero a ReLU may go the other way, by either path.
+    """
     assert found.keys() == reference.keys() == truth.keys()
     largest = max(float(one.norm()) for name, one in truth.items() if name.startswith("grad"))
+    logs = []
     for name, expected in truth.items():
         one, other = found[name], reference[name]
         if not one.is_floating_point():
             assert torch.equal(one, other), name
             continue
         assert one.dtype == other.dtype
-        size = max(float(expected.norm()), 1e-4 * largest if name.startswith("grad") else 1e-3)
-        off, allowed = off_by(one, expected), 5 * off_by(other, expected)
-        assert off <= max(allowed, 2e-5 * size), f"{name}: {off / size:.1e} against {allowed / 5 / size:.1e}"
+        is_gradient = name.startswith("grad")
+        size = max(float(expected.norm()), 1e-4 * largest if is_gradient else 1e-3)
+        off, usual = off_by(one, expected) / size, off_by(other, expected) / size
+        if is_gradient:
+            logs.append([max(off, 1e-8), max(usual, 1e-8)])
+        assert off <= max(5 * usual, 2e-2 if is_gradient else 2e-5), f"{name}: {off:.1e} against {usual:.1e}"
+    fused, usual = torch.tensor(logs).log().mean(0).exp()
+    assert fused <= 3 * usual + 1e-6
 
 
 # --- numbers
@@ -220,8 +231,8 @@ def test_identity_start_gives_the_plain_networks_gradients(option):
 @pytest.mark.parametrize("option", ["light", "base"])
 def test_a_stage_in_float32_under_autocast_keeps_the_plain_type(option):
     """As where a stem is frozen in float32: the block's add happens in place, in the type of its branch."""
-    model = attached("timm resnet18", option, awake=False).eval()
-    plain, x = mrla.detach(copy.deepcopy(model)), torch.randn(2, 16, 16, 16)
+    model = attached("torchvision basic", option, awake=False).eval()
+    plain, x = mrla.detach(copy.deepcopy(model)), torch.randn(2, 64, 16, 16)
     with torch.autocast("cpu", torch.bfloat16), torch.no_grad():
         found, expected = model.layer1(x), plain.layer1(x)
     assert found.dtype == expected.dtype
@@ -260,7 +271,7 @@ def saved_bytes(model: nn.Module, x: Tensor) -> int:
     return size
 
 
-@pytest.mark.parametrize(("option", "most"), [("light", 1.15), ("base", 1.45)])
+@pytest.mark.parametrize(("option", "most"), [("light", 1.15), ("base", 1.15)])
 def test_bytes_kept_for_backward(option, most):
     model = attached("timm resnet18", option).train()
     plain, x = mrla.detach(copy.deepcopy(model)), image(4, 128)  # 32x32 in the first stage
@@ -346,6 +357,8 @@ CHANGES = {
         f"{kind} on {part or 'block'}": _hook(part, f"register_{kind}")
         for part in ("bn2", "act2", "", "mrla.norm", "mrla")
         for kind in ("forward_hook", "forward_pre_hook", "full_backward_hook", "full_backward_pre_hook")
+        # The plain block adds and rectifies in place, which torch forbids behind a backward hook.
+        if not (part in ("bn2", "act2") and "backward" in kind)
     },
 }
 
@@ -423,7 +436,7 @@ def test_pruned_kernels_of_a_mixer_train(option):
     """torch's pruning is a hook before the mixer's call; without it, the second step would go through a dead graph."""
     model, x = attached("timm resnet18", option).train(), image()
     for mixer in mixers(model):
-        nn.utils.prune.l1_unstructured(mixer, "value_weight", 0.5)
+        prune.l1_unstructured(mixer, "value_weight", 0.5)
     optimizer = torch.optim.SGD(model.parameters(), lr=0.01)
     for _ in range(2):
         optimizer.zero_grad()
@@ -466,7 +479,7 @@ def test_inputs_of_a_block_are_never_written_to(option):
                 for size in (1, 9):
                     x = torch.randn(size, 16, 16, 16, requires_grad=grad)
                     before = x.detach().clone()
-                    step = model.layer1[0]
+                    step = model.layer1[1]
                     with torch.set_grad_enabled(grad):
                         step(x)
                     assert torch.equal(x, before), (folded, training, grad)
