@@ -1,4 +1,4 @@
-"""What do attached and fused networks cost against plain ones? Every row of the table that issue 5 set, by `mrla bench`.
+"""What do attached and fused networks cost against plain ones? Every row of issue 5's table, by `mrla bench`.
 
     python benchmarks/speed_table.py [--rounds 15] [--out FILE.json]
 
@@ -56,9 +56,7 @@ def rows(content: dict[str, Any]) -> list[str]:
                     cells.append(f"{quantity} {ratio['median']:.3f} {spread}, {entry['ms']['median']:.1f} ms")
             memory = result["memory"]
             if memory and memory["saved_for_backward_ratio"]:
-                cells.append(
-                    f"kept {memory['saved_for_backward_ratio']:.3f}, {memory['saved_for_backward_mb']:.0f} MB"
-                )
+                cells.append(f"kept {memory['saved_for_backward_ratio']:.3f}, {memory['saved_for_backward_mb']:.0f} MB")
             lines.append("   ".join(cells))
     return lines
 

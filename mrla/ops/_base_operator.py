@@ -67,7 +67,7 @@ def _base_backward(
     """`backward` as torch's operator: the gradients of x, keys, values and weights, one after the other."""
     all_weights = BaseWeights(*weights, *(None,) * (6 - len(weights)))
     of_x, _, of_keys, of_values, of_weights, _ = backward(
-        gradient, of_key, of_value, x, None, keys, values, all_weights, BaseState(*state), keep,
+        gradient, of_key, of_value, [None] * len(values), x, None, keys, values, all_weights, BaseState(*state), keep,
         BaseForm(heads, eps, softmax, rectify), batch_statistics=batch_statistics,
     )  # fmt: skip
     return [own(one) for one in (of_x, *of_keys, *of_values, *of_weights) if one is not None]
@@ -128,14 +128,17 @@ def base_behind(
     form: BaseForm,
     *,
     last: bool,
-) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
-    """Like `base`, of the block's output that a tail stands for; `last` where no block behind reads the memory.
+) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor, Sequence[Tensor]]:
+    """Like `base`, of the block's output that a tail stands for; and the earlier values for the blocks behind.
 
-    Then, and without a gradient, the value is an empty tensor.
+    With `last` no block reads the memory: without a gradient the value is then an empty tensor. Where there is a
+    gradient the earlier values come out as they went in, so that what later blocks give to them arrives here in one
+    map each, to which this block adds its own part in place: not one map for each pair of blocks.
     """
     inputs = (tail.branch, tail.shortcut, *affine_of(tail), *weights, *keys, *values)
     if torch.is_grad_enabled() and any(one is not None and one.requires_grad for one in inputs):
-        return _BaseTail.apply(*inputs, tail, len(keys), statistics, keep, form)
+        out, key, value, mean, variance, *through = _BaseTail.apply(*inputs, tail, len(keys), statistics, keep, form)
+        return out, key, value, mean, variance, through
     normed, *_ = apply_norm(tail)
     owned = tail.owned or normed is not tail.branch
     out, state = forward(
@@ -151,7 +154,7 @@ def base_behind(
         in_place=owned,
         keep_value=not last,
     )
-    return out, state.key, state.value, state.mean, state.variance
+    return out, state.key, state.value, state.mean, state.variance, values
 
 
 class _BaseTail(torch.autograd.Function):
@@ -168,11 +171,19 @@ class _BaseTail(torch.autograd.Function):
         ctx.rest = asked, form, statistics is None, norm.training
         ctx.mark_non_differentiable(state.mean, state.variance)
         ctx.set_materialize_grads(False)
-        return out, state.key, state.value, state.mean, state.variance
+        return out, state.key, state.value, state.mean, state.variance, *values
 
     @staticmethod
     @once_differentiable
-    def backward(ctx: Any, gradient: Tensor | None, of_key: Tensor | None, of_value: Tensor | None, *_: Any) -> Any:
+    def backward(
+        ctx: Any,
+        gradient: Tensor | None,
+        of_key: Tensor | None,
+        of_value: Tensor | None,
+        _mean: None,
+        _variance: None,
+        *later: Tensor | None,
+    ) -> Any:
         branch, shortcut, *saved = ctx.saved_tensors
         asked, form, batch_statistics, training = ctx.rest
         keys, values = saved[6 : 6 + asked], saved[6 + asked : 6 + 2 * asked]
@@ -180,8 +191,8 @@ class _BaseTail(torch.autograd.Function):
         keep, tail_weight, tail_bias, tail_mean, tail_rstd = saved[13 + 2 * asked :]
         gradient = torch.zeros_like(branch) if gradient is None else gradient
         of_branch, of_shortcut, of_keys, of_values, of_weights, of_norm = backward(
-            gradient, of_key, of_value, branch, shortcut, keys, values, BaseWeights(*saved[:6]), BaseState(*state),
-            keep, form, batch_statistics=batch_statistics, 
+            gradient, of_key, of_value, later, branch, shortcut, keys, values, BaseWeights(*saved[:6]),
+            BaseState(*state), keep, form, batch_statistics=batch_statistics,
             tail=ResidualNorm(tail_weight, tail_bias, tail_mean, tail_rstd, training),
         )  # fmt: skip
         assert of_norm is not None

@@ -134,6 +134,7 @@ def backward(
     gradient: Tensor,
     of_key: Tensor | None,
     of_value: Tensor | None,
+    later: Sequence[Tensor | None],
     x: Tensor,
     shortcut: Tensor | None,
     keys: Sequence[Tensor],
@@ -152,6 +153,7 @@ def backward(
         gradient: That of the output.
         of_key: That of the block's key, from later blocks.
         of_value: That of its value, likewise.
+        later: Those of the earlier values, from later blocks, where they come through here; they are overwritten.
         x: As `forward` had it; with `tail` the branch before its norm.
         shortcut: As `forward` had it.
         keys: Likewise.
@@ -194,25 +196,26 @@ def backward(
         of_scale, of_taken, asked, batch_statistics,
     )  # fmt: skip
     of_keys, pooled = [torch.empty((b, c), **per_plane) for _ in keys], torch.empty((b, c), **per_plane)
-    of_kernels, later = torch.empty((b, 2, k), **per_plane), None if of_key is None else of_key.float().contiguous()
+    of_kernels = torch.empty((b, 2, k), **per_plane)
+    key_later = None if of_key is None else of_key.float().contiguous()
     all_keys = [*(one.contiguous() for one in keys), state.key]
     at_keys, at_key_gradients = addresses(all_keys), addresses([*of_keys, None])
     launch.run(
         base_numbers.score_gradients(), b, 4 * b * c * asked, *small,
-        weights.query, weights.key, state.means, state.weights, state.query, at_keys, at_key_gradients, later,
+        weights.query, weights.key, state.means, state.weights, state.query, at_keys, at_key_gradients, key_later,
         of_taken, pooled, of_kernels, asked, form.softmax,
     )  # fmt: skip
 
     of_x, of_shortcut = torch.empty_like(x), None if shortcut is None else torch.empty_like(shortcut)
-    of_values = [torch.empty_like(one) for one in values]
-    of_own = None if of_value is None else of_value.contiguous()
+    given = [None if one is None else one.contiguous() for one in (*later, of_value)]
+    of_values = [torch.empty_like(one) if of is None else of for one, of in zip(values, given[:-1], strict=True)]
     of_taps, of_tail = torch.empty((b, c, 9), **per_plane), torch.empty((b, c, 2), **per_plane)
     alpha, beta, centre, after = tail_numbers(tail, c)
     launch.run(
         base.gradients(kind), b * chunks, x.numel() * asked, *header,
-        x, shortcut, gradient, of_x, of_shortcut, at_values, addresses([*of_values, of_own]), state.weights,
+        x, shortcut, gradient, of_x, of_shortcut, at_values, addresses([*of_values, None]), state.weights,
         weights.value, alpha, beta, centre, after, scale, shift, state.mean, factor, incoming,
-        constant, slope, pooled, of_taps, of_tail, form.rectify, of_own is not None,
+        constant, slope, pooled, of_taps, of_tail, form.rectify, addresses(given),
     )  # fmt: skip
     of_taps = of_taps.sum(0).view_as(weights.value)
     of_query, of_own_key = of_kernels.sum(0).view(2, 1, 1, -1).unbind()

@@ -332,8 +332,8 @@ class MRLABase(_AskingMixer):
             return super().behind(tail, memory)
         norm, before, *rest = fused
         last = self.place is not None and self.place.index + 1 == self.place.length
-        out, *state = base_behind(tail, *before, *rest, last=last)
-        return out, self._remember(norm, before, tail.branch, *state)
+        out, *state, values = base_behind(tail, *before, *rest, last=last)
+        return out, self._remember(norm, LayerMemory(before.keys, tuple(values)), tail.branch, *state)
 
     def _fused(self, x: Tensor, shortcut: Tensor | None, memory: Any) -> tuple[Any, ...] | None:
         """Norm, memory that is asked, and what else the kernels take, where they can do all of the mixer's work."""

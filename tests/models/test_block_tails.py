@@ -286,7 +286,9 @@ def test_the_last_block_of_a_chain_keeps_no_value_in_inference(tails, monkeypatc
 
     left: list[Any] = []
     run_block = stage.run_block
-    monkeypatch.setattr(stage, "run_block", lambda *given, **more: (left.append(run_block(*given, **more)), left[-1])[1])
+    monkeypatch.setattr(
+        stage, "run_block", lambda *given, **more: (left.append(run_block(*given, **more)), left[-1])[1]
+    )
     model = attached("timm resnet18", "base").eval()
     with torch.no_grad():
         model(image())
@@ -426,7 +428,11 @@ def test_hooks_see_what_they_saw(option):
             with torch.no_grad(), use(path):
                 model(x)
             handle.remove()
-    assert seen["fused"].keys() == seen["reference"].keys() == {"conv3", "bn3", "act3", "", "mrla", "mrla.norm", "mrla.drop_path"}
+    assert (
+        seen["fused"].keys()
+        == seen["reference"].keys()
+        == {"conv3", "bn3", "act3", "", "mrla", "mrla.norm", "mrla.drop_path"}
+    )
     for part, expected in seen["reference"].items():
         torch.testing.assert_close(seen["fused"][part], expected, atol=1e-4, rtol=1e-4)
 
@@ -492,9 +498,7 @@ def test_twice_backward_and_checkpoints(option):
     again = copy.deepcopy(model)
     out = again(x).square().mean()
     parameters = list(again.parameters())
-    first, second = (
-        torch.autograd.grad(out, parameters, retain_graph=True, materialize_grads=True) for _ in range(2)
-    )
+    first, second = (torch.autograd.grad(out, parameters, retain_graph=True, materialize_grads=True) for _ in range(2))
     assert all(map(torch.equal, first, second))
     saving = copy.deepcopy(model)
     saving.set_grad_checkpointing()

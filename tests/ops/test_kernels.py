@@ -95,7 +95,9 @@ class Case:
             found["random"] = torch.rand(4, dtype=torch.float64)  # where the generator stands
             if backward:
                 generator = torch.Generator().manual_seed(3)
-                sums = [(one * torch.randn(one.shape, generator=generator).to(one.dtype)).sum().double() for one in outs]
+                sums = [
+                    (one * torch.randn(one.shape, generator=generator).to(one.dtype)).sum().double() for one in outs
+                ]
                 torch.stack(sums).sum().backward()
         for at, leaf in enumerate(leaves):
             assert torch.equal(leaf, maps[at])  # inputs are left alone
@@ -127,7 +129,9 @@ def randomised(mixer: Any) -> Any:
 
 def doubled(case: Case, mixers: Sequence[Any], maps: Sequence[Tensor], **more: Any) -> dict[str, Any]:
     """The same in float64, by torch's operators."""
-    return case.run([copy.deepcopy(one).double() for one in mixers], [one.double() for one in maps], "reference", **more)
+    return case.run(
+        [copy.deepcopy(one).double() for one in mixers], [one.double() for one in maps], "reference", **more
+    )
 
 
 def assert_as_good(
@@ -561,7 +565,14 @@ def test_a_nan_in_training_reaches_statistics_and_gradients(method):
         with use(path):
             out = one(leaf, s)[0]
         out.sum().backward()
-        found = [out, leaf.grad, one.norm.running_mean, one.norm.running_var, one.norm.weight.grad, one.value_weight.grad]
+        found = [
+            out,
+            leaf.grad,
+            one.norm.running_mean,
+            one.norm.running_var,
+            one.norm.weight.grad,
+            one.value_weight.grad,
+        ]
         masks.append([tensor.isnan() for tensor in found])
     assert all(map(torch.equal, *masks))
     assert masks[0][2].any()

@@ -341,13 +341,14 @@ def sums(kind: Any, sources: int = SOURCES) -> Any:
 
 @primitive
 def find_value_gradients(
-    values, weights, plane, gradient, numbers, rectify, of_values, has_later, height, width, kind, bytes_each, padded,
+    values, weights, plane, gradient, numbers, rectify, of_values, later, height, width, kind, bytes_each, padded,
     x_padded, of_taps,
 ):  # fmt: skip
     """Writes the gradients of the earlier values, puts that of the block's own into `padded`, those of its taps beside.
 
     `numbers` are scale and shift of norm(y), the mean of y, the factor behind the activation, and incoming, constant
-    and slope, see `gradients`. With `has_later` the last of `of_values` is what later blocks have given this one's.
+    and slope, see `gradients`. `later` is where later blocks have left what they give to each value, 0 for nothing; it
+    may be the place that `of_values` names.
     """
     step, start, size, own = stride(width), corner(width), height * width, len(weights) - 1
     scale, shift, mean, factor = spread(numbers[0]), spread(numbers[1]), spread(numbers[2]), spread(numbers[3])
@@ -362,14 +363,15 @@ def find_value_gradients(
             if rectify:
                 z = where_positive(y * scale + shift, z)
             of_y = chosen(incoming * z - lost - slope * (y - mean), inside)
-            for block in range(own):
-                of_value = elements(of_values[block], plane * size, size, kind, bytes_each)
-                store_lanes(of_value, at, spread(weights[block]) * of_y, inside)
-            here = spread(weights[own]) * of_y
-            if has_later:
-                later = elements(of_values[own], plane * size, size, kind, bytes_each)
-                fetch(later, at + size)
-                here = here + load_lanes(later, at, inside)
+            here = of_y
+            for block in range(own + 1):
+                here = spread(weights[block]) * of_y
+                if later[block] != 0:
+                    given = elements(later[block], plane * size, size, kind, bytes_each)
+                    fetch(given, at + size)
+                    here = here + load_lanes(given, at, inside)
+                if block < own:
+                    store_lanes(elements(of_values[block], plane * size, size, kind, bytes_each), at, here, inside)
             store(padded, start + i * step + j, here)
             around = neighbours(x_padded, start + i * step + j, step)
             summed = correlated(summed, around, here)
@@ -389,7 +391,7 @@ def gradients(kind: Any, sources: int = SOURCES) -> Any:
     def base_gradients(data):
         t = table(data, sources)
         channels, height, width, heads, chunks, tail, asked = t[2], t[3], t[4], t[5], t[6], t[7] != 0, t[8]
-        rectify, has_later = t[33] != 0, t[34] != 0
+        rectify, later = t[33] != 0, integers(t[34], asked)
         size, per_head = height * width, channels // heads
         values, of_values = integers(t[15], asked), integers(t[16], asked)
         x_padded = np.zeros(padded_length(height, width), np.float32)
@@ -422,7 +424,7 @@ def gradients(kind: Any, sources: int = SOURCES) -> Any:
                 )  # fmt: skip
                 read_x(x, s, alpha, beta, height, width, tail, x_padded)
                 find_value_gradients(
-                    values, weights, plane, g, numbers, rectify, of_values, has_later, height, width, kind, bytes_each,
+                    values, weights, plane, g, numbers, rectify, of_values, later, height, width, kind, bytes_each,
                     padded, x_padded, of_taps,
                 )  # fmt: skip
                 for tap in range(9):
