@@ -38,7 +38,7 @@ def tail_names(block: nn.Module, mixer: LayerMixer) -> TailNames | None:
         return None
     if any(getattr(block, name, None) is not None for name in names.absent):
         return None
-    return names if unobserved(block, norm, act) else None
+    return names if unobserved(block, norm, act, mixer) else None
 
 
 def held_back(block: nn.Module, names: TailNames) -> dict[str, Callable[[Any], Any]]:

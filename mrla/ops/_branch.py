@@ -204,7 +204,10 @@ class BranchMixer(LayerMixer):
 
 
 def unobserved(*modules: nn.Module) -> bool:
-    """Whether no hook waits for these modules to be called, so that their work may be done without calling them."""
+    """Whether nothing waits for these modules to be called, so that their work may be done without calling them.
+
+    What waits may be a hook, or a ``forward`` of the module's own.
+    """
     everywhere: Any = torch.nn.modules.module
     if (
         everywhere._global_forward_hooks

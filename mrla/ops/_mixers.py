@@ -128,7 +128,8 @@ class MRLALight(BranchMixer):
     @property
     def takes_tails(self) -> bool:
         """Whether the kernels know this mixer: the released form, with nothing between the update and its norm."""
-        return self._is_released_form and self.uses_shortcut and self.plain_norm is not None
+        as_here = type(self).forward is MRLALight.forward
+        return as_here and self._is_released_form and self.uses_shortcut and self.plain_norm is not None
 
     def behind(self, tail: BlockTail, memory: Any = None) -> tuple[Tensor, Any]:
         """The block's new output, of a residual block that has left its last norm, add and ReLU to the mixer."""
@@ -142,7 +143,8 @@ class MRLALight(BranchMixer):
 
     @property
     def _is_released_form(self) -> bool:
-        return self.carry == "shortcut" and self.value_act is None and self.out_act is None
+        as_here = type(self).update is MRLALight.update  # a class made of this one may say otherwise
+        return as_here and self.carry == "shortcut" and self.value_act is None and self.out_act is None
 
     def _fused_weights(self, norm: nn.BatchNorm2d, carries: bool) -> LightWeights:
         decay = self.decay.float() if carries and self.decay is not None else None
@@ -323,7 +325,7 @@ class MRLABase(_AskingMixer):
     @property
     def takes_tails(self) -> bool:
         """Whether the kernels know this mixer: no activation on the values, and at most a ReLU behind the norm."""
-        return self.value_act is None and self.out_act in (None, "relu") and self.plain_norm is not None
+        return type(self).forward is MRLABase.forward and self._has_kernels
 
     def behind(self, tail: BlockTail, memory: Any = None) -> tuple[Tensor, Any]:
         """The block's new output, of a residual block that has left its last norm, add and ReLU to the mixer."""
@@ -335,9 +337,14 @@ class MRLABase(_AskingMixer):
         out, *state, values = base_behind(tail, *before, *rest, last=last)
         return out, self._remember(norm, LayerMemory(before.keys, tuple(values)), tail.branch, *state)
 
+    @property
+    def _has_kernels(self) -> bool:
+        as_here = type(self).update is MRLABase.update  # a class made of this one may say otherwise
+        return as_here and self.value_act is None and self.out_act in (None, "relu") and self.plain_norm is not None
+
     def _fused(self, x: Tensor, shortcut: Tensor | None, memory: Any) -> tuple[Any, ...] | None:
         """Norm, memory that is asked, and what else the kernels take, where they can do all of the mixer's work."""
-        norm = self.fused_norm(x, shortcut) if self.takes_tails else None
+        norm = self.fused_norm(x, shortcut) if self._has_kernels else None
         if norm is None:
             return None
         before = _fitting(_expected(memory, LayerMemory, self), self.place)

@@ -530,7 +530,8 @@ def test_copies_and_detach_after_a_fused_forward(option):
     model(x).sum().backward()
     with torch.no_grad():
         plain(x)
-        model.eval(), plain.eval()
+        model.eval()
+        plain.eval()
         expected = model(x)
         for one in (copy.deepcopy(model), pickle.loads(pickle.dumps(model))):
             assert torch.equal(one(x), expected)
