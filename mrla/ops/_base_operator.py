@@ -161,7 +161,7 @@ class _BaseTail(torch.autograd.Function):
     """The end of a residual block with MRLA-base behind it: of its maps branch, shortcut and values are kept."""
 
     @staticmethod
-    def forward(ctx: Any, branch: Tensor, shortcut: Tensor, _weight: Any, _bias: Any, *rest: Any) -> Any:
+    def forward(ctx: Any, branch: Tensor, shortcut: Tensor, weight: Any, bias: Any, *rest: Any) -> Any:
         *given, tail, asked, statistics, keep, form = rest
         weights, keys, values = BaseWeights(*given[:6]), given[6 : 6 + asked], given[6 + asked :]
         normed, mean, rstd = apply_norm(tail)
@@ -169,6 +169,7 @@ class _BaseTail(torch.autograd.Function):
         out, state = forward(normed, shortcut, keys, values, weights, statistics, keep, form, tail=True)
         ctx.save_for_backward(branch, shortcut, *weights, *keys, *values, *state, keep, *norm[:4])
         ctx.rest = asked, form, statistics is None, norm.training
+        ctx.affine = weight is not None, bias is not None
         ctx.mark_non_differentiable(state.mean, state.variance)
         ctx.set_materialize_grads(False)
         return out, state.key, state.value, state.mean, state.variance, *values
@@ -196,4 +197,5 @@ class _BaseTail(torch.autograd.Function):
             tail=ResidualNorm(tail_weight, tail_bias, tail_mean, tail_rstd, training),
         )  # fmt: skip
         assert of_norm is not None
-        return of_branch, of_shortcut, *of_norm, *of_weights, *of_keys, *of_values, *(None,) * 5
+        of_affine = (one if there else None for one, there in zip(of_norm, ctx.affine, strict=True))
+        return of_branch, of_shortcut, *of_affine, *of_weights, *of_keys, *of_values, *(None,) * 5

@@ -35,8 +35,10 @@ class ResidualNorm(NamedTuple):
 
 
 def finish(tail: BlockTail) -> Tensor:
-    """The block's output, by torch's operators."""
-    return torch.relu(tail.norm(tail.branch) + tail.shortcut)
+    """The block's output, by torch's operators; added in place as the block does, which keeps the branch's type."""
+    normed = tail.norm(tail.branch)
+    normed += tail.shortcut
+    return torch.relu(normed)
 
 
 def affine_of(tail: BlockTail) -> tuple[Tensor | None, Tensor | None]:

@@ -144,10 +144,14 @@ class BranchMixer(LayerMixer):
             return norm
         return None
 
-    def fused_norm(self, x: Tensor, shortcut: Tensor | None) -> nn.BatchNorm2d | None:
-        """The mixer's norm, where the kernels can work on these maps and all around the update is what they know."""
+    def fused_norm(self, x: Tensor, shortcut: Tensor | None, weight: Tensor) -> nn.BatchNorm2d | None:
+        """The mixer's norm, where the kernels can work on these maps and all around the update is what they know.
+
+        `weight` is one that multiplies the maps: where torch would refuse its type beside theirs, so do the kernels.
+        """
         norm = self.plain_norm
         fits = x.ndim == 4 and x.shape[1] == self.channels and (shortcut is None or shortcut.shape == x.shape)
+        fits = fits and (weight.dtype == x.dtype or torch.is_autocast_enabled("cpu"))
         if norm is None or not fits or not kernels_apply(x, shortcut if self.uses_shortcut else None):
             return None
         return None if takes_batch(norm) and x.numel() == self.channels else norm  # one value has no variance

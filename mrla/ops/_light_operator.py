@@ -142,7 +142,7 @@ class _LightTail(torch.autograd.Function):
     """
 
     @staticmethod
-    def forward(ctx: Any, branch: Tensor, shortcut: Tensor, _weight: Any, _bias: Any, *rest: Any) -> Any:
+    def forward(ctx: Any, branch: Tensor, shortcut: Tensor, weight: Any, bias: Any, *rest: Any) -> Any:
         *given, tail, statistics, keep, heads, eps = rest
         weights = LightWeights(*given)
         normed, mean, rstd = apply_norm(tail)
@@ -151,6 +151,7 @@ class _LightTail(torch.autograd.Function):
         out, state = forward(normed, shortcut, weights, statistics, keep, heads, eps, tail=True, in_place=owned)
         ctx.save_for_backward(branch, shortcut, *weights, *state, keep, *norm[:4])
         ctx.rest = eps, statistics is None, norm.training
+        ctx.affine = weight is not None, bias is not None
         ctx.mark_non_differentiable(state.mean, state.variance)
         return out, state.mean, state.variance
 
@@ -172,4 +173,5 @@ class _LightTail(torch.autograd.Function):
             tail=ResidualNorm(tail_weight, tail_bias, tail_mean, tail_rstd, training),
         )
         assert of_norm is not None
-        return of_branch, of_shortcut, *of_norm, *of_weights, *(None,) * 5
+        of_affine = (one if there else None for one, there in zip(of_norm, ctx.affine, strict=True))
+        return of_branch, of_shortcut, *of_affine, *of_weights, *(None,) * 5

@@ -117,7 +117,7 @@ class MRLALight(BranchMixer):
     ) -> tuple[Float[Tensor, "*shape"], Any]:
         """The block's new output, in x's dtype, and the memory for the next mixer."""
         carried = shortcut if self.uses_shortcut else None
-        norm = self.fused_norm(x, shortcut) if self._is_released_form else None
+        norm = self.fused_norm(x, shortcut, self.value_weight) if self._is_released_form else None
         if norm is None:
             return super().forward(x, shortcut, memory, grid=grid)
         weights = self._fused_weights(norm, carried is not None)
@@ -133,7 +133,7 @@ class MRLALight(BranchMixer):
 
     def behind(self, tail: BlockTail, memory: Any = None) -> tuple[Tensor, Any]:
         """The block's new output, of a residual block that has left its last norm, add and ReLU to the mixer."""
-        norm = self.fused_norm(tail.branch, tail.shortcut) if self.takes_tails else None
+        norm = self.fused_norm(tail.branch, tail.shortcut, self.value_weight) if self.takes_tails else None
         if norm is None:
             return super().behind(tail, memory)
         weights, kept = self._fused_weights(norm, True), self.kept(tail.branch)
@@ -344,7 +344,7 @@ class MRLABase(_AskingMixer):
 
     def _fused(self, x: Tensor, shortcut: Tensor | None, memory: Any) -> tuple[Any, ...] | None:
         """Norm, memory that is asked, and what else the kernels take, where they can do all of the mixer's work."""
-        norm = self.fused_norm(x, shortcut) if self._has_kernels else None
+        norm = self.fused_norm(x, shortcut, self.value_weight) if self._has_kernels else None
         if norm is None:
             return None
         before = _fitting(_expected(memory, LayerMemory, self), self.place)
