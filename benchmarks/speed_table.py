@@ -34,7 +34,7 @@ def measure(rounds: int, folder: Path, small: bool) -> dict[str, Any]:
             arms=FOLDED, rounds=rounds, quantities=("inference",), out=folder / f"{name}-folded", **settings
         )
         found |= {f"{name}, eager": eager.content, f"{name}, folded": folded.content}
-    settings = {"batch_size": 2, "image_size": 32} if small else {"batch_size": 8, "image_size": 224}
+    settings: dict[str, Any] = {"batch_size": 2 if small else 8, "image_size": 32 if small else 224}
     blocks = mrla.benchmark(
         "resnet50", ("plain", "base", "base+reference"), sweep="blocks", rounds=rounds,
         quantities=("inference", "training"), out=folder / "blocks", **settings,

@@ -563,8 +563,7 @@ from torch import nn
 sys.path[:0] = [{tests!r}, {here!r}]
 import test_survival
 
-if __name__ == "__main__":
-    rank = int(sys.argv[1])
+def train(rank):
     torch.distributed.init_process_group("gloo", init_method="file://" + sys.argv[2], rank=rank, world_size=2)
     for name, method in (("resnet", "base"), ("vit", "light-output"), ("pvt", "exact")):
         model = test_survival.attached(name, method).train()
@@ -579,6 +578,10 @@ if __name__ == "__main__":
         both = [torch.zeros_like(total) for _ in range(2)]
         torch.distributed.all_gather(both, total)
         assert torch.equal(*both), name
+
+if __name__ == "__main__":
+    # In a function, so that no wrapper outlives the process group: gloo's threads sometimes abort the process then.
+    train(int(sys.argv[1]))
     torch.distributed.destroy_process_group()
 """
 
