@@ -126,7 +126,7 @@ def compiling(arms: Iterable[Arm]) -> Iterator[None]:
     import torch._dynamo  # takes a second
 
     torch.compiler.reset()
-    with torch._dynamo.config.patch(recompile_limit=64):
+    with torch._dynamo.config.patch(recompile_limit=max(64, torch._dynamo.config.recompile_limit)):
         yield
 
 
