@@ -7,7 +7,6 @@ eager against eager, folded against folded; `+reference` is the path of torch's 
 """
 
 import argparse
-import json
 import tempfile
 from pathlib import Path
 from typing import Any
@@ -78,7 +77,7 @@ def main() -> None:
     first = next(iter(found.values()))
     out = options.out or RESULTS / f"speed_table_amd-epyc-2-cores_{first['date'][:10]}.json"
     out.parent.mkdir(parents=True, exist_ok=True)
-    write_json(out, json.loads(json.dumps(found)))
+    write_json(out, found)
     print(f"written: {out}")
 
 

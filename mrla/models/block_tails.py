@@ -27,23 +27,22 @@ TAILS = {
 """The blocks whose forward ends in ``x = norm(conv(x)); x += shortcut; return act(x)``, by module and class."""
 
 
-def tail_names(block: nn.Module, mixer: LayerMixer) -> TailNames | None:
-    """What the end of `block` is called, where it may be left to `mixer` without anybody noticing."""
+def held_back(block: nn.Module, mixer: LayerMixer) -> dict[str, Callable[[Any], Any]]:
+    """Stand-ins for a block's last norm and activation, with which its forward returns a `BlockTail`.
+
+    None where the end of `block` may not be left to `mixer` without anybody noticing.
+    """
     kind = type(block)
     names = TAILS.get((kind.__module__, kind.__qualname__))
     if names is None or not mixer.takes_tails or chosen_path() == "reference" or torch.compiler.is_compiling():
-        return None
+        return {}
     conv, norm, act = (block.get_submodule(name) for name in names[:3])
     if type(conv) is not nn.Conv2d or type(norm) not in (nn.BatchNorm2d, nn.Identity) or type(act) is not nn.ReLU:
-        return None
+        return {}
     if any(getattr(block, name, None) is not None for name in names.absent):
-        return None
-    return names if unobserved(block, norm, act, mixer) else None
-
-
-def held_back(block: nn.Module, names: TailNames) -> dict[str, Callable[[Any], Any]]:
-    """Stand-ins for a block's last norm and activation, with which its forward returns a `BlockTail`."""
-    conv, norm, act = (block.get_submodule(name) for name in names[:3])
+        return {}
+    if not unobserved(block, norm, act, mixer):
+        return {}
 
     def hold(branch: Tensor) -> _Held:
         return _Held(BlockTail(branch, norm, branch, owned=unobserved(conv)))

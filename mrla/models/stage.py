@@ -9,7 +9,7 @@ from torch.fx import Proxy
 
 from mrla.ops import BlockTail, Grid, LayerMixer
 
-from .block_tails import held_back, tail_names
+from .block_tails import held_back
 from .chain_search import ShortcutSource
 from .grids import GridFromArgument, GridFromPatches, is_grid
 
@@ -146,8 +146,9 @@ def run_block(
     assert isinstance(mixer, LayerMixer)
     if mixer.place is not None and mixer.place.index == 0:
         memory = None  # one container may hold several chains
-    names = tail_names(block, mixer) if shortcut is not None and not isinstance(x, Proxy) else None
-    changed = {} if names is None else held_back(block, names)
+    changed: dict[str, Any] = {}
+    if shortcut is not None and not isinstance(x, Proxy):
+        changed.update(held_back(block, mixer))
     if shortcut == "downsample":
         # Computed once: a second call would update its BatchNorm twice in a training step.
         added = block.get_submodule("downsample")(x)

@@ -5,7 +5,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor, nn
 
-from ._batch_norm import advance, takes_batch
+from ._batch_norm import advance, kept_statistics, takes_batch
 
 
 class BlockTail(NamedTuple):
@@ -73,10 +73,8 @@ def residual_norm(tail: BlockTail, mean: Tensor, rstd: Tensor) -> ResidualNorm:
     ones, zeros = torch.ones(channels), torch.zeros(channels)
     if not isinstance(norm, nn.BatchNorm2d):
         return ResidualNorm(ones, zeros, zeros, ones, False)
-    by_batch = takes_batch(norm)
-    if not by_batch:
-        assert norm.running_mean is not None
-        assert norm.running_var is not None
-        mean, rstd = norm.running_mean.float(), (norm.running_var.float() + norm.eps).rsqrt()
+    statistics = kept_statistics(norm)
+    if statistics is not None:
+        mean, rstd = statistics[0], (statistics[1] + norm.eps).rsqrt()
     weight, bias = ones if norm.weight is None else norm.weight, zeros if norm.bias is None else norm.bias
-    return ResidualNorm(weight.float(), bias.float(), mean.float(), rstd.float(), by_batch)
+    return ResidualNorm(weight.float(), bias.float(), mean.float(), rstd.float(), statistics is None)
