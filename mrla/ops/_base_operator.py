@@ -7,7 +7,7 @@ import torch
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
-from ._block_tail import BlockTail, ResidualNorm, affine_of, apply_norm, residual_norm
+from ._block_tail import BlockTail, ResidualNorm, affine_of, begin
 from ._fused_base import BaseForm, BaseState, BaseWeights, backward, forward
 from ._fused_maps import own
 
@@ -139,10 +139,9 @@ def base_behind(
     if torch.is_grad_enabled() and any(one is not None and one.requires_grad for one in inputs):
         out, key, value, mean, variance, *through = _BaseTail.apply(*inputs, tail, len(keys), statistics, keep, form)
         return out, key, value, mean, variance, through
-    normed, *_ = apply_norm(tail)
-    owned = tail.owned or normed is not tail.branch
+    x, rest, _, owned = begin(tail)
     out, state = forward(
-        normed,
+        x,
         tail.shortcut,
         keys,
         values,
@@ -150,7 +149,7 @@ def base_behind(
         statistics,
         keep,
         form,
-        tail=True,
+        tail=rest,
         in_place=owned,
         keep_value=not last,
     )
@@ -164,9 +163,8 @@ class _BaseTail(torch.autograd.Function):
     def forward(ctx: Any, branch: Tensor, shortcut: Tensor, weight: Any, bias: Any, *rest: Any) -> Any:
         *given, tail, asked, statistics, keep, form = rest
         weights, keys, values = BaseWeights(*given[:6]), given[6 : 6 + asked], given[6 + asked :]
-        normed, mean, rstd = apply_norm(tail)
-        norm = residual_norm(tail, mean, rstd)
-        out, state = forward(normed, shortcut, keys, values, weights, statistics, keep, form, tail=True)
+        x, rest, norm, _ = begin(tail)
+        out, state = forward(x, shortcut, keys, values, weights, statistics, keep, form, tail=rest)
         ctx.save_for_backward(branch, shortcut, *weights, *keys, *values, *state, keep, *norm[:4])
         ctx.rest = asked, form, statistics is None, norm.training
         ctx.affine = weight is not None, bias is not None

@@ -10,12 +10,13 @@ from ._block_tail import ResidualNorm
 from ._fused_maps import (
     PARTS,
     addresses,
+    before_the_add,
     chunks_of,
     kind_of,
     norm_gradients,
     norm_of_branch,
+    on_the_way_back,
     packed,
-    tail_numbers,
 )
 
 
@@ -71,14 +72,14 @@ def forward(
     keep: Tensor | None,
     form: BaseForm,
     *,
-    tail: bool = False,
+    tail: ResidualNorm | None = None,
     in_place: bool = False,
     keep_value: bool = True,
 ) -> tuple[Tensor, BaseState]:
     """The mixer's output, and what the memory and its gradient need.
 
     Args:
-        x: The block's output; with `tail` what relu(. + shortcut) makes it of.
+        x: The block's output; with `tail` the branch that it is relu(norm(branch) + shortcut) of.
         shortcut: What the block added; used with `tail` alone.
         keys: Those of the blocks before.
         values: Likewise.
@@ -86,7 +87,7 @@ def forward(
         statistics: The norm's running mean and variance in float32; None for those of this batch.
         keep: DropPath's factor for each image.
         form: What kind of MRLA-base.
-        tail: See `x`.
+        tail: The norm behind the branch.
         in_place: Whether `x` may be overwritten.
         keep_value: Whether anybody reads the block's value later, where the norm goes by its own statistics; an empty
             tensor stands for it otherwise.
@@ -110,12 +111,12 @@ def forward(
     if statistics is not None:
         scale, shift = norm_of_branch(*statistics, weights.norm_weight, weights.norm_bias, form.eps)
     chunks = chunks_of(b, form.heads)
-    header = (c, h, w, form.heads, chunks, tail, asked, weights.query.numel())
+    header, line = (c, h, w, form.heads, chunks, tail is not None, asked, k), before_the_add(tail)
     out = x if in_place and chunks == 1 and not by_batch else torch.empty_like(x)
     launch.run(
         base.apply(kind), b * chunks, x.numel() * asked, *header,
         x, shortcut, out, weights.value, addresses(all_values), addresses(all_keys), query, weights.query, weights.key,
-        scale, shift, factor, keep, taken, means, moments, form.softmax, form.rectify, by_batch,
+        scale, shift, factor, keep, taken, means, moments, form.softmax, form.rectify, by_batch, *line,
     )  # fmt: skip
     if statistics is None:
         assert moments is not None
@@ -125,7 +126,7 @@ def forward(
         scale, shift = norm_of_branch(*statistics, weights.norm_weight, weights.norm_bias, form.eps)
         launch.run(
             base.finish(kind), b * chunks, x.numel(), *header,
-            x, shortcut, out, scale, shift, factor, keep, form.rectify,
+            x, shortcut, out, scale, shift, factor, keep, form.rectify, *line,
         )  # fmt: skip
     return out, BaseState(value, key, query, taken, means, *statistics)
 
@@ -210,11 +211,11 @@ def backward(
     given = [None if one is None else one.contiguous() for one in (*later, of_value)]
     of_values = [torch.empty_like(one) if of is None else of for one, of in zip(values, given[:-1], strict=True)]
     of_taps, of_tail = torch.empty((b, c, 9), **per_plane), torch.empty((b, c, 2), **per_plane)
-    alpha, beta, centre, after = tail_numbers(tail, c)
+    line, (centre, after) = before_the_add(tail), on_the_way_back(tail, c)
     launch.run(
         base.gradients(kind), b * chunks, x.numel() * asked, *header,
         x, shortcut, gradient, of_x, of_shortcut, at_values, addresses([*of_values, None]), state.weights,
-        weights.value, alpha, beta, centre, after, scale, shift, state.mean, factor, incoming,
+        weights.value, *line, centre, after, scale, shift, state.mean, factor, incoming,
         constant, slope, pooled, of_taps, of_tail, form.rectify, addresses(given),
     )  # fmt: skip
     of_taps = of_taps.sum(0).view_as(weights.value)

@@ -6,7 +6,16 @@ import torch
 from torch import Tensor
 
 from ._block_tail import ResidualNorm
-from ._fused_maps import PARTS, chunks_of, kind_of, norm_gradients, norm_of_branch, packed, tail_numbers
+from ._fused_maps import (
+    PARTS,
+    before_the_add,
+    chunks_of,
+    kind_of,
+    norm_gradients,
+    norm_of_branch,
+    on_the_way_back,
+    packed,
+)
 
 
 class LightWeights(NamedTuple):
@@ -39,20 +48,20 @@ def forward(
     heads: int,
     eps: float,
     *,
-    tail: bool = False,
+    tail: ResidualNorm | None = None,
     in_place: bool = False,
 ) -> tuple[Tensor, LightState]:
     """The mixer's output and what its gradient needs.
 
     Args:
-        x: The block's output; with `tail` what relu(. + shortcut) makes it of.
+        x: The block's output; with `tail` the branch that it is relu(norm(branch) + shortcut) of.
         shortcut: What the block added.
         weights: The mixer's own.
         statistics: The norm's running mean and variance in float32; None for those of this batch.
         keep: DropPath's factor for each image.
         heads: Number of heads.
         eps: The norm's.
-        tail: See `x`.
+        tail: The norm behind the branch.
         in_place: Whether `x` may be overwritten.
     """
     from ._kernels import launch, light, light_numbers
@@ -64,11 +73,11 @@ def forward(
     means = torch.zeros((b, c + k - 1), **per_plane)
     gates, moments = torch.empty((b, heads), **per_plane), torch.empty((b, c, light.MOMENTS), **per_plane)
     chunks = chunks_of(b, heads)
-    header = (c, h, w, heads, chunks, tail, shortcut is not None, k)
+    header, line = (c, h, w, heads, chunks, tail is not None, shortcut is not None, k), before_the_add(tail)
     if statistics is None:
         mean, variance = torch.empty(c, **per_plane), torch.empty(c, **per_plane)
         small = (b, c, h * w, heads, k, PARTS)
-        launch.run(light.moments(kind), b * chunks, x.numel(), *header, x, shortcut, weights.value, means, moments)
+        launch.run(light.moments(kind), b * chunks, x.numel(), *header, x, shortcut, weights.value, means, moments, *line)
         launch.run(light_numbers.gates(), b, b * c * k, *small, weights.query, weights.key, means, gates)
         launch.run(light_numbers.statistics(), PARTS, 4 * b * c, *small, gates, weights.decay, moments, mean, variance)
     else:
@@ -79,7 +88,7 @@ def forward(
     launch.run(
         light.apply(kind), b * chunks, x.numel(), *header,
         x, shortcut, out, weights.value, weights.decay, weights.query, weights.key, scale, shift, keep, gates, means,
-        statistics is None,
+        statistics is None, *line,
     )  # fmt: skip
     return out, LightState(means, gates, moments, mean, variance)
 
@@ -118,11 +127,11 @@ def backward(
     chunks = chunks_of(b, heads)
     header = (c, h, w, heads, chunks, tail is not None, shortcut is not None, weights.query.numel())
     per_plane = {"dtype": torch.float32, "device": x.device}
-    alpha, beta, centre, after = tail_numbers(tail, c)
+    line, (centre, after) = before_the_add(tail), on_the_way_back(tail, c)
     sums = torch.empty((b, c, light.SUMS), **per_plane)
     launch.run(
         light.sums(kind), b * chunks, x.numel(), *header,
-        x, shortcut, gradient, weights.value, alpha, beta, state.moments, sums,
+        x, shortcut, gradient, weights.value, *line, state.moments, sums,
     )  # fmt: skip
 
     small = (b, c, h * w, heads, weights.query.numel(), PARTS)
@@ -145,7 +154,7 @@ def backward(
     of_taps, of_tail = torch.empty((b, c, 9), **per_plane), torch.empty((b, c, 2), **per_plane)
     launch.run(
         light.gradients(kind), b * chunks, x.numel(), *header,
-        x, shortcut, gradient, of_x, of_shortcut, weights.value, weights.decay, alpha, beta, centre, after,
+        x, shortcut, gradient, of_x, of_shortcut, weights.value, weights.decay, *line, centre, after,
         constant, slope, state.mean, state.gates, incoming, pooled, of_taps, of_tail,
     )  # fmt: skip
     of_query, of_key = of_kernels.sum(0).view(2, 1, 1, -1).unbind()

@@ -7,7 +7,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from ._block_tail import ResidualNorm
+from ._block_tail import ResidualNorm, as_line
 
 PARTS = 16
 """How many parts the channels are cut into where only numbers are worked on: a fixed number, for the same sums."""
@@ -45,13 +45,16 @@ def norm_of_branch(mean: Tensor, variance: Tensor, weight: Tensor, bias: Tensor,
     return scale, bias - mean * scale
 
 
-def tail_numbers(tail: ResidualNorm | None, channels: int) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-    """How a kernel makes x of a branch, alpha * branch + beta, and its norm's mean and what multiplies the way back."""
-    ones, zeros = torch.ones(channels), torch.zeros(channels)
-    if tail is None:
-        return ones, zeros, zeros, ones
-    alpha = tail.weight * tail.rstd
-    return alpha, tail.bias - tail.mean * alpha, tail.mean, ones if tail.training else alpha
+def before_the_add(tail: ResidualNorm | None) -> tuple[Tensor | None, Tensor | None]:
+    """How a kernel makes what the shortcut is added to: alpha * branch + beta; of no use without a tail."""
+    return (None, None) if tail is None else as_line(tail)
+
+
+def on_the_way_back(tail: ResidualNorm | None, channels: int) -> tuple[Tensor, Tensor]:
+    """The mean of a tail's norm, and what a kernel multiplies the gradient behind it with."""
+    if tail is None or tail.training:
+        return torch.zeros(channels) if tail is None else tail.mean, torch.ones(channels)
+    return tail.mean, tail.weight * tail.rstd
 
 
 def norm_gradients(
@@ -61,7 +64,7 @@ def norm_gradients(
 
     `sums` holds for each plane the sums of the gradient behind the norm, and of its product with branch - mean.
     """
-    from ._kernels import blocks, launch
+    from ._kernels import launch, norms
 
     if tail is None:
         return None
@@ -69,7 +72,7 @@ def norm_gradients(
     of_weight, count = centred * tail.rstd, branch.numel() // branch.shape[1]
     if tail.training:
         launch.run(
-            blocks.branch_gradients(kind_of(branch)), items, branch.numel(), *header,
+            norms.branch_gradients(kind_of(branch)), items, branch.numel(), *header,
             branch, of_branch, tail.weight * tail.rstd, (of_bias / count).float(),
             (of_weight * tail.rstd / count).float(), tail.mean,
         )  # fmt: skip

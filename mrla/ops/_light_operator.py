@@ -6,7 +6,7 @@ import torch
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
-from ._block_tail import BlockTail, ResidualNorm, affine_of, apply_norm, residual_norm
+from ._block_tail import BlockTail, ResidualNorm, affine_of, begin
 from ._fused_light import LightState, LightWeights, backward, forward
 from ._fused_maps import own
 
@@ -128,9 +128,8 @@ def light_behind(
     inputs = (tail.branch, tail.shortcut, *affine_of(tail), *weights)
     if torch.is_grad_enabled() and any(one is not None and one.requires_grad for one in inputs):
         return _LightTail.apply(*inputs, tail, statistics, keep, heads, eps)
-    normed, *_ = apply_norm(tail)
-    owned = tail.owned or normed is not tail.branch
-    out, state = forward(normed, tail.shortcut, weights, statistics, keep, heads, eps, tail=True, in_place=owned)
+    x, rest, _, owned = begin(tail)
+    out, state = forward(x, tail.shortcut, weights, statistics, keep, heads, eps, tail=rest, in_place=owned)
     return out, state.mean, state.variance
 
 
@@ -145,10 +144,9 @@ class _LightTail(torch.autograd.Function):
     def forward(ctx: Any, branch: Tensor, shortcut: Tensor, weight: Any, bias: Any, *rest: Any) -> Any:
         *given, tail, statistics, keep, heads, eps = rest
         weights = LightWeights(*given)
-        normed, mean, rstd = apply_norm(tail)
-        norm = residual_norm(tail, mean, rstd)
-        owned = normed is not branch
-        out, state = forward(normed, shortcut, weights, statistics, keep, heads, eps, tail=True, in_place=owned)
+        x, rest, norm, _ = begin(tail)
+        owned = x is not branch
+        out, state = forward(x, shortcut, weights, statistics, keep, heads, eps, tail=rest, in_place=owned)
         ctx.save_for_backward(branch, shortcut, *weights, *state, keep, *norm[:4])
         ctx.rest = eps, statistics is None, norm.training
         ctx.affine = weight is not None, bias is not None

@@ -10,7 +10,7 @@ from typing import Any
 
 import numpy as np
 
-from .blocks import AHEAD, find_map_gradients, slide
+from .blocks import find_map_gradients, slide
 from .compiling import SOURCES, kernel, primitive
 from .memory import elements, floats, integers, next_item, table
 from .planes import (
@@ -19,6 +19,7 @@ from .planes import (
     correlated,
     neighbours,
     nine,
+    norm_of,
     nothing,
     padded_length,
     read_x,
@@ -27,6 +28,7 @@ from .planes import (
     write_nine,
 )
 from .vectors import (
+    AHEAD,
     LANES,
     as_kept,
     chosen,
@@ -168,7 +170,7 @@ def apply(kind: Any, sources: int = SOURCES) -> Any:
         values, keys = integers(t[14], asked), integers(t[15], asked)
         slots = min(channels, per_head + 2 * reach)
         ring = np.zeros((slots, padded_length(height, width)), np.float32)
-        one, zero = np.float32(1), np.float32(0)
+        one = np.float32(1)
         while True:
             item = next_item(t[0])
             if item >= t[1]:
@@ -183,7 +185,8 @@ def apply(kind: Any, sources: int = SOURCES) -> Any:
                 for channel in range(pooled, min(channels, end + reach)):
                     at = (image * channels + channel) * size
                     x, s = elements(t[10], at, size, kind, bytes_each), elements(t[11], at, size, kind, bytes_each)
-                    summed = read_x(x, s, one, zero, height, width, tail, ring[channel % slots])
+                    alpha, beta = norm_of(t[29], t[30], channel, tail)
+                    summed = read_x(x, s, alpha, beta, height, width, tail, ring[channel % slots])
                     around[reach + channel] = summed / np.float32(size)
                 pooled = min(channels, end + reach)
                 query = floats(t[16], image * channels + start, per_head)
@@ -229,10 +232,10 @@ def apply(kind: Any, sources: int = SOURCES) -> Any:
 
 
 @primitive
-def follow_stored(x, shortcut, scale, shift, factor, tail, rectify, size, out):
+def follow_stored(x, shortcut, norm, scale, shift, factor, tail, rectify, size, out):
     """One plane of `finish`."""
     scales, shifts, factors = spread(scale), spread(shift), spread(factor)
-    one, zero = spread(np.float32(1)), spread(np.float32(0))
+    alpha, beta = spread(norm[0]), spread(norm[1])
     for at in range(0, size, LANES):
         inside = lanes(size - at)
         fetch(x, at + AHEAD)
@@ -240,7 +243,7 @@ def follow_stored(x, shortcut, scale, shift, factor, tail, rectify, size, out):
         found = load_lanes(x, at, inside)
         if tail:
             fetch(shortcut, at + AHEAD)
-            found = rectified(found, load_lanes(shortcut, at, inside), one, zero, x)
+            found = rectified(found, load_lanes(shortcut, at, inside), alpha, beta, x)
         update = load_lanes(out, at, inside) * scales + shifts
         if rectify:
             update = where_positive(update, update)
@@ -268,7 +271,8 @@ def finish(kind: Any, sources: int = SOURCES) -> Any:
                 x, s = elements(t[10], at, size, kind, bytes_each), elements(t[11], at, size, kind, bytes_each)
                 out = elements(t[12], at, size, kind, bytes_each)
                 scale, shift = floats(t[13], channel, 1)[0], floats(t[14], channel, 1)[0]
-                follow_stored(x, s, scale, shift, kept * floats(t[15], channel, 1)[0], tail, rectify, size, out)
+                norm, factor = norm_of(t[18], t[19], channel, tail), kept * floats(t[15], channel, 1)[0]
+                follow_stored(x, s, norm, scale, shift, factor, tail, rectify, size, out)
 
     return base_finish
 
@@ -415,7 +419,7 @@ def gradients(kind: Any, sources: int = SOURCES) -> Any:
                 )
                 weights = floats(t[17], (image * heads + channel // per_head) * asked, asked)
                 taps, of_taps = floats(t[18], 9 * channel, 9), floats(t[31], 9 * plane, 9)
-                alpha, beta = floats(t[19], channel, 1)[0], floats(t[20], channel, 1)[0]
+                alpha, beta = norm_of(t[19], t[20], channel, tail)
                 centre, after = floats(t[21], channel, 1)[0], floats(t[22], channel, 1)[0]
                 numbers = (
                     floats(t[23], channel, 1)[0], floats(t[24], channel, 1)[0], floats(t[25], channel, 1)[0],

@@ -4,19 +4,11 @@ A table begins with counter, items, channels, height, width, heads, chunks (an i
 channels, of one image), tail, one entry of the method's own, and the size of the kernels of query and key.
 """
 
-from functools import cache
-from typing import Any
-
 import numpy as np
 
-from .compiling import SOURCES, kernel, primitive
-from .memory import elements, floats, next_item, table
+from .compiling import primitive
 from .planes import convolved, corner, neighbours, nine, stride
 from .vectors import LANES, chosen, fetch, lanes, load, load_lanes, spread, store_lanes, total, where_positive
-
-AHEAD = 1024
-"""How many elements ahead memory is asked for where one pass is all that is done."""
-
 
 @primitive
 def slide(around, kernel_weight, first, slid):
@@ -72,43 +64,3 @@ def find_map_gradients(
             if has_shortcut:
                 store_lanes(of_shortcut, at, of_added, inside)
     of_norm[0], of_norm[1] = total(summed), total(centred)
-
-
-@primitive
-def correct(branch, gradient, scale, constant, slope, mean):
-    """One plane of `branch_gradients`."""
-    factor, lost, along, centre = spread(scale), spread(constant), spread(slope), spread(mean)
-    for at in range(0, len(gradient), LANES):
-        inside = lanes(len(gradient) - at)
-        fetch(branch, at + AHEAD)
-        fetch(gradient, at + AHEAD)
-        deviation = load_lanes(branch, at, inside) - centre
-        found = factor * (load_lanes(gradient, at, inside) - lost - along * deviation)
-        store_lanes(gradient, at, found, inside)
-
-
-@cache
-def branch_gradients(kind: Any, sources: int = SOURCES) -> Any:
-    """The gradient behind a norm with batch statistics, in place: scale * (g - constant - slope * (branch - mean))."""
-    bytes_each = np.dtype(kind).itemsize
-
-    @kernel
-    def branch_gradients(data):
-        t = table(data, sources)
-        channels, height, width, chunks = t[2], t[3], t[4], t[6]
-        size = height * width
-        while True:
-            item = next_item(t[0])
-            if item >= t[1]:
-                break
-            image, chunk = item // chunks, item % chunks
-            for channel in range(channels * chunk // chunks, channels * (chunk + 1) // chunks):
-                at = (image * channels + channel) * size
-                branch = elements(t[10], at, size, kind, bytes_each)
-                gradient = elements(t[11], at, size, kind, bytes_each)
-                correct(
-                    branch, gradient, floats(t[12], channel, 1)[0], floats(t[13], channel, 1)[0],
-                    floats(t[14], channel, 1)[0], floats(t[15], channel, 1)[0],
-                )  # fmt: skip
-
-    return branch_gradients

@@ -23,6 +23,12 @@ def primitive(function: Callable[..., Any]) -> Any:
     return numba.njit(fastmath=LOOSE, error_model="numpy", forceinline=True)(inspect.unwrap(function))
 
 
+def exact(function: Callable[..., Any]) -> Any:
+    """Like `primitive`, of operations that are each rounded by themselves, none joined to or swapped with another."""
+    # said aloud: where it is not said, numba takes what the caller has
+    return numba.njit(fastmath=False, error_model="numpy", forceinline=True)(inspect.unwrap(function))
+
+
 def kernel(function: Callable[..., Any]) -> Any:
     """Compiles a C function of one pointer, to its table, and keeps the machine code between processes.
 

@@ -21,6 +21,7 @@ from .planes import (
     correlated,
     neighbours,
     nine,
+    norm_of,
     nothing,
     padded_length,
     read_x,
@@ -103,7 +104,8 @@ def apply(kind: Any, sources: int = SOURCES) -> Any:
                     for channel in range(pooled, min(channels, end + reach)):
                         at = (image * channels + channel) * size
                         x, s = elements(t[10], at, size, kind, bytes_each), elements(t[11], at, size, kind, bytes_each)
-                        summed = read_x(x, s, one, zero, height, width, tail, ring[channel % slots])
+                        alpha, beta = norm_of(t[23], t[24], channel, tail)
+                        summed = read_x(x, s, alpha, beta, height, width, tail, ring[channel % slots])
                         around[reach + channel] = summed / np.float32(size)
                     pooled = min(channels, end + reach)
                     gates[head] = gate_of(around, query, key, start, end, slid_query, slid_key)
@@ -112,7 +114,8 @@ def apply(kind: Any, sources: int = SOURCES) -> Any:
                     x, s = elements(t[10], at, size, kind, bytes_each), elements(t[11], at, size, kind, bytes_each)
                     out = elements(t[12], at, size, kind, bytes_each)
                     if gates_known:
-                        read_x(x, s, one, zero, height, width, tail, padded)
+                        alpha, beta = norm_of(t[23], t[24], channel, tail)
+                        read_x(x, s, alpha, beta, height, width, tail, padded)
                     factor = kept * floats(t[17], channel, 1)[0]
                     taps = floats(t[13], 9 * channel, 9)
                     for tap in range(9):
@@ -174,7 +177,8 @@ def moments(kind: Any, sources: int = SOURCES) -> Any:
                 plane = image * channels + channel
                 x = elements(t[10], plane * size, size, kind, bytes_each)
                 s = elements(t[11], plane * size, size, kind, bytes_each)
-                mean = read_x(x, s, np.float32(1), np.float32(0), height, width, tail, padded) / np.float32(size)
+                alpha, beta = norm_of(t[15], t[16], channel, tail)
+                mean = read_x(x, s, alpha, beta, height, width, tail, padded) / np.float32(size)
                 floats(t[13], image * (channels + 2 * (t[9] // 2)) + t[9] // 2 + channel, 1)[0] = mean
                 taps, found = floats(t[12], 9 * channel, 9), floats(t[14], plane * MOMENTS, MOMENTS)
                 find_moments(padded, x, s, taps, mean, height, width, has_shortcut, found)
@@ -224,7 +228,7 @@ def sums(kind: Any, sources: int = SOURCES) -> Any:
                 x = elements(t[10], plane * size, size, kind, bytes_each)
                 s = elements(t[11], plane * size, size, kind, bytes_each)
                 g = elements(t[12], plane * size, size, kind, bytes_each)
-                alpha, beta = floats(t[14], channel, 1)[0], floats(t[15], channel, 1)[0]
+                alpha, beta = norm_of(t[14], t[15], channel, tail)
                 read_x(x, s, alpha, beta, height, width, tail, padded)
                 taps, known = floats(t[13], 9 * channel, 9), floats(t[16], plane * MOMENTS, MOMENTS)
                 find_sums(padded, x, s, g, taps, known, height, width, has_shortcut, floats(t[17], plane * SUMS, SUMS))
@@ -295,7 +299,7 @@ def gradients(kind: Any, sources: int = SOURCES) -> Any:
                 )
                 taps, of_taps = floats(t[15], 9 * channel, 9), floats(t[27], 9 * plane, 9)
                 decay = floats(t[16], channel, 1)[0] if has_shortcut else np.float32(0)
-                alpha, beta = floats(t[17], channel, 1)[0], floats(t[18], channel, 1)[0]
+                alpha, beta = norm_of(t[17], t[18], channel, tail)
                 centre, after = floats(t[19], channel, 1)[0], floats(t[20], channel, 1)[0]
                 gate = floats(t[24], image * heads + channel // per_head, 1)[0]
                 of_y = (

@@ -39,6 +39,12 @@ def floats(address, at, length):
 
 
 @primitive
+def doubles(address, length):
+    """The float64 numbers at an address."""
+    return carray(_pointer(address), (length,), np.float64)
+
+
+@primitive
 def integers(address, length):
     """The integers at an address."""
     return carray(_pointer(address), (length,), np.int64)

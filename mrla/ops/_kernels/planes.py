@@ -7,8 +7,22 @@ convolution needs no borders. Pixel (i, j) is number ``corner(width) + i * strid
 
 import numpy as np
 
-from .compiling import primitive
-from .vectors import LANES, as_kept, chosen, lanes, load, load_lanes, spread, store, total, where_positive
+from .compiling import exact, primitive
+from .memory import floats
+from .vectors import (
+    LANES,
+    added_alone,
+    as_kept,
+    chosen,
+    lanes,
+    load,
+    load_lanes,
+    scaled_and_shifted,
+    spread,
+    store,
+    total,
+    where_positive,
+)
 
 
 @primitive
@@ -81,11 +95,20 @@ def write_nine(summed, taps):
     taps[6], taps[7], taps[8] = total(summed[6]), total(summed[7]), total(summed[8])
 
 
-@primitive
+@exact
 def rectified(branch, shortcut, alpha, beta, like):
     """relu(alpha * branch + beta + shortcut), rounded wherever a network with maps like `like` would round."""
-    added = as_kept(as_kept(branch * alpha + beta, like) + shortcut, like)
+    normed = as_kept(scaled_and_shifted(branch, alpha, beta), like)
+    added = as_kept(added_alone(normed, shortcut), like)
     return where_positive(added, added)
+
+
+@primitive
+def norm_of(alphas, betas, channel, tail):
+    """Alpha and beta of a channel, see `rectified`, from where they are; of no use where there is no tail."""
+    if tail:
+        return floats(alphas, channel, 1)[0], floats(betas, channel, 1)[0]
+    return np.float32(1), np.float32(0)
 
 
 @primitive

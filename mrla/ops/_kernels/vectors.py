@@ -17,7 +17,11 @@ from .compiling import intrinsic
 LANES = 16
 """Numbers in a run: one register of AVX-512, two of AVX2, four of NEON."""
 
+AHEAD = 1024
+"""How many elements ahead memory is asked for where one pass is all that is done."""
+
 _FLOATS = ir.VectorType(ir.FloatType(), LANES)
+_DOUBLES = ir.VectorType(ir.DoubleType(), LANES)
 _BITS = ir.VectorType(ir.IntType(1), LANES)
 _WORDS = ir.VectorType(ir.IntType(32), LANES)
 _HALVES = ir.VectorType(ir.IntType(16), LANES)
@@ -38,7 +42,14 @@ class _Mask(types.Type):
         super().__init__(name="mrla.Mask")
 
 
-run, mask = _Run(), _Mask()
+class _Sum(types.Type):
+    """`LANES` float64 numbers, for sums whose rounding may not show."""
+
+    def __init__(self):
+        super().__init__(name="mrla.Sum")
+
+
+run, mask, wide = _Run(), _Mask(), _Sum()
 
 
 @register_model(_Run)
@@ -51,6 +62,12 @@ class _RunModel(models.PrimitiveModel):
 class _MaskModel(models.PrimitiveModel):
     def __init__(self, manager: Any, kind: Any):
         super().__init__(manager, kind, _BITS)
+
+
+@register_model(_Sum)
+class _SumModel(models.PrimitiveModel):
+    def __init__(self, manager: Any, kind: Any):
+        super().__init__(manager, kind, _DOUBLES)
 
 
 def _splat(builder: Any, number: Any) -> Any:
@@ -214,6 +231,52 @@ def total(typing_context, numbers):
         return builder.call(add, [ir.FloatType()(0.0), arguments[0]], fastmath=_LOOSE)
 
     return types.float32(run), generate
+
+
+@intrinsic
+def no_sum(typing_context):
+    """A sum of nothing in float64."""
+    return wide(), lambda context, builder, signature, arguments: _DOUBLES([0.0] * LANES)
+
+
+@intrinsic
+def summed_with(typing_context, summed, numbers):
+    """A sum in float64 and a run that is added to it."""
+
+    def generate(context, builder, signature, arguments):
+        return builder.fadd(arguments[0], builder.fpext(arguments[1], _DOUBLES), flags=_LOOSE)
+
+    return wide(wide, run), generate
+
+
+@intrinsic
+def exact_total(typing_context, summed):
+    """The sum over lanes, in float64."""
+
+    def generate(context, builder, signature, arguments):
+        kind = ir.FunctionType(ir.DoubleType(), [ir.DoubleType(), _DOUBLES])
+        add = cgutils.get_or_insert_function(builder.module, kind, f"llvm.vector.reduce.fadd.v{LANES}f64")
+        return builder.call(add, [ir.DoubleType()(0.0), arguments[0]], fastmath=_LOOSE)
+
+    return types.float64(wide), generate
+
+
+@intrinsic
+def scaled_and_shifted(typing_context, numbers, scale, shift):
+    """numbers * scale + shift, rounded once."""
+
+    def generate(context, builder, signature, arguments):
+        kind = ir.FunctionType(_FLOATS, [_FLOATS, _FLOATS, _FLOATS])
+        join = cgutils.get_or_insert_function(builder.module, kind, f"llvm.fma.v{LANES}f32")
+        return builder.call(join, arguments)
+
+    return run(run, run, run), generate
+
+
+@intrinsic
+def added_alone(typing_context, left, right):
+    """left + right; in an `exact` function neither joined with products before it nor with sums behind it."""
+    return run(run, run), lambda context, builder, signature, arguments: builder.fadd(*arguments)
 
 
 def _define(symbol: Any, instruction: str) -> None:
