@@ -17,12 +17,12 @@ from .planes import (
     convolved,
     corner,
     correlated,
-    neighbours,
     nine,
     norm_of,
     nothing,
     padded_length,
     read_x,
+    row,
     rectified,
     stride,
     write_nine,
@@ -110,20 +110,21 @@ def follow(
     step, start, kernel_weights, own = stride(width), corner(width), nine(taps), len(weights) - 1
     scale, shift, factor, own_weight = spread(numbers[0]), spread(numbers[1]), spread(numbers[2]), spread(weights[own])
     value = elements(values[own], plane * height * width, height * width, kind, bytes_each)
-    for i in range(height):
-        for j in range(0, width, LANES):
-            inside, at = lanes(width - j), i * width + j
+    for j in range(0, width, LANES):
+        inside, upper, middle = lanes(width - j), row(padded, start + j - step), row(padded, start + j)
+        for i in range(height):
+            at, lower = i * width + j, row(padded, start + j + (i + 1) * step)
             fetch(x, at + ahead)
             fetch(shortcut, at + ahead)
-            around = neighbours(padded, start + i * step + j, step)
-            mine = as_kept(convolved(around, kernel_weights), x)
+            mine = as_kept(convolved(upper, middle, lower, kernel_weights), x)
             if kept:
                 store_lanes(value, at, mine, inside)
             y = mixed(values, weights, own, plane, at, height * width, inside, kind, bytes_each) + own_weight * mine
             update = y * scale + shift
             if rectify:
                 update = where_positive(update, update)
-            store_lanes(out, at, around[4] + factor * update, inside)
+            store_lanes(out, at, middle[1] + factor * update, inside)
+            upper, middle = middle, lower
 
 
 @primitive
@@ -133,12 +134,14 @@ def collect(padded, x, shortcut, ahead, taps, values, weights, plane, height, wi
     own_weight, size = spread(weights[own]), height * width
     value = elements(values[own], plane * size, size, kind, bytes_each)
     near = off = square = spread(np.float32(0))
-    for i in range(height):
-        for j in range(0, width, LANES):
-            inside, at = lanes(width - j), i * width + j
+    for j in range(0, width, LANES):
+        inside, upper, middle = lanes(width - j), row(padded, start + j - step), row(padded, start + j)
+        for i in range(height):
+            at, lower = i * width + j, row(padded, start + j + (i + 1) * step)
             fetch(x, at + ahead)
             fetch(shortcut, at + ahead)
-            mine = as_kept(convolved(neighbours(padded, start + i * step + j, step), kernel_weights), x)
+            mine = as_kept(convolved(upper, middle, lower, kernel_weights), x)
+            upper, middle = middle, lower
             store_lanes(value, at, mine, inside)
             y = mixed(values, weights, own, plane, at, size, inside, kind, bytes_each) + own_weight * mine
             store_lanes(out, at, y, inside)
@@ -358,9 +361,10 @@ def find_value_gradients(
     scale, shift, mean, factor = spread(numbers[0]), spread(numbers[1]), spread(numbers[2]), spread(numbers[3])
     incoming, lost, slope = spread(numbers[4]), spread(numbers[5]), spread(numbers[6])
     summed = nothing()
-    for i in range(height):
-        for j in range(0, width, LANES):
-            inside, at = lanes(width - j), i * width + j
+    for j in range(0, width, LANES):
+        inside, upper, middle = lanes(width - j), row(x_padded, start + j - step), row(x_padded, start + j)
+        for i in range(height):
+            at, lower = i * width + j, row(x_padded, start + j + (i + 1) * step)
             y = mixed(values, weights, len(weights), plane, at, size, inside, kind, bytes_each)
             fetch(gradient, at + size)
             z = load_lanes(gradient, at, inside) * factor
@@ -377,8 +381,8 @@ def find_value_gradients(
                 if block < own:
                     store_lanes(elements(of_values[block], plane * size, size, kind, bytes_each), at, here, inside)
             store(padded, start + i * step + j, here)
-            around = neighbours(x_padded, start + i * step + j, step)
-            summed = correlated(summed, around, here)
+            summed = correlated(summed, upper, middle, lower, here)
+            upper, middle = middle, lower
     write_nine(summed, of_taps)
 
 

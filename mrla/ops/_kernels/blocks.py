@@ -7,7 +7,7 @@ channels, of one image), tail, one entry of the method's own, and the size of th
 import numpy as np
 
 from .compiling import primitive
-from .planes import convolved, corner, neighbours, nine, stride
+from .planes import convolved, corner, nine, row, stride
 from .vectors import LANES, chosen, fetch, lanes, load, load_lanes, spread, store_lanes, total, where_positive
 
 @primitive
@@ -46,12 +46,14 @@ def find_map_gradients(
     step, start, weights = stride(width), corner(width), nine(turned)
     pooled, factor, centre, after = spread(numbers[0]), spread(numbers[1]), spread(numbers[2]), spread(numbers[3])
     summed = centred = spread(np.float32(0))
-    for i in range(height):
-        for j in range(0, width, LANES):
-            inside, at, here = lanes(width - j), i * width + j, start + i * step + j
-            around = neighbours(of_update, here, step)
-            found = convolved(around, weights) + load_lanes(gradient, at, inside) + pooled
-            of_added = factor * around[4]
+    for j in range(0, width, LANES):
+        inside, upper, middle = lanes(width - j), row(of_update, start + j - step), row(of_update, start + j)
+        for i in range(height):
+            at, here = i * width + j, start + j + i * step
+            lower = row(of_update, here + step)
+            found = convolved(upper, middle, lower, weights) + load_lanes(gradient, at, inside) + pooled
+            of_added = factor * middle[1]
+            upper, middle = middle, lower
             fetch(x, at + height * width)
             fetch(shortcut, at + height * width)
             if tail:

@@ -19,12 +19,12 @@ from .planes import (
     convolved,
     corner,
     correlated,
-    neighbours,
     nine,
     norm_of,
     nothing,
     padded_length,
     read_x,
+    row,
     stride,
     total_of,
     write_nine,
@@ -54,16 +54,17 @@ def mix(padded, x, shortcut, ahead, taps, along, constant, height, width, has_sh
     """One plane of x + (the convolution of x with `taps` + along * s + constant); asks for what lies `ahead`."""
     step, start = stride(width), corner(width)
     weights, factor, shift = nine(taps), spread(along), spread(constant)
-    for i in range(height):
-        for j in range(0, width, LANES):
-            inside, at = lanes(width - j), i * width + j
-            around = neighbours(padded, start + i * step + j, step)
-            update = convolved(around, weights) + shift
+    for j in range(0, width, LANES):
+        inside, upper, middle = lanes(width - j), row(padded, start + j - step), row(padded, start + j)
+        for i in range(height):
+            at, lower = i * width + j, row(padded, start + j + (i + 1) * step)
+            update = convolved(upper, middle, lower, weights) + shift
             fetch(x, at + ahead)
             fetch(shortcut, at + ahead)
             if has_shortcut:
                 update = update + factor * load_lanes(shortcut, at, inside)
-            store_lanes(out, at, around[4] + update, inside)
+            store_lanes(out, at, middle[1] + update, inside)
+            upper, middle = middle, lower
 
 
 @cache
@@ -138,12 +139,14 @@ def find_moments(padded, x, shortcut, taps, mean, height, width, has_shortcut, f
     mean_s = total_of(shortcut, height, width) / size if has_shortcut else np.float32(0)
     near_v, near_s = spread(mean * sum_of_taps), spread(mean_s)
     v = vv = vs = ss = spread(np.float32(0))
-    for i in range(height):
-        for j in range(0, width, LANES):
-            inside, at = lanes(width - j), i * width + j
+    for j in range(0, width, LANES):
+        inside, upper, middle = lanes(width - j), row(padded, start + j - step), row(padded, start + j)
+        for i in range(height):
+            at, lower = i * width + j, row(padded, start + j + (i + 1) * step)
             fetch(x, at + height * width)
             fetch(shortcut, at + height * width)
-            dv = chosen(convolved(neighbours(padded, start + i * step + j, step), weights) - near_v, inside)
+            dv = chosen(convolved(upper, middle, lower, weights) - near_v, inside)
+            upper, middle = middle, lower
             v, vv = v + dv, vv + dv * dv
             if has_shortcut:
                 ds = chosen(load_lanes(shortcut, at, inside) - near_s, inside)
@@ -192,15 +195,17 @@ def find_sums(padded, x, shortcut, gradient, taps, known, height, width, has_sho
     step, start, weights = stride(width), corner(width), nine(taps)
     mean_v, mean_s = spread(known[0]), spread(known[1])
     of_g = of_v = of_s = spread(np.float32(0))
-    for i in range(height):
-        for j in range(0, width, LANES):
-            inside, at = lanes(width - j), i * width + j
+    for j in range(0, width, LANES):
+        inside, upper, middle = lanes(width - j), row(padded, start + j - step), row(padded, start + j)
+        for i in range(height):
+            at, lower = i * width + j, row(padded, start + j + (i + 1) * step)
             g = load_lanes(gradient, at, inside)
             of_g = of_g + g
             fetch(x, at + height * width)
             fetch(shortcut, at + height * width)
             fetch(gradient, at + height * width)
-            of_v = of_v + g * (convolved(neighbours(padded, start + i * step + j, step), weights) - mean_v)
+            of_v = of_v + g * (convolved(upper, middle, lower, weights) - mean_v)
+            upper, middle = middle, lower
             if has_shortcut:
                 of_s = of_s + g * (load_lanes(shortcut, at, inside) - mean_s)
     found[0], found[1], found[2] = total(of_g), total(of_v), total(of_s)
@@ -248,17 +253,18 @@ def find_update_gradient(
     gate, incoming, lost = spread(numbers[0]), spread(numbers[1]), spread(numbers[2])
     slope, mean, factor = spread(numbers[3]), spread(numbers[4]), spread(decay)
     summed = nothing()
-    for i in range(height):
-        for j in range(0, width, LANES):
-            inside, at = lanes(width - j), i * width + j
-            around = neighbours(padded, start + i * step + j, step)
-            deviation = gate * convolved(around, weights) - mean
+    for j in range(0, width, LANES):
+        inside, upper, middle = lanes(width - j), row(padded, start + j - step), row(padded, start + j)
+        for i in range(height):
+            at, lower = i * width + j, row(padded, start + j + (i + 1) * step)
+            deviation = gate * convolved(upper, middle, lower, weights) - mean
             fetch(gradient, at + height * width)
             if has_shortcut:
                 deviation = deviation + factor * load_lanes(shortcut, at, inside)
             here = chosen(incoming * load_lanes(gradient, at, inside) - lost - slope * deviation, inside)
             store(of_update, start + i * step + j, here)
-            summed = correlated(summed, around, here)
+            summed = correlated(summed, upper, middle, lower, here)
+            upper, middle = middle, lower
     write_nine(summed, of_taps)
 
 

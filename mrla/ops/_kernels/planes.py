@@ -3,6 +3,9 @@
 A *padded* plane has an (h, w) map's rows in whole runs, with zeros where a row ends inside one, one zero in front of
 each and a row of zeros above and below. So the nine neighbours of a run of pixels stand at fixed distances, and a 3x3
 convolution needs no borders. Pixel (i, j) is number ``corner(width) + i * stride(width) + j``.
+
+Kernels go down a column of runs, not along a row: the mask is the same all the way, and of the three rows around a run
+two are at hand from the run above it.
 """
 
 import numpy as np
@@ -53,21 +56,17 @@ def nine(taps):
 
 
 @primitive
-def neighbours(padded, at, step):
-    """The nine runs around and at a place of a padded plane, row by row."""
-    return (
-        load(padded, at - step - 1), load(padded, at - step), load(padded, at - step + 1),
-        load(padded, at - 1), load(padded, at), load(padded, at + 1),
-        load(padded, at + step - 1), load(padded, at + step), load(padded, at + step + 1),
-    )  # fmt: skip
+def row(padded, at):
+    """The run at a place of a padded plane between the one begun a pixel before and the one begun a pixel behind."""
+    return load(padded, at - 1), load(padded, at), load(padded, at + 1)
 
 
 @primitive
-def convolved(around, taps):
-    """The 3x3 convolution at a run of pixels, of what `neighbours` found."""
-    upper = around[0] * taps[0] + around[1] * taps[1] + around[2] * taps[2]
-    middle = around[3] * taps[3] + around[4] * taps[4] + around[5] * taps[5]
-    return upper + middle + (around[6] * taps[6] + around[7] * taps[7] + around[8] * taps[8])
+def convolved(upper, middle, lower, taps):
+    """The 3x3 convolution at a run of pixels, of the three `row`s around it."""
+    above = upper[0] * taps[0] + upper[1] * taps[1] + upper[2] * taps[2]
+    beside = middle[0] * taps[3] + middle[1] * taps[4] + middle[2] * taps[5]
+    return above + beside + (lower[0] * taps[6] + lower[1] * taps[7] + lower[2] * taps[8])
 
 
 @primitive
@@ -78,12 +77,12 @@ def nothing():
 
 
 @primitive
-def correlated(summed, around, gradient):
+def correlated(summed, upper, middle, lower, gradient):
     """Nine sums and what a run of pixels adds to them: a 3x3 convolution's gradient for its taps."""
     return (
-        summed[0] + gradient * around[0], summed[1] + gradient * around[1], summed[2] + gradient * around[2],
-        summed[3] + gradient * around[3], summed[4] + gradient * around[4], summed[5] + gradient * around[5],
-        summed[6] + gradient * around[6], summed[7] + gradient * around[7], summed[8] + gradient * around[8],
+        summed[0] + gradient * upper[0], summed[1] + gradient * upper[1], summed[2] + gradient * upper[2],
+        summed[3] + gradient * middle[0], summed[4] + gradient * middle[1], summed[5] + gradient * middle[2],
+        summed[6] + gradient * lower[0], summed[7] + gradient * lower[1], summed[8] + gradient * lower[2],
     )  # fmt: skip
 
 
@@ -119,9 +118,10 @@ def read_x(x, shortcut, alpha, beta, height, width, tail, padded):
     """
     summed, step, start = spread(np.float32(0)), stride(width), corner(width)
     scale, shift = spread(alpha), spread(beta)
-    for i in range(height):
-        for j in range(0, width, LANES):
-            inside, at = lanes(width - j), i * width + j
+    for j in range(0, width, LANES):
+        inside = lanes(width - j)
+        for i in range(height):
+            at = i * width + j
             found = load_lanes(x, at, inside)
             if tail:
                 added = load_lanes(shortcut, at, inside)

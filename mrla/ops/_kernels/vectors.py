@@ -81,8 +81,8 @@ def lanes(typing_context, count):
     """The mask of the first `count` lanes; all of them where there are more."""
 
     def generate(context, builder, signature, arguments):
-        positions = ir.VectorType(ir.IntType(64), LANES)(list(range(LANES)))
-        return builder.icmp_signed("<", positions, _splat(builder, arguments[0]))
+        count = builder.trunc(arguments[0], ir.IntType(32))
+        return builder.icmp_signed("<", _WORDS(list(range(LANES))), _splat(builder, count))
 
     return mask(types.int64), generate
 
