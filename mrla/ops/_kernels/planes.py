@@ -13,10 +13,12 @@ import numpy as np
 from .compiling import exact, primitive
 from .memory import floats
 from .vectors import (
+    AHEAD,
     LANES,
     added_alone,
     as_kept,
     chosen,
+    fetch,
     lanes,
     load,
     load_lanes,
@@ -122,8 +124,10 @@ def read_x(x, shortcut, alpha, beta, height, width, tail, padded):
         inside = lanes(width - j)
         for i in range(height):
             at = i * width + j
+            fetch(x, at + AHEAD)
             found = load_lanes(x, at, inside)
             if tail:
+                fetch(shortcut, at + AHEAD)
                 added = load_lanes(shortcut, at, inside)
                 found = chosen(rectified(found, added, scale, shift, x), inside)
             store(padded, start + i * step + j, found)
