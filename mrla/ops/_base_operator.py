@@ -1,5 +1,6 @@
 """MRLA-base as torch's operator `mrla::base`, and as a function of the tail of a residual block."""
 
+import functools
 from collections.abc import Sequence
 from typing import Any
 
@@ -8,7 +9,7 @@ from torch import Tensor
 from torch.autograd.function import once_differentiable
 
 from ._block_tail import BlockTail, ResidualNorm, affine_of, begin
-from ._fused_base import BaseForm, BaseState, BaseWeights, backward, forward
+from ._fused_base import BaseForm, BaseState, BaseWeights, Letter, backward, forward
 from ._fused_maps import own
 
 
@@ -67,8 +68,8 @@ def _base_backward(
     """`backward` as torch's operator: the gradients of x, keys, values and weights, one after the other."""
     all_weights = BaseWeights(*weights, *(None,) * (6 - len(weights)))
     of_x, _, of_keys, of_values, of_weights, _ = backward(
-        gradient, of_key, of_value, [None] * len(values), x, None, keys, values, all_weights, BaseState(*state), keep,
-        BaseForm(heads, eps, softmax, rectify), batch_statistics=batch_statistics,
+        gradient, of_key, of_value, (), x, None, keys, values, all_weights, BaseState(*state), keep,
+        BaseForm(heads, eps, softmax, rectify), batch_statistics=batch_statistics, wanted=[True] * len(values),
     )  # fmt: skip
     return [own(one) for one in (of_x, *of_keys, *of_values, *of_weights) if one is not None]
 
@@ -128,17 +129,14 @@ def base_behind(
     form: BaseForm,
     *,
     last: bool,
-) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor, Sequence[Tensor]]:
-    """Like `base`, of the block's output that a tail stands for; and the earlier values for the blocks behind.
+) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
+    """Like `base`, of the block's output that a tail stands for.
 
-    With `last` no block reads the memory: without a gradient the value is then an empty tensor. Where there is a
-    gradient the earlier values come out as they went in, so that what later blocks give to them arrives here in one
-    map each, to which this block adds its own part in place: not one map for each pair of blocks.
+    With `last` no block reads the memory: without a gradient the value is then an empty tensor.
     """
     inputs = (tail.branch, tail.shortcut, *affine_of(tail), *weights, *keys, *values)
     if torch.is_grad_enabled() and any(one is not None and one.requires_grad for one in inputs):
-        out, key, value, mean, variance, *through = _BaseTail.apply(*inputs, tail, len(keys), statistics, keep, form)
-        return out, key, value, mean, variance, through
+        return _BaseTail.apply(*inputs, tail, len(keys), statistics, keep, form)
     x, rest, _, owned = begin(tail)
     out, state = forward(
         x,
@@ -153,24 +151,36 @@ def base_behind(
         in_place=owned,
         keep_value=not last,
     )
-    return out, state.key, state.value, state.mean, state.variance, values
+    return out, state.key, state.value, state.mean, state.variance
+
+
+_VALUE = 2
+"""The number of the value among what `_BaseTail` returns."""
 
 
 class _BaseTail(torch.autograd.Function):
-    """The end of a residual block with MRLA-base behind it: of its maps branch, shortcut and values are kept."""
+    """The end of a residual block with MRLA-base behind it: of its maps branch, shortcut and values are kept.
+
+    In backward a block gives the earlier ones no gradient of their values. It leaves each of them a `Letter` at its
+    node in the graph: every map is then read once, and but one map a block is written, the gradient of its y. That goes
+    where the block's own value was, if nobody needs that any more.
+    """
 
     @staticmethod
     def forward(ctx: Any, branch: Tensor, shortcut: Tensor, weight: Any, bias: Any, *rest: Any) -> Any:
         *given, tail, asked, statistics, keep, form = rest
         weights, keys, values = BaseWeights(*given[:6]), given[6 : 6 + asked], given[6 + asked :]
-        x, rest, norm, _ = begin(tail)
-        out, state = forward(x, shortcut, keys, values, weights, statistics, keep, form, tail=rest)
+        x, left, norm, _ = begin(tail)
+        out, state = forward(x, shortcut, keys, values, weights, statistics, keep, form, tail=left)
         ctx.save_for_backward(branch, shortcut, *weights, *keys, *values, *state, keep, *norm[:4])
-        ctx.rest = asked, form, statistics is None, norm.training
+        ctx.rest = asked, form, statistics is None, norm[4:]
         ctx.affine = weight is not None, bias is not None
+        # The graph counts tensors alone.
+        ctx.first_value = sum(one is not None for one in (branch, shortcut, weight, bias, *given[: 6 + asked]))
+        ctx.mail = {}
         ctx.mark_non_differentiable(state.mean, state.variance)
         ctx.set_materialize_grads(False)
-        return out, state.key, state.value, state.mean, state.variance, *values
+        return out, state.key, state.value, state.mean, state.variance
 
     @staticmethod
     @once_differentiable
@@ -181,19 +191,68 @@ class _BaseTail(torch.autograd.Function):
         of_value: Tensor | None,
         _mean: None,
         _variance: None,
-        *later: Tensor | None,
     ) -> Any:
         branch, shortcut, *saved = ctx.saved_tensors
-        asked, form, batch_statistics, training = ctx.rest
+        asked, form, batch_statistics, rest_of_norm = ctx.rest
         keys, values = saved[6 : 6 + asked], saved[6 + asked : 6 + 2 * asked]
-        state = saved[6 + 2 * asked : 13 + 2 * asked]
-        keep, tail_weight, tail_bias, tail_mean, tail_rstd = saved[13 + 2 * asked :]
+        state = BaseState(*saved[6 + 2 * asked : 13 + 2 * asked])
+        keep, *norm = saved[13 + 2 * asked :]
         gradient = torch.zeros_like(branch) if gradient is None else gradient
+
+        nodes = ctx.next_functions[ctx.first_value : ctx.first_value + asked]
+        run: Any = torch._C
+        by_letter = [isinstance(node, type(ctx)) and at == _VALUE for node, at in nodes]
+        to = [
+            (block, node)
+            for block, ((node, _), takes) in enumerate(zip(nodes, by_letter, strict=True))
+            if takes and run._will_engine_execute_node(node)
+        ]
+        wanted = [node is not None and not takes for (node, _), takes in zip(nodes, by_letter, strict=True)]
+        of_update = None
+        if to:
+            of_update = state.value if _is_done_with(state.value) else torch.empty_like(branch)
+        task = run._current_graph_task_id()
         of_branch, of_shortcut, of_keys, of_values, of_weights, of_norm = backward(
-            gradient, of_key, of_value, later, branch, shortcut, keys, values, BaseWeights(*saved[:6]),
-            BaseState(*state), keep, form, batch_statistics=batch_statistics,
-            tail=ResidualNorm(tail_weight, tail_bias, tail_mean, tail_rstd, training),
+            gradient, of_key, of_value, ctx.mail.pop(task, ()), branch, shortcut, keys, values,
+            BaseWeights(*saved[:6]), state, keep, form, batch_statistics=batch_statistics, wanted=wanted,
+            of_update=of_update, tail=ResidualNorm(*norm, *rest_of_norm),
         )  # fmt: skip
-        assert of_norm is not None
-        of_affine = (one if there else None for one, there in zip(of_norm, ctx.affine, strict=True))
+        for block, node in to:
+            assert of_update is not None
+            node.mail.setdefault(task, []).append(Letter(of_update, state.weights, block))
+        of_affine = (one if there else None for one, there in zip(of_norm or (None, None), ctx.affine, strict=True))
         return of_branch, of_shortcut, *of_affine, *of_weights, *of_keys, *of_values, *(None,) * 5
+
+
+def _is_done_with(value: Tensor) -> bool:
+    """Whether a saved output may be overwritten: no second pass is to come, and nobody else holds what it lies in."""
+    inside: Any = torch._C
+    return not inside._autograd._get_current_graph_task_keep_graph() and _holders(value) == _holders_of_an_output()
+
+
+def _holders(tensor: Tensor) -> int:
+    inside: Any = torch._C
+    return inside._storage_Use_Count(tensor.untyped_storage()._cdata)
+
+
+@functools.cache
+def _holders_of_an_output() -> int:
+    """How often torch itself holds an output that its function has saved and takes out in backward."""
+    found = []
+
+    class Probe(torch.autograd.Function):
+        @staticmethod
+        def forward(ctx: Any, x: Tensor) -> Tensor:
+            out = x.clone()
+            ctx.save_for_backward(out)
+            return out
+
+        @staticmethod
+        def backward(ctx: Any, gradient: Tensor) -> Tensor:  # type: ignore[override]
+            (out,) = ctx.saved_tensors
+            found.append(_holders(out))
+            return gradient
+
+    with torch.enable_grad():
+        Probe.apply(torch.zeros(1, requires_grad=True)).sum().backward()
+    return found[0]

@@ -2,6 +2,7 @@
 
 import copy
 import functools
+from collections.abc import Sequence
 from typing import NamedTuple
 
 import torch
@@ -27,13 +28,30 @@ class BlockTail(NamedTuple):
 
 
 class ResidualNorm(NamedTuple):
-    """The norm of a tail as numbers for each channel, in float32: weight * (branch - mean) * rstd + bias."""
+    """The norm of a tail as kernels read it: weight * (branch - mean) / deviation + bias, in float32.
 
-    weight: Tensor
-    bias: Tensor
-    mean: Tensor
-    rstd: Tensor
-    training: bool
+    Attributes:
+        weight: Per channel; None for ones.
+        bias: Per channel; None for zeros.
+        mean: Per channel; None where there is no norm.
+        spread: The norm's variance; with `training` one over the batch's deviation.
+        eps: The norm's.
+        training: Whether mean and deviation are those of the batch.
+    """
+
+    weight: Tensor | None = None
+    bias: Tensor | None = None
+    mean: Tensor | None = None
+    spread: Tensor | None = None
+    eps: float = 0.0
+    training: bool = False
+
+
+def rest_of(tail: ResidualNorm | None) -> int:
+    """What is left of a tail, as `_kernels.norms.line_of_branch` counts."""
+    if tail is None:
+        return 0
+    return 1 if tail.mean is None else 3 if tail.training else 2
 
 
 def finish(tail: BlockTail) -> Tensor:
@@ -71,14 +89,12 @@ def begin(tail: BlockTail) -> Begun:
     """
     norm, branch = tail.norm, tail.branch
     if not isinstance(norm, nn.BatchNorm2d):
-        nothing = without_norm(branch.shape[1])
-        return Begun(branch, nothing, nothing, tail.owned)
+        return Begun(branch, ResidualNorm(), ResidualNorm(), tail.owned)
     statistics = kept_statistics(norm)
     if _is_float32(branch, norm) and kernels_norm_as_torch():
-        mean, rstd = _batch_statistics(norm, branch) if statistics is None else _by_running(*statistics, norm.eps)
-        numbers = _numbers(norm, mean, rstd)
+        numbers = _numbers(norm, statistics or _batch_statistics(norm, branch))
         return Begun(branch, numbers, numbers, tail.owned)
-    normed, mean, rstd = torch.native_batch_norm(
+    normed, *of_batch = torch.native_batch_norm(
         branch,
         norm.weight,
         norm.bias,
@@ -88,15 +104,7 @@ def begin(tail: BlockTail) -> Begun:
         advance(norm),
         norm.eps,
     )
-    if statistics is not None:
-        mean, rstd = _by_running(*statistics, norm.eps)
-    return Begun(normed, without_norm(branch.shape[1]), _numbers(norm, mean, rstd), owned=True)
-
-
-def without_norm(channels: int) -> ResidualNorm:
-    """A norm that changes nothing."""
-    ones, zeros = torch.ones(channels), torch.zeros(channels)
-    return ResidualNorm(ones, zeros, zeros, ones, training=False)
+    return Begun(normed, ResidualNorm(), _numbers(norm, statistics or of_batch), owned=True)
 
 
 @functools.cache
@@ -105,49 +113,33 @@ def kernels_norm_as_torch() -> bool:
 
     torch's own depends on the instructions that it was built for, so both are run once on a small map.
     """
+    from ._kernels import launch, norms
+
     generator = torch.Generator().manual_seed(0)
-    channels = 64  # enough for a difference in rounding to show
-    x = torch.randn((3, channels, 5, 7), generator=generator) * 3 + 1
-    theirs = nn.BatchNorm2d(channels).requires_grad_(False)
-    for one in (theirs.weight, theirs.bias, theirs.running_mean, theirs.running_var):
-        torch.nn.init.uniform_(one, 0.5, 2, generator=generator)
+    b, c, h, w = 3, 64, 5, 7  # enough channels for a difference in rounding to show
+    x = torch.randn((b, c, h, w), generator=generator) * 3 + 1
+    shortcut, found = torch.randn((b, c, h, w), generator=generator), torch.empty_like(x)
+    theirs = nn.BatchNorm2d(c).requires_grad_(False)
+    for one in theirs.state_dict().values():
+        if one.is_floating_point():
+            one.uniform_(0.5, 2, generator=generator)
     ours = copy.deepcopy(theirs)
     for training in (True, False):
-        normed, mean, rstd = torch.native_batch_norm(
+        ours.train(training)
+        normed, *_ = torch.native_batch_norm(
             x, theirs.weight, theirs.bias, theirs.running_mean, theirs.running_var, training, 0.1, theirs.eps
         )
-        statistics = kept_statistics(ours.train(training))
-        if statistics is None:
-            found = _batch_statistics(ours, x)
-            if not (torch.equal(found[0], mean) and torch.equal(found[1], rstd)):
-                return False
-            same = torch.equal(ours.running_mean, theirs.running_mean)
-            if not (same and torch.equal(ours.running_var, theirs.running_var)):
-                return False
-        else:
-            found = _by_running(*statistics, ours.eps)
-        alpha, beta = as_line(_numbers(ours, *found))
-        once = x.double() * alpha.double()[:, None, None] + beta.double()[:, None, None]
-        if not torch.equal(once.float(), normed):
+        numbers = _numbers(ours, kept_statistics(ours) or _batch_statistics(ours, x))
+        launch.run(norms.finish(), b * c, 0, c, h * w, 0, 0, 0, rest_of(numbers), x, shortcut, found, *numbers[:5])
+        if not torch.equal(found, torch.relu(normed + shortcut)):
             return False
-    return True
-
-
-def as_line(norm: ResidualNorm) -> tuple[Tensor, Tensor]:
-    """Alpha and beta of a norm as alpha * branch + beta, rounded as by torch."""
-    alpha = norm.rstd * norm.weight
-    return alpha, (norm.bias.double() - norm.mean.double() * alpha.double()).float()
+    tracked = theirs.state_dict()
+    return all(torch.equal(one, tracked[name]) for name, one in ours.state_dict().items() if one.is_floating_point())
 
 
 def _is_float32(branch: Tensor, norm: nn.BatchNorm2d) -> bool:
     parts = (branch, norm.weight, norm.bias, norm.running_mean, norm.running_var)
     return all(one is None or (one.dtype == torch.float32 and one.is_contiguous()) for one in parts)
-
-
-def _by_running(mean: Tensor, variance: Tensor, eps: float) -> tuple[Tensor, Tensor]:
-    # 1 / deviation as torch's norm rounds it, which is not as its square root does: the norm of a one.
-    one, zero = variance.new_ones(1, len(variance)), torch.zeros_like(variance)
-    return mean, torch.native_batch_norm(one, None, None, zero, variance, False, 0.0, eps)[0][0]
 
 
 def _batch_statistics(norm: nn.BatchNorm2d, branch: Tensor) -> tuple[Tensor, Tensor]:
@@ -156,14 +148,14 @@ def _batch_statistics(norm: nn.BatchNorm2d, branch: Tensor) -> tuple[Tensor, Ten
 
     b, c, h, w = branch.shape
     mean, rstd = torch.empty(c), torch.empty(c)
-    numbers = torch.tensor((advance(norm), norm.eps), dtype=torch.float64)
     tracked = (norm.running_mean, norm.running_var) if norm.training else (None, None)
-    launch.run(norms.statistics(), c, branch.numel(), b, c, h * w, branch, mean, rstd, *tracked, numbers)
+    launch.run(
+        norms.statistics(), c, branch.numel(), b, c, h * w, branch, mean, rstd, *tracked, advance(norm), norm.eps
+    )
     return mean, rstd
 
 
-def _numbers(norm: nn.BatchNorm2d, mean: Tensor, rstd: Tensor) -> ResidualNorm:
-    weight, bias = norm.weight, norm.bias
-    weight = torch.ones_like(mean) if weight is None else weight.detach().float()
-    bias = torch.zeros_like(mean) if bias is None else bias.detach().float()
-    return ResidualNorm(weight, bias, mean.float(), rstd.float(), takes_batch(norm))
+def _numbers(norm: nn.BatchNorm2d, statistics: Sequence[Tensor]) -> ResidualNorm:
+    weight, bias = (None if one is None else one.detach().float() for one in (norm.weight, norm.bias))
+    mean, spread = (one.float() for one in statistics)
+    return ResidualNorm(weight, bias, mean, spread, norm.eps, takes_batch(norm))

@@ -6,18 +6,8 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from ._block_tail import ResidualNorm
-from ._fused_maps import (
-    PARTS,
-    addresses,
-    before_the_add,
-    chunks_of,
-    kind_of,
-    norm_gradients,
-    norm_of_branch,
-    on_the_way_back,
-    packed,
-)
+from ._block_tail import ResidualNorm, rest_of
+from ._fused_maps import PARTS, addresses, chunks_of, kind_of, norm_gradients, packed
 
 
 class BaseWeights(NamedTuple):
@@ -98,44 +88,55 @@ def forward(
     b, c, h, w = x.shape
     kind, asked, k = kind_of(x), len(values) + 1, weights.query.numel()
     per_plane = {"dtype": torch.float32, "device": x.device}
-    means = torch.zeros((b, c + k - 1), **per_plane)
+    means = torch.empty((b, c + k - 1), **per_plane)
     by_batch = statistics is None
     keep_value = keep_value or by_batch
     value = torch.empty_like(x) if keep_value else x.new_empty(0)
     key, query = torch.empty((b, c), **per_plane), torch.empty((b, c), **per_plane)
     taken = torch.empty((b, form.heads, asked), **per_plane)
     all_values, all_keys = [*values, value if keep_value else None], [*(one.contiguous() for one in keys), key]
-    factor = torch.ones(c, **per_plane) if weights.scale is None else weights.scale
     moments = torch.empty((b, c, base.MOMENTS), **per_plane) if by_batch else None
-    scale = shift = None
-    if statistics is not None:
-        scale, shift = norm_of_branch(*statistics, weights.norm_weight, weights.norm_bias, form.eps)
+    norm = (weights.norm_weight, weights.norm_bias, *(statistics or (None, None)), form.eps)
     chunks = chunks_of(b, form.heads)
-    header, line = (c, h, w, form.heads, chunks, tail is not None, asked, k), before_the_add(tail)
+    header, branch_norm = (c, h, w, form.heads, chunks, rest_of(tail), asked, k), (tail or ResidualNorm())[:5]
     out = x if in_place and chunks == 1 and not by_batch else torch.empty_like(x)
     launch.run(
         base.apply(kind), b * chunks, x.numel() * asked, *header,
         x, shortcut, out, weights.value, addresses(all_values), addresses(all_keys), query, weights.query, weights.key,
-        scale, shift, factor, keep, taken, means, moments, form.softmax, form.rectify, by_batch, *line,
+        *norm, weights.scale, keep, taken, means, moments, form.softmax, form.rectify, by_batch, *branch_norm,
     )  # fmt: skip
     if statistics is None:
         assert moments is not None
         statistics = torch.empty(c, **per_plane), torch.empty(c, **per_plane)
         small = (b, c, h * w, form.heads, k, PARTS)
         launch.run(base_numbers.statistics(), PARTS, 2 * b * c, *small, moments, *statistics)
-        scale, shift = norm_of_branch(*statistics, weights.norm_weight, weights.norm_bias, form.eps)
+        norm = (weights.norm_weight, weights.norm_bias, *statistics, form.eps)
         launch.run(
             base.finish(kind), b * chunks, x.numel(), *header,
-            x, shortcut, out, scale, shift, factor, keep, form.rectify, *line,
+            x, shortcut, out, *norm, weights.scale, keep, form.rectify, *branch_norm,
         )  # fmt: skip
     return out, BaseState(value, key, query, taken, means, *statistics)
+
+
+class Letter(NamedTuple):
+    """What a later block leaves to an earlier one: the gradient of its y, and what it took of the earlier one's value.
+
+    Attributes:
+        of_update: The gradient of the later block's y.
+        taken: What the later block's heads take from each block, `BaseState.weights`.
+        block: The place of the earlier block among those.
+    """
+
+    of_update: Tensor
+    taken: Tensor
+    block: int
 
 
 def backward(
     gradient: Tensor,
     of_key: Tensor | None,
     of_value: Tensor | None,
-    later: Sequence[Tensor | None],
+    mail: Sequence[Letter],
     x: Tensor,
     shortcut: Tensor | None,
     keys: Sequence[Tensor],
@@ -146,15 +147,17 @@ def backward(
     form: BaseForm,
     *,
     batch_statistics: bool,
+    wanted: Sequence[bool],
+    of_update: Tensor | None = None,
     tail: ResidualNorm | None = None,
-) -> tuple[Tensor, Tensor | None, list[Tensor], list[Tensor], BaseWeights, tuple[Tensor, Tensor] | None]:
+) -> tuple[Tensor, Tensor | None, list[Tensor], list[Tensor | None], BaseWeights, tuple[Tensor, Tensor] | None]:
     """Gradients of `x`, the shortcut, earlier keys and values, the weights and, with `tail`, its norm's two.
 
     Args:
         gradient: That of the output.
         of_key: That of the block's key, from later blocks.
-        of_value: That of its value, likewise.
-        later: Those of the earlier values, from later blocks, where they come through here; they are overwritten.
+        of_value: That of its value, from whoever sends no letter.
+        mail: The letters of later blocks.
         x: As `forward` had it; with `tail` the branch before its norm.
         shortcut: As `forward` had it.
         keys: Likewise.
@@ -164,6 +167,8 @@ def backward(
         keep: As `forward` had it.
         form: Likewise.
         batch_statistics: Whether the mixer's norm took those of the batch.
+        wanted: For which earlier values a gradient is to be made here; the others get a letter.
+        of_update: Where the gradient of y goes for letters; the place of the block's own value may be given.
         tail: The norm behind the branch.
     """
     from ._kernels import base, base_numbers, launch
@@ -173,28 +178,27 @@ def backward(
     kind, asked = kind_of(x), len(values) + 1
     gradient = gradient.contiguous()
     chunks = chunks_of(b, form.heads)
-    header = (c, h, w, form.heads, chunks, tail is not None, asked, weights.query.numel())
+    header = (c, h, w, form.heads, chunks, rest_of(tail), asked, weights.query.numel())
+    norm = (weights.norm_weight, weights.norm_bias, state.mean, state.variance, form.eps)
     per_plane = {"dtype": torch.float32, "device": x.device}
-    scale, shift = norm_of_branch(state.mean, state.variance, weights.norm_weight, weights.norm_bias, form.eps)
-    factor = (torch.ones(c, **per_plane) if weights.scale is None else weights.scale).expand(b, c)
-    factor = (factor if keep is None else factor * keep[:, None]).contiguous()
-    at_values = addresses([*values, state.value])
     sums = torch.empty((b, c, base.SUMS), **per_plane)
     of_each = torch.empty((b, c, asked, base.VALUE_SUMS), **per_plane)
+    of_x = torch.empty_like(x)  # y until its place is needed for the gradient
     launch.run(
         base.sums(kind), b * chunks, x.numel() * asked, *header,
-        at_values, gradient, state.weights, scale, shift, state.mean, factor, sums, form.rectify, of_each,
+        addresses([*values, state.value]), gradient, state.weights, *norm, weights.scale, keep, sums, of_each, of_x,
+        form.rectify,
     )  # fmt: skip
 
     k = weights.query.numel()
-    small, rstd = (b, c, h * w, form.heads, k, PARTS), (state.variance + form.eps).rsqrt()
+    small = (b, c, h * w, form.heads, k, PARTS)
     incoming, constant, slope, of_norm_weight, of_norm_bias = (torch.empty(c, **per_plane) for _ in range(5))
     of_scale = None if weights.scale is None else torch.empty(c, **per_plane)
     of_taken = torch.empty((b, c, asked), **per_plane)
     launch.run(
         base_numbers.numbers(), PARTS, 4 * b * c * asked, *small,
-        sums, of_each, rstd, weights.norm_weight, keep, incoming, constant, slope, of_norm_weight, of_norm_bias,
-        of_scale, of_taken, asked, batch_statistics,
+        sums, of_each, state.variance, weights.norm_weight, keep, incoming, constant, slope, of_norm_weight,
+        of_norm_bias, of_scale, of_taken, asked, batch_statistics, form.eps,
     )  # fmt: skip
     of_keys, pooled = [torch.empty((b, c), **per_plane) for _ in keys], torch.empty((b, c), **per_plane)
     of_kernels = torch.empty((b, 2, k), **per_plane)
@@ -207,16 +211,17 @@ def backward(
         of_taken, pooled, of_kernels, asked, form.softmax,
     )  # fmt: skip
 
-    of_x, of_shortcut = torch.empty_like(x), None if shortcut is None else torch.empty_like(shortcut)
-    given = [None if one is None else one.contiguous() for one in (*later, of_value)]
-    of_values = [torch.empty_like(one) if of is None else of for one, of in zip(values, given[:-1], strict=True)]
+    of_shortcut = None if shortcut is None else torch.empty_like(shortcut)
+    of_values = [torch.empty_like(one) if there else None for one, there in zip(values, wanted, strict=True)]
+    of_value = None if of_value is None else of_value.contiguous()
     of_taps, of_tail = torch.empty((b, c, 9), **per_plane), torch.empty((b, c, 2), **per_plane)
-    line, (centre, after) = before_the_add(tail), on_the_way_back(tail, c)
+    rows = [(one.of_update.data_ptr(), one.taken.data_ptr(), one.taken.shape[2], one.block) for one in mail]
+    letters = torch.tensor(rows, dtype=torch.int64)
     launch.run(
-        base.gradients(kind), b * chunks, x.numel() * asked, *header,
-        x, shortcut, gradient, of_x, of_shortcut, at_values, addresses([*of_values, None]), state.weights,
-        weights.value, *line, centre, after, scale, shift, state.mean, factor, incoming,
-        constant, slope, pooled, of_taps, of_tail, form.rectify, addresses(given),
+        base.gradients(kind), b * chunks, x.numel() * (2 + len(mail)), *header,
+        x, shortcut, gradient, of_x, of_shortcut, addresses([*of_values, None]), state.weights, weights.value, *norm,
+        incoming, constant, slope, pooled, of_taps, of_tail, form.rectify, of_value, of_update, letters, len(mail),
+        *(tail or ResidualNorm())[:5], weights.scale, keep,
     )  # fmt: skip
     of_taps = of_taps.sum(0).view_as(weights.value)
     of_query, of_own_key = of_kernels.sum(0).view(2, 1, 1, -1).unbind()

@@ -5,17 +5,8 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from ._block_tail import ResidualNorm
-from ._fused_maps import (
-    PARTS,
-    before_the_add,
-    chunks_of,
-    kind_of,
-    norm_gradients,
-    norm_of_branch,
-    on_the_way_back,
-    packed,
-)
+from ._block_tail import ResidualNorm, rest_of
+from ._fused_maps import PARTS, chunks_of, kind_of, norm_gradients, packed
 
 
 class LightWeights(NamedTuple):
@@ -50,6 +41,7 @@ def forward(
     *,
     tail: ResidualNorm | None = None,
     in_place: bool = False,
+    keep_state: bool = True,
 ) -> tuple[Tensor, LightState]:
     """The mixer's output and what its gradient needs.
 
@@ -63,6 +55,7 @@ def forward(
         eps: The norm's.
         tail: The norm behind the branch.
         in_place: Whether `x` may be overwritten.
+        keep_state: Whether there will be a gradient.
     """
     from ._kernels import launch, light, light_numbers
 
@@ -70,25 +63,30 @@ def forward(
     b, c, h, w = x.shape
     kind, k = kind_of(x), weights.query.numel()
     per_plane = {"dtype": torch.float32, "device": x.device}
-    means = torch.zeros((b, c + k - 1), **per_plane)
-    gates, moments = torch.empty((b, heads), **per_plane), torch.empty((b, c, light.MOMENTS), **per_plane)
+    means, gates = torch.empty((b, c + k - 1), **per_plane), torch.empty((b, heads), **per_plane)
     chunks = chunks_of(b, heads)
-    header, line = (c, h, w, heads, chunks, tail is not None, shortcut is not None, k), before_the_add(tail)
+    header = (c, h, w, heads, chunks, rest_of(tail), shortcut is not None, k)
+    branch_norm = (tail or ResidualNorm())[:5]
     if statistics is None:
+        moments = torch.empty((b, c, light.MOMENTS), **per_plane)
         mean, variance = torch.empty(c, **per_plane), torch.empty(c, **per_plane)
         small = (b, c, h * w, heads, k, PARTS)
-        launch.run(light.moments(kind), b * chunks, x.numel(), *header, x, shortcut, weights.value, means, moments, *line)
+        launch.run(
+            light.moments(kind), b * chunks, x.numel(), *header,
+            x, shortcut, weights.value, means, moments, *branch_norm,
+        )  # fmt: skip
         launch.run(light_numbers.gates(), b, b * c * k, *small, weights.query, weights.key, means, gates)
         launch.run(light_numbers.statistics(), PARTS, 4 * b * c, *small, gates, weights.decay, moments, mean, variance)
     else:
         mean, variance = statistics
-        moments.zero_()
-    scale, shift = norm_of_branch(mean, variance, weights.norm_weight, weights.norm_bias, eps)
+        # Backward takes the sums of its planes around these, which without batch statistics may be anything.
+        moments = torch.zeros((b, c, light.MOMENTS) if keep_state else 0, **per_plane)
     out = x if in_place and chunks == 1 else torch.empty_like(x)
     launch.run(
         light.apply(kind), b * chunks, x.numel(), *header,
-        x, shortcut, out, weights.value, weights.decay, weights.query, weights.key, scale, shift, keep, gates, means,
-        statistics is None, *line,
+        x, shortcut, out, weights.value, weights.decay, weights.query, weights.key,
+        weights.norm_weight, weights.norm_bias, mean, variance, eps, keep, gates, means, statistics is None,
+        *branch_norm,
     )  # fmt: skip
     return out, LightState(means, gates, moments, mean, variance)
 
@@ -125,25 +123,24 @@ def backward(
     kind, heads = kind_of(x), state.gates.shape[1]
     gradient = gradient.contiguous()
     chunks = chunks_of(b, heads)
-    header = (c, h, w, heads, chunks, tail is not None, shortcut is not None, weights.query.numel())
+    header = (c, h, w, heads, chunks, rest_of(tail), shortcut is not None, weights.query.numel())
+    branch_norm = (tail or ResidualNorm())[:5]
     per_plane = {"dtype": torch.float32, "device": x.device}
-    line, (centre, after) = before_the_add(tail), on_the_way_back(tail, c)
     sums = torch.empty((b, c, light.SUMS), **per_plane)
     launch.run(
         light.sums(kind), b * chunks, x.numel(), *header,
-        x, shortcut, gradient, weights.value, *line, state.moments, sums,
+        x, shortcut, gradient, weights.value, state.moments, sums, *branch_norm,
     )  # fmt: skip
 
     small = (b, c, h * w, heads, weights.query.numel(), PARTS)
-    rstd = (state.variance + eps).rsqrt()
     incoming, of_value, pooled = (torch.empty((b, c), **per_plane) for _ in range(3))
     constant, slope, of_norm_weight, of_norm_bias = (torch.empty(c, **per_plane) for _ in range(4))
     of_decay = None if weights.decay is None else torch.empty(c, **per_plane)
     of_kernels = torch.empty((b, 2, weights.query.numel()), **per_plane)
     launch.run(
         light_numbers.numbers(), PARTS, 8 * b * c, *small,
-        state.gates, weights.decay, state.moments, sums, state.mean, rstd, weights.norm_weight, keep,
-        incoming, of_value, constant, slope, of_norm_weight, of_norm_bias, of_decay, batch_statistics,
+        state.gates, weights.decay, state.moments, sums, state.mean, state.variance, weights.norm_weight, keep,
+        incoming, of_value, constant, slope, of_norm_weight, of_norm_bias, of_decay, batch_statistics, eps,
     )  # fmt: skip
     launch.run(
         light_numbers.gate_gradients(), b, 4 * b * c, *small,
@@ -154,8 +151,8 @@ def backward(
     of_taps, of_tail = torch.empty((b, c, 9), **per_plane), torch.empty((b, c, 2), **per_plane)
     launch.run(
         light.gradients(kind), b * chunks, x.numel(), *header,
-        x, shortcut, gradient, of_x, of_shortcut, weights.value, weights.decay, *line, centre, after,
-        constant, slope, state.mean, state.gates, incoming, pooled, of_taps, of_tail,
+        x, shortcut, gradient, of_x, of_shortcut, weights.value, weights.decay,
+        constant, slope, state.mean, state.gates, incoming, pooled, of_taps, of_tail, *branch_norm,
     )  # fmt: skip
     of_query, of_key = of_kernels.sum(0).view(2, 1, 1, -1).unbind()
     of_taps = of_taps.sum(0).view_as(weights.value)

@@ -7,7 +7,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from ._block_tail import ResidualNorm, as_line
+from ._block_tail import ResidualNorm
 
 PARTS = 16
 """How many parts the channels are cut into where only numbers are worked on: a fixed number, for the same sums."""
@@ -39,24 +39,6 @@ def addresses(tensors: Sequence[Tensor | None]) -> Tensor:
     return torch.tensor([0 if one is None else one.data_ptr() for one in tensors], dtype=torch.int64)
 
 
-def norm_of_branch(mean: Tensor, variance: Tensor, weight: Tensor, bias: Tensor, eps: float) -> tuple[Tensor, Tensor]:
-    """A BatchNorm as scale and shift."""
-    scale = weight * (variance + eps).rsqrt()
-    return scale, bias - mean * scale
-
-
-def before_the_add(tail: ResidualNorm | None) -> tuple[Tensor | None, Tensor | None]:
-    """How a kernel makes what the shortcut is added to: alpha * branch + beta; of no use without a tail."""
-    return (None, None) if tail is None else as_line(tail)
-
-
-def on_the_way_back(tail: ResidualNorm | None, channels: int) -> tuple[Tensor, Tensor]:
-    """The mean of a tail's norm, and what a kernel multiplies the gradient behind it with."""
-    if tail is None or tail.training:
-        return torch.zeros(channels) if tail is None else tail.mean, torch.ones(channels)
-    return tail.mean, tail.weight * tail.rstd
-
-
 def norm_gradients(
     tail: ResidualNorm | None, branch: Tensor, of_branch: Tensor, sums: Tensor, header: Sequence[int], items: int
 ) -> tuple[Tensor, Tensor] | None:
@@ -66,14 +48,15 @@ def norm_gradients(
     """
     from ._kernels import launch, norms
 
-    if tail is None:
+    if tail is None or tail.mean is None or tail.spread is None:
         return None
+    rstd = tail.spread if tail.training else (tail.spread + tail.eps).rsqrt()
     of_bias, centred = sums.double().sum(0).unbind(-1)
-    of_weight, count = centred * tail.rstd, branch.numel() // branch.shape[1]
+    of_weight, count = centred * rstd, branch.numel() // branch.shape[1]
     if tail.training:
         launch.run(
             norms.branch_gradients(kind_of(branch)), items, branch.numel(), *header,
-            branch, of_branch, tail.weight * tail.rstd, (of_bias / count).float(),
-            (of_weight * tail.rstd / count).float(), tail.mean,
+            branch, of_branch, rstd if tail.weight is None else tail.weight * rstd, (of_bias / count).float(),
+            (of_weight * rstd / count).float(), tail.mean,
         )  # fmt: skip
     return of_weight.float(), of_bias.float()

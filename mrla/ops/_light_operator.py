@@ -129,7 +129,9 @@ def light_behind(
     if torch.is_grad_enabled() and any(one is not None and one.requires_grad for one in inputs):
         return _LightTail.apply(*inputs, tail, statistics, keep, heads, eps)
     x, rest, _, owned = begin(tail)
-    out, state = forward(x, tail.shortcut, weights, statistics, keep, heads, eps, tail=rest, in_place=owned)
+    out, state = forward(
+        x, tail.shortcut, weights, statistics, keep, heads, eps, tail=rest, in_place=owned, keep_state=False
+    )
     return out, state.mean, state.variance
 
 
@@ -148,7 +150,7 @@ class _LightTail(torch.autograd.Function):
         owned = x is not branch
         out, state = forward(x, shortcut, weights, statistics, keep, heads, eps, tail=rest, in_place=owned)
         ctx.save_for_backward(branch, shortcut, *weights, *state, keep, *norm[:4])
-        ctx.rest = eps, statistics is None, norm.training
+        ctx.rest = eps, statistics is None, norm[4:]
         ctx.affine = weight is not None, bias is not None
         ctx.mark_non_differentiable(state.mean, state.variance)
         return out, state.mean, state.variance
@@ -157,8 +159,7 @@ class _LightTail(torch.autograd.Function):
     @once_differentiable
     def backward(ctx: Any, gradient: Tensor, *_: Any) -> Any:
         branch, shortcut, *saved = ctx.saved_tensors
-        tail_weight, tail_bias, tail_mean, tail_rstd = saved[12:]
-        eps, batch_statistics, training = ctx.rest
+        eps, batch_statistics, rest_of_norm = ctx.rest
         of_branch, of_shortcut, of_weights, of_norm = backward(
             gradient,
             branch,
@@ -168,8 +169,7 @@ class _LightTail(torch.autograd.Function):
             saved[11],
             eps,
             batch_statistics=batch_statistics,
-            tail=ResidualNorm(tail_weight, tail_bias, tail_mean, tail_rstd, training),
+            tail=ResidualNorm(*saved[12:], *rest_of_norm),
         )
-        assert of_norm is not None
-        of_affine = (one if there else None for one, there in zip(of_norm, ctx.affine, strict=True))
+        of_affine = (one if there else None for one, there in zip(of_norm or (None, None), ctx.affine, strict=True))
         return of_branch, of_shortcut, *of_affine, *of_weights, *(None,) * 5

@@ -334,8 +334,8 @@ class MRLABase(_AskingMixer):
             return super().behind(tail, memory)
         norm, before, *rest = fused
         last = self.place is not None and self.place.index + 1 == self.place.length
-        out, *state, values = base_behind(tail, *before, *rest, last=last)
-        return out, self._remember(norm, LayerMemory(before.keys, tuple(values)), tail.branch, *state)
+        out, *state = base_behind(tail, *before, *rest, last=last)
+        return out, self._remember(norm, before, tail.branch, *state)
 
     @property
     def _has_kernels(self) -> bool:

@@ -10,15 +10,15 @@ from typing import Any
 
 import numpy as np
 
-from .blocks import find_map_gradients, slide
+from .blocks import clear_ends, find_map_gradients, slide
 from .compiling import SOURCES, kernel, primitive
-from .memory import elements, floats, integers, next_item, table
+from .memory import elements, floats, integers, next_item, reals, table
+from .norms import line_of_branch, line_of_update, way_back
 from .planes import (
     convolved,
     corner,
     correlated,
     nine,
-    norm_of,
     nothing,
     padded_length,
     read_x,
@@ -71,6 +71,13 @@ def weigh(query, keys, at, asked, softmax, weights):
     if softmax:
         for block in range(asked):
             weights[block] /= summed
+
+
+@primitive
+def factor_of(t, at, channel, image):
+    """What multiplies a plane's update: the scale and DropPath's factor, at entry `at` and behind; 1 for 0."""
+    scale = floats(t[at], channel, 1)[0] if t[at] != 0 else np.float32(1)
+    return scale * (floats(t[at + 1], image, 1)[0] if t[at + 1] != 0 else np.float32(1))
 
 
 @primitive
@@ -165,22 +172,21 @@ def apply(kind: Any, sources: int = SOURCES) -> Any:
 
     @kernel
     def base_apply(data):
-        t = table(data, sources)
+        t, r = table(data, sources), reals(data)
         channels, height, width, heads, chunks, tail, asked = t[2], t[3], t[4], t[5], t[6], t[7] != 0, t[8]
-        softmax, rectify, by_batch = t[26] != 0, t[27] != 0, t[28] != 0
+        softmax, rectify, by_batch = t[29] != 0, t[30] != 0, t[31] != 0
         size, per_head, reach = height * width, channels // heads, t[9] // 2
         query_kernel, key_kernel = floats(t[17], 0, t[9]), floats(t[18], 0, t[9])
         values, keys = integers(t[14], asked), integers(t[15], asked)
         slots = min(channels, per_head + 2 * reach)
         ring = np.zeros((slots, padded_length(height, width)), np.float32)
-        one = np.float32(1)
         while True:
             item = next_item(t[0])
             if item >= t[1]:
                 break
             image, chunk = item // chunks, item % chunks
-            around = floats(t[24], image * (channels + 2 * reach), channels + 2 * reach)
-            kept = floats(t[22], image, 1)[0] if t[22] != 0 else one
+            around = floats(t[27], image * (channels + 2 * reach), channels + 2 * reach)
+            clear_ends(around, reach, chunk, chunks)
             first, last = heads * chunk // chunks, heads * (chunk + 1) // chunks
             pooled = max(0, first * per_head - reach)
             for head in range(first, last):
@@ -188,14 +194,14 @@ def apply(kind: Any, sources: int = SOURCES) -> Any:
                 for channel in range(pooled, min(channels, end + reach)):
                     at = (image * channels + channel) * size
                     x, s = elements(t[10], at, size, kind, bytes_each), elements(t[11], at, size, kind, bytes_each)
-                    alpha, beta = norm_of(t[29], t[30], channel, tail)
+                    alpha, beta = line_of_branch(t, r, 32, channel)
                     summed = read_x(x, s, alpha, beta, height, width, tail, ring[channel % slots])
                     around[reach + channel] = summed / np.float32(size)
                 pooled = min(channels, end + reach)
                 query = floats(t[16], image * channels + start, per_head)
                 slide(around, query_kernel, start, query)
                 slide(around, key_kernel, start, floats(keys[asked - 1], image * channels + start, per_head))
-                weights = floats(t[23], (image * heads + head) * asked, asked)
+                weights = floats(t[26], (image * heads + head) * asked, asked)
                 weigh(query, keys, image * channels + start, asked, softmax, weights)
                 for channel in range(start, end):
                     plane, padded = image * channels + channel, ring[channel % slots]
@@ -206,7 +212,7 @@ def apply(kind: Any, sources: int = SOURCES) -> Any:
                     out = elements(t[12], plane * size, size, kind, bytes_each)
                     taps, ahead = floats(t[13], 9 * channel, 9), size * (per_head + reach)
                     if by_batch:
-                        found = floats(t[25], plane * MOMENTS, MOMENTS)
+                        found = floats(t[28], plane * MOMENTS, MOMENTS)
                         collect(
                             padded,
                             x,
@@ -224,8 +230,8 @@ def apply(kind: Any, sources: int = SOURCES) -> Any:
                             found,
                         )
                     else:
-                        factor = kept * floats(t[21], channel, 1)[0]
-                        numbers = floats(t[19], channel, 1)[0], floats(t[20], channel, 1)[0], factor
+                        scale, shift = line_of_update(t, r, 19, channel)
+                        numbers = scale, shift, factor_of(t, 24, channel, image)
                         follow(
                             padded, x, s, ahead, taps, values, weights, plane, numbers, rectify, height, width, kind,
                             bytes_each, values[asked - 1] != 0, out,
@@ -260,29 +266,28 @@ def finish(kind: Any, sources: int = SOURCES) -> Any:
 
     @kernel
     def base_finish(data):
-        t = table(data, sources)
+        t, r = table(data, sources), reals(data)
         channels, chunks, tail = t[2], t[6], t[7] != 0
-        rectify, size = t[17] != 0, t[3] * t[4]
+        rectify, size = t[20] != 0, t[3] * t[4]
         while True:
             item = next_item(t[0])
             if item >= t[1]:
                 break
             image, chunk = item // chunks, item % chunks
-            kept = floats(t[16], image, 1)[0] if t[16] != 0 else np.float32(1)
             for channel in range(channels * chunk // chunks, channels * (chunk + 1) // chunks):
                 at = (image * channels + channel) * size
                 x, s = elements(t[10], at, size, kind, bytes_each), elements(t[11], at, size, kind, bytes_each)
                 out = elements(t[12], at, size, kind, bytes_each)
-                scale, shift = floats(t[13], channel, 1)[0], floats(t[14], channel, 1)[0]
-                norm, factor = norm_of(t[18], t[19], channel, tail), kept * floats(t[15], channel, 1)[0]
+                scale, shift = line_of_update(t, r, 13, channel)
+                norm, factor = line_of_branch(t, r, 21, channel), factor_of(t, 18, channel, image)
                 follow_stored(x, s, norm, scale, shift, factor, tail, rectify, size, out)
 
     return base_finish
 
 
 @primitive
-def find_sums(values, weights, plane, gradient, numbers, rectify, size, kind, bytes_each, kept, found, of_values):
-    """The `SUMS` of one plane, and the `VALUE_SUMS` of every value; `kept` is room for a run of each sum.
+def find_sums(values, weights, plane, gradient, numbers, rectify, size, kind, bytes_each, kept, found, of_values, out):
+    """The `SUMS` of one plane, the `VALUE_SUMS` of every value, and y into `out`; `kept` is room for a run of each sum.
 
     `numbers` are scale and shift of norm(y), the mean of y and the factor behind the activation.
     """
@@ -292,7 +297,8 @@ def find_sums(values, weights, plane, gradient, numbers, rectify, size, kind, by
         store(kept, at, of_z)
     for at in range(0, size, LANES):
         inside = lanes(size - at)
-        y = mixed(values, weights, len(weights), plane, at, size, inside, kind, bytes_each)
+        y = as_kept(mixed(values, weights, len(weights), plane, at, size, inside, kind, bytes_each), out)
+        store_lanes(out, at, y, inside)
         fetch(gradient, at + size)
         g, normed, deviation = load_lanes(gradient, at, inside), y * scale + shift, chosen(y - mean, inside)
         z = g * factor
@@ -315,14 +321,14 @@ def find_sums(values, weights, plane, gradient, numbers, rectify, size, kind, by
 
 @cache
 def sums(kind: Any, sources: int = SOURCES) -> Any:
-    """The `SUMS` and `VALUE_SUMS` of every plane: all that the small gradients are made of."""
+    """The `SUMS` and `VALUE_SUMS` of every plane, all that the small gradients are made of, and y for `gradients`."""
     bytes_each = np.dtype(kind).itemsize
 
     @kernel
     def base_sums(data):
-        t = table(data, sources)
+        t, r = table(data, sources), reals(data)
         channels, height, width, heads, chunks, asked = t[2], t[3], t[4], t[5], t[6], t[8]
-        rectify, size, per_head = t[18] != 0, height * width, channels // heads
+        rectify, size, per_head = t[23] != 0, height * width, channels // heads
         values = integers(t[10], asked)
         kept = np.empty(VALUE_SUMS * asked * LANES, np.float32)
         while True:
@@ -334,52 +340,56 @@ def sums(kind: Any, sources: int = SOURCES) -> Any:
                 plane = image * channels + channel
                 g = elements(t[11], plane * size, size, kind, bytes_each)
                 weights = floats(t[12], (image * heads + channel // per_head) * asked, asked)
-                numbers = (
-                    floats(t[13], channel, 1)[0], floats(t[14], channel, 1)[0], floats(t[15], channel, 1)[0],
-                    floats(t[16], plane, 1)[0],
-                )  # fmt: skip
+                scale, shift = line_of_update(t, r, 13, channel)
+                numbers = scale, shift, floats(t[15], channel, 1)[0], factor_of(t, 18, channel, image)
                 find_sums(
                     values, weights, plane, g, numbers, rectify, size, kind, bytes_each, kept,
-                    floats(t[17], plane * SUMS, SUMS), floats(t[19], plane * VALUE_SUMS * asked, VALUE_SUMS * asked),
+                    floats(t[20], plane * SUMS, SUMS), floats(t[21], plane * VALUE_SUMS * asked, VALUE_SUMS * asked),
+                    elements(t[22], plane * size, size, kind, bytes_each),
                 )  # fmt: skip
 
     return base_sums
 
 
 @primitive
-def find_value_gradients(
-    values, weights, plane, gradient, numbers, rectify, of_values, later, height, width, kind, bytes_each, padded,
-    x_padded, of_taps,
+def find_update_gradient(
+    y_plane, weights, plane, gradient, numbers, rectify, of_values, of_value, mail, mail_weights, of_update, height,
+    width, kind, bytes_each, padded, x_padded, of_taps,
 ):  # fmt: skip
-    """Writes the gradients of the earlier values, puts that of the block's own into `padded`, those of its taps beside.
+    """The gradient of y, into `of_update` where that is wanted, and what follows from it.
 
-    `numbers` are scale and shift of norm(y), the mean of y, the factor behind the activation, and incoming, constant
-    and slope, see `gradients`. `later` is where later blocks have left what they give to each value, 0 for nothing; it
-    may be the place that `of_values` names.
+    The gradient of the block's own value goes into `padded`, that of its taps into `of_taps`; those of earlier values
+    where `of_values` names a place. `numbers` are scale and shift of norm(y), the mean of y, the factor behind the
+    activation, and incoming, constant and slope, see `gradients`. `mail` is where later blocks have left the gradient
+    of their y, and `mail_weights` what they took of this block's value; `of_value` what else reaches that, 0 for
+    nothing.
     """
     step, start, size, own = stride(width), corner(width), height * width, len(weights) - 1
     scale, shift, mean, factor = spread(numbers[0]), spread(numbers[1]), spread(numbers[2]), spread(numbers[3])
     incoming, lost, slope = spread(numbers[4]), spread(numbers[5]), spread(numbers[6])
-    summed = nothing()
+    summed, own_weight = nothing(), spread(weights[own])
+    kept = elements(of_update, plane * size, size, kind, bytes_each)
     for j in range(0, width, LANES):
         inside, upper, middle = lanes(width - j), row(x_padded, start + j - step), row(x_padded, start + j)
         for i in range(height):
             at, lower = i * width + j, row(x_padded, start + j + (i + 1) * step)
-            y = mixed(values, weights, len(weights), plane, at, size, inside, kind, bytes_each)
+            fetch(y_plane, at + size)
             fetch(gradient, at + size)
-            z = load_lanes(gradient, at, inside) * factor
+            y, z = load_lanes(y_plane, at, inside), load_lanes(gradient, at, inside) * factor
             if rectify:
                 z = where_positive(y * scale + shift, z)
             of_y = chosen(incoming * z - lost - slope * (y - mean), inside)
-            here = of_y
-            for block in range(own + 1):
-                here = spread(weights[block]) * of_y
-                if later[block] != 0:
-                    given = elements(later[block], plane * size, size, kind, bytes_each)
-                    fetch(given, at + size)
-                    here = here + load_lanes(given, at, inside)
-                if block < own:
-                    store_lanes(elements(of_values[block], plane * size, size, kind, bytes_each), at, here, inside)
+            here = own_weight * of_y + mixed(
+                mail, mail_weights, len(mail_weights), plane, at, size, inside, kind, bytes_each
+            )
+            if of_value != 0:
+                here = here + load_lanes(elements(of_value, plane * size, size, kind, bytes_each), at, inside)
+            if of_update != 0:
+                store_lanes(kept, at, of_y, inside)
+            for block in range(own):
+                if of_values[block] != 0:
+                    found = spread(weights[block]) * of_y
+                    store_lanes(elements(of_values[block], plane * size, size, kind, bytes_each), at, found, inside)
             store(padded, start + i * step + j, here)
             summed = correlated(summed, upper, middle, lower, here)
             upper, middle = middle, lower
@@ -388,30 +398,34 @@ def find_value_gradients(
 
 @cache
 def gradients(kind: Any, sources: int = SOURCES) -> Any:
-    """Gradients of x (or of its branch, before its norm), the shortcut and the earlier values; of each plane's taps.
+    """Gradients of x (or of its branch, before its norm), the shortcut and y; of each plane's taps.
 
     With z the gradient of norm(y), that of y is incoming * z - constant - slope * (y - mean), numbers per channel that
-    carry the norm's batch statistics. What the mean of x gets through query and key comes in as `pooled`.
+    carry the norm's batch statistics. What the mean of x gets through query and key comes in as `pooled`. Where the
+    gradient of x goes, y is at first.
     """
     bytes_each = np.dtype(kind).itemsize
 
     @kernel
     def base_gradients(data):
-        t = table(data, sources)
+        t, r = table(data, sources), reals(data)
         channels, height, width, heads, chunks, tail, asked = t[2], t[3], t[4], t[5], t[6], t[7] != 0, t[8]
-        rectify, later = t[33] != 0, integers(t[34], asked)
+        rectify, letters = t[29] != 0, t[33]
         size, per_head = height * width, channels // heads
-        values, of_values = integers(t[15], asked), integers(t[16], asked)
+        of_values, mail = integers(t[15], asked), integers(t[32], 4 * letters)
         x_padded = np.zeros(padded_length(height, width), np.float32)
         padded = np.zeros(padded_length(height, width), np.float32)
         turned = np.empty(9, np.float32)
+        maps, mail_weights = np.empty(letters, np.int64), np.empty(letters, np.float32)
+        for letter in range(letters):
+            maps[letter] = mail[4 * letter]
         while True:
             item = next_item(t[0])
             if item >= t[1]:
                 break
             image, chunk = item // chunks, item % chunks
             for channel in range(channels * chunk // chunks, channels * (chunk + 1) // chunks):
-                plane = image * channels + channel
+                plane, head = image * channels + channel, image * heads + channel // per_head
                 x, s, g = (
                     elements(t[10], plane * size, size, kind, bytes_each),
                     elements(t[11], plane * size, size, kind, bytes_each),
@@ -421,24 +435,29 @@ def gradients(kind: Any, sources: int = SOURCES) -> Any:
                     elements(t[13], plane * size, size, kind, bytes_each),
                     elements(t[14], plane * size, size, kind, bytes_each),
                 )
-                weights = floats(t[17], (image * heads + channel // per_head) * asked, asked)
-                taps, of_taps = floats(t[18], 9 * channel, 9), floats(t[31], 9 * plane, 9)
-                alpha, beta = norm_of(t[19], t[20], channel, tail)
-                centre, after = floats(t[21], channel, 1)[0], floats(t[22], channel, 1)[0]
+                for letter in range(letters):
+                    taken, blocks, block = mail[4 * letter + 1], mail[4 * letter + 2], mail[4 * letter + 3]
+                    mail_weights[letter] = floats(taken, head * blocks + block, 1)[0]
+                weights = floats(t[16], head * asked, asked)
+                taps, of_taps = floats(t[17], 9 * channel, 9), floats(t[27], 9 * plane, 9)
+                scale, shift = line_of_update(t, r, 18, channel)
+                alpha, beta = line_of_branch(t, r, 34, channel)
                 numbers = (
+                    scale, shift, floats(t[20], channel, 1)[0], factor_of(t, 39, channel, image),
                     floats(t[23], channel, 1)[0], floats(t[24], channel, 1)[0], floats(t[25], channel, 1)[0],
-                    floats(t[26], plane, 1)[0], floats(t[27], channel, 1)[0], floats(t[28], channel, 1)[0],
-                    floats(t[29], channel, 1)[0],
                 )  # fmt: skip
                 read_x(x, s, alpha, beta, height, width, tail, x_padded)
-                find_value_gradients(
-                    values, weights, plane, g, numbers, rectify, of_values, later, height, width, kind, bytes_each,
-                    padded, x_padded, of_taps,
+                find_update_gradient(
+                    of_x, weights, plane, g, numbers, rectify, of_values, t[30], maps, mail_weights, t[31], height,
+                    width, kind, bytes_each, padded, x_padded, of_taps,
                 )  # fmt: skip
                 for tap in range(9):
                     turned[tap] = taps[8 - tap]
-                of_norm = floats(t[32], 2 * plane, 2)
-                of_maps = floats(t[30], plane, 1)[0], np.float32(0), centre, after
+                centre, after = way_back(t, 34, channel, alpha)
+                of_maps, of_norm = (
+                    (floats(t[26], plane, 1)[0], np.float32(0), centre, after),
+                    floats(t[28], 2 * plane, 2),
+                )
                 find_map_gradients(
                     x_padded, padded, x, s, g, turned, of_maps, height, width, tail, tail, of_x, of_s, of_norm
                 )

@@ -13,7 +13,7 @@ import numpy as np
 from .base import MOMENTS, SUMS, VALUE_SUMS
 from .blocks import slide_back
 from .compiling import SOURCES, kernel
-from .memory import floats, integers, next_item, table
+from .memory import floats, integers, next_item, reals, table
 
 
 @cache
@@ -52,7 +52,7 @@ def numbers(sources: int = SOURCES) -> Any:
 
     @kernel
     def base_numbers(data):
-        t = table(data, sources)
+        t, r = table(data, sources), reals(data)
         images, channels, pixels, parts, asked = t[2], t[3], t[4], t[7], t[20]
         summed = floats(t[8], 0, images * channels * SUMS)
         of_each = floats(t[9], 0, images * channels * asked * VALUE_SUMS)
@@ -63,7 +63,7 @@ def numbers(sources: int = SOURCES) -> Any:
             if part >= t[1]:
                 break
             for channel in range(channels * part // parts, channels * (part + 1) // parts):
-                rstd, weight = np.float64(floats(t[10], channel, 1)[0]), np.float64(floats(t[11], channel, 1)[0])
+                rstd, weight = 1 / sqrt(floats(t[10], channel, 1)[0] + r[22]), np.float64(floats(t[11], channel, 1)[0])
                 of_bias = of_weight = of_scale = 0.0
                 for image in range(images):
                     at = (image * channels + channel) * SUMS

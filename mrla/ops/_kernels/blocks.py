@@ -10,6 +10,16 @@ from .compiling import primitive
 from .planes import convolved, corner, nine, row, stride
 from .vectors import LANES, chosen, fetch, lanes, load, load_lanes, spread, store_lanes, total, where_positive
 
+
+@primitive
+def clear_ends(around, reach, chunk, chunks):
+    """Zeros on both sides of an image's means, by whoever has its first or its last channels."""
+    if chunk == 0:
+        around[:reach] = np.float32(0)
+    if chunk == chunks - 1:
+        around[len(around) - reach :] = np.float32(0)
+
+
 @primitive
 def slide(around, kernel_weight, first, slid):
     """A kernel slid along the channels from `first` on; `around` has their means with zeros on both sides."""

@@ -2,18 +2,24 @@
 
 import ctypes
 import os
+import struct
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
-import numpy as np
 import torch
 from torch import Tensor
 
 _SMALL = 1 << 15
 """Elements of work below which waking a second thread costs more than it saves."""
 
+_Table = ctypes.c_int64 * 64
+_COUNTER = 63
+"""The entry of a table that counts pieces of work; entry 0 has its address."""
 
-def run(kernel: Any, items: int, work: int, *arguments: Tensor | int | None) -> None:
+_REAL, _INTEGER = struct.Struct("d"), struct.Struct("q")
+
+
+def run(kernel: Any, items: int, work: int, *arguments: Tensor | float | None) -> None:
     """Runs a kernel on `items` pieces of work, shared by as many threads as torch may use.
 
     The threads are those of torch's own OpenMP team, entered through its C interface: threads of our own would find the
@@ -24,25 +30,29 @@ def run(kernel: Any, items: int, work: int, *arguments: Tensor | int | None) -> 
         kernel: From `compiling.kernel`.
         items: Pieces of work.
         work: Elements to go over in all, to tell whether more than one thread is worth while.
-        arguments: What the kernel finds in its table, in order: the address of a tensor (0 for None), or the number.
+        arguments: What the kernel finds in its table from entry 2 on: the address of a tensor (0 for None), or a number.
     """
     if items == 0:
         return
-    counter = np.zeros(1, np.int64)
-    table = np.zeros(64, np.int64)
-    table[0], table[1] = counter.ctypes.data, items
-    for at, argument in enumerate(arguments, start=2):
-        if isinstance(argument, Tensor):
-            table[at] = argument.data_ptr()
-        elif argument is not None:
-            table[at] = argument
+    table = _Table(0, items, *map(_entry, arguments))
+    address = ctypes.addressof(table)
+    table[0] = address + _COUNTER * ctypes.sizeof(ctypes.c_int64)
     threads = 1 if _forked or work < _SMALL else min(torch.get_num_threads(), items)
     if threads == 1:
-        kernel.ctypes(table.ctypes.data)
+        kernel.ctypes(address)
     elif _openmp is not None:
-        _openmp(kernel.address, table.ctypes.data, threads, 0)
+        _openmp(kernel.address, address, threads, 0)
     else:
-        _share(kernel, table.ctypes.data, threads)
+        _share(kernel, address, threads)
+
+
+def _entry(argument: Tensor | float | None) -> int:
+    """An argument as 64 bits of a table."""
+    if isinstance(argument, Tensor):
+        return argument.data_ptr()
+    if isinstance(argument, float):
+        return _INTEGER.unpack(_REAL.pack(argument))[0]
+    return argument or 0
 
 
 def _share(kernel: Any, table: int, threads: int) -> None:

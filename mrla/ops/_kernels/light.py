@@ -12,15 +12,15 @@ from typing import Any
 
 import numpy as np
 
-from .blocks import find_map_gradients, slide
+from .blocks import clear_ends, find_map_gradients, slide
 from .compiling import SOURCES, kernel, primitive
-from .memory import elements, floats, next_item, table
+from .memory import elements, floats, next_item, reals, table
+from .norms import line_of_branch, line_of_update, way_back
 from .planes import (
     convolved,
     corner,
     correlated,
     nine,
-    norm_of,
     nothing,
     padded_length,
     read_x,
@@ -78,9 +78,9 @@ def apply(kind: Any, sources: int = SOURCES) -> Any:
 
     @kernel
     def light_apply(data):
-        t = table(data, sources)
+        t, r = table(data, sources), reals(data)
         channels, height, width, heads, chunks = t[2], t[3], t[4], t[5], t[6]
-        tail, has_shortcut, gates_known = t[7] != 0, t[8] != 0, t[22] != 0
+        tail, has_shortcut, gates_known = t[7] != 0, t[8] != 0, t[25] != 0
         size, per_head, reach = height * width, channels // heads, t[9] // 2
         query, key = floats(t[15], 0, t[9]), floats(t[16], 0, t[9])
         slots = 1 if gates_known else min(channels, per_head + 2 * reach)
@@ -94,9 +94,11 @@ def apply(kind: Any, sources: int = SOURCES) -> Any:
             if item >= t[1]:
                 break
             image, chunk = item // chunks, item % chunks
-            gates = floats(t[20], image * heads, heads)
-            around = floats(t[21], image * (channels + 2 * reach), channels + 2 * reach)
-            kept = floats(t[19], image, 1)[0] if t[19] != 0 else one
+            gates = floats(t[23], image * heads, heads)
+            around = floats(t[24], image * (channels + 2 * reach), channels + 2 * reach)
+            kept = floats(t[22], image, 1)[0] if t[22] != 0 else one
+            if not gates_known:
+                clear_ends(around, reach, chunk, chunks)
             first, last = heads * chunk // chunks, heads * (chunk + 1) // chunks
             pooled = max(0, first * per_head - reach)
             for head in range(first, last):
@@ -105,7 +107,7 @@ def apply(kind: Any, sources: int = SOURCES) -> Any:
                     for channel in range(pooled, min(channels, end + reach)):
                         at = (image * channels + channel) * size
                         x, s = elements(t[10], at, size, kind, bytes_each), elements(t[11], at, size, kind, bytes_each)
-                        alpha, beta = norm_of(t[23], t[24], channel, tail)
+                        alpha, beta = line_of_branch(t, r, 26, channel)
                         summed = read_x(x, s, alpha, beta, height, width, tail, ring[channel % slots])
                         around[reach + channel] = summed / np.float32(size)
                     pooled = min(channels, end + reach)
@@ -115,15 +117,15 @@ def apply(kind: Any, sources: int = SOURCES) -> Any:
                     x, s = elements(t[10], at, size, kind, bytes_each), elements(t[11], at, size, kind, bytes_each)
                     out = elements(t[12], at, size, kind, bytes_each)
                     if gates_known:
-                        alpha, beta = norm_of(t[23], t[24], channel, tail)
+                        alpha, beta = line_of_branch(t, r, 26, channel)
                         read_x(x, s, alpha, beta, height, width, tail, padded)
-                    factor = kept * floats(t[17], channel, 1)[0]
+                    scale, shift = line_of_update(t, r, 17, channel)
+                    factor = kept * scale
                     taps = floats(t[13], 9 * channel, 9)
                     for tap in range(9):
                         scaled[tap] = taps[tap] * gates[head] * factor
                     along = floats(t[14], channel, 1)[0] * factor if has_shortcut else zero
-                    constant = kept * floats(t[18], channel, 1)[0]
-                    mix(padded, x, s, ahead, scaled, along, constant, height, width, has_shortcut, out)
+                    mix(padded, x, s, ahead, scaled, along, kept * shift, height, width, has_shortcut, out)
 
     return light_apply
 
@@ -166,23 +168,25 @@ def moments(kind: Any, sources: int = SOURCES) -> Any:
 
     @kernel
     def light_moments(data):
-        t = table(data, sources)
+        t, r = table(data, sources), reals(data)
         channels, height, width, chunks = t[2], t[3], t[4], t[6]
         tail, has_shortcut = t[7] != 0, t[8] != 0
-        size = height * width
+        size, reach = height * width, t[9] // 2
         padded = np.zeros(padded_length(height, width), np.float32)
         while True:
             item = next_item(t[0])
             if item >= t[1]:
                 break
             image, chunk = item // chunks, item % chunks
+            around = floats(t[13], image * (channels + 2 * reach), channels + 2 * reach)
+            clear_ends(around, reach, chunk, chunks)
             for channel in range(channels * chunk // chunks, channels * (chunk + 1) // chunks):
                 plane = image * channels + channel
                 x = elements(t[10], plane * size, size, kind, bytes_each)
                 s = elements(t[11], plane * size, size, kind, bytes_each)
-                alpha, beta = norm_of(t[15], t[16], channel, tail)
+                alpha, beta = line_of_branch(t, r, 15, channel)
                 mean = read_x(x, s, alpha, beta, height, width, tail, padded) / np.float32(size)
-                floats(t[13], image * (channels + 2 * (t[9] // 2)) + t[9] // 2 + channel, 1)[0] = mean
+                around[reach + channel] = mean
                 taps, found = floats(t[12], 9 * channel, 9), floats(t[14], plane * MOMENTS, MOMENTS)
                 find_moments(padded, x, s, taps, mean, height, width, has_shortcut, found)
 
@@ -218,7 +222,7 @@ def sums(kind: Any, sources: int = SOURCES) -> Any:
 
     @kernel
     def light_sums(data):
-        t = table(data, sources)
+        t, r = table(data, sources), reals(data)
         channels, height, width, chunks = t[2], t[3], t[4], t[6]
         tail, has_shortcut = t[7] != 0, t[8] != 0
         size = height * width
@@ -233,10 +237,10 @@ def sums(kind: Any, sources: int = SOURCES) -> Any:
                 x = elements(t[10], plane * size, size, kind, bytes_each)
                 s = elements(t[11], plane * size, size, kind, bytes_each)
                 g = elements(t[12], plane * size, size, kind, bytes_each)
-                alpha, beta = norm_of(t[14], t[15], channel, tail)
+                alpha, beta = line_of_branch(t, r, 16, channel)
                 read_x(x, s, alpha, beta, height, width, tail, padded)
-                taps, known = floats(t[13], 9 * channel, 9), floats(t[16], plane * MOMENTS, MOMENTS)
-                find_sums(padded, x, s, g, taps, known, height, width, has_shortcut, floats(t[17], plane * SUMS, SUMS))
+                taps, known = floats(t[13], 9 * channel, 9), floats(t[14], plane * MOMENTS, MOMENTS)
+                find_sums(padded, x, s, g, taps, known, height, width, has_shortcut, floats(t[15], plane * SUMS, SUMS))
 
     return light_sums
 
@@ -280,7 +284,7 @@ def gradients(kind: Any, sources: int = SOURCES) -> Any:
 
     @kernel
     def light_gradients(data):
-        t = table(data, sources)
+        t, r = table(data, sources), reals(data)
         channels, height, width, heads, chunks = t[2], t[3], t[4], t[5], t[6]
         tail, has_shortcut = t[7] != 0, t[8] != 0
         size, per_head = height * width, channels // heads
@@ -303,21 +307,21 @@ def gradients(kind: Any, sources: int = SOURCES) -> Any:
                     elements(t[13], plane * size, size, kind, bytes_each),
                     elements(t[14], plane * size, size, kind, bytes_each),
                 )
-                taps, of_taps = floats(t[15], 9 * channel, 9), floats(t[27], 9 * plane, 9)
+                taps, of_taps = floats(t[15], 9 * channel, 9), floats(t[23], 9 * plane, 9)
                 decay = floats(t[16], channel, 1)[0] if has_shortcut else np.float32(0)
-                alpha, beta = norm_of(t[17], t[18], channel, tail)
-                centre, after = floats(t[19], channel, 1)[0], floats(t[20], channel, 1)[0]
-                gate = floats(t[24], image * heads + channel // per_head, 1)[0]
+                alpha, beta = line_of_branch(t, r, 25, channel)
+                centre, after = way_back(t, 25, channel, alpha)
+                gate = floats(t[20], image * heads + channel // per_head, 1)[0]
                 of_y = (
-                    gate, floats(t[25], plane, 1)[0], floats(t[21], channel, 1)[0], floats(t[22], channel, 1)[0],
-                    floats(t[23], channel, 1)[0],
+                    gate, floats(t[21], plane, 1)[0], floats(t[17], channel, 1)[0], floats(t[18], channel, 1)[0],
+                    floats(t[19], channel, 1)[0],
                 )  # fmt: skip
                 read_x(x, s, alpha, beta, height, width, tail, padded)
                 find_update_gradient(padded, s, g, taps, decay, of_y, height, width, has_shortcut, of_update, of_taps)
                 for tap in range(9):
                     of_taps[tap] *= gate
                     turned[tap] = taps[8 - tap] * gate
-                of_maps, of_norm = (floats(t[26], plane, 1)[0], decay, centre, after), floats(t[28], 2 * plane, 2)
+                of_maps, of_norm = (floats(t[22], plane, 1)[0], decay, centre, after), floats(t[24], 2 * plane, 2)
                 find_map_gradients(
                     padded, of_update, x, s, g, turned, of_maps, height, width, tail, has_shortcut, of_x, of_s, of_norm
                 )

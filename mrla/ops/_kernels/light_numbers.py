@@ -13,7 +13,7 @@ import numpy as np
 from .blocks import slide, slide_back
 from .compiling import SOURCES, kernel
 from .light import MOMENTS, SUMS, gate_of
-from .memory import floats, next_item, table
+from .memory import floats, next_item, reals, table
 
 
 @cache
@@ -87,7 +87,7 @@ def numbers(sources: int = SOURCES) -> Any:
 
     @kernel
     def light_numbers(data):
-        t = table(data, sources)
+        t, r = table(data, sources), reals(data)
         images, channels, pixels, heads, parts = t[2], t[3], t[4], t[5], t[7]
         gate, known = floats(t[8], 0, images * heads), floats(t[10], 0, images * channels * MOMENTS)
         summed = floats(t[11], 0, images * channels * SUMS)
@@ -99,7 +99,7 @@ def numbers(sources: int = SOURCES) -> Any:
                 break
             for channel in range(channels * part // parts, channels * (part + 1) // parts):
                 decay = np.float64(floats(t[9], channel, 1)[0]) if t[9] != 0 else 0.0
-                mean, rstd = np.float64(floats(t[12], channel, 1)[0]), np.float64(floats(t[13], channel, 1)[0])
+                mean, rstd = np.float64(floats(t[12], channel, 1)[0]), 1 / sqrt(floats(t[13], channel, 1)[0] + r[24])
                 weight = np.float64(floats(t[14], channel, 1)[0])
                 of_bias = of_weight = 0.0
                 for image in range(images):

@@ -33,15 +33,15 @@ def table(data, sources):
 
 
 @primitive
-def floats(address, at, length):
-    """So many float32 numbers from the one numbered `at` on, of those at an address."""
-    return carray(_pointer(address + 4 * at), (length,), np.float32)
+def reals(data):
+    """The same memory as `table`, of whose entries some are real numbers."""
+    return carray(data, (64,), np.float64)
 
 
 @primitive
-def doubles(address, length):
-    """The float64 numbers at an address."""
-    return carray(_pointer(address), (length,), np.float64)
+def floats(address, at, length):
+    """So many float32 numbers from the one numbered `at` on, of those at an address."""
+    return carray(_pointer(address + 4 * at), (length,), np.float32)
 
 
 @primitive

@@ -7,7 +7,8 @@ from typing import Any
 import numpy as np
 
 from .compiling import SOURCES, exact, kernel, primitive
-from .memory import doubles, elements, floats, next_item, table
+from .memory import elements, floats, next_item, reals, table
+from .planes import rectified
 from .vectors import (
     AHEAD,
     LANES,
@@ -21,6 +22,41 @@ from .vectors import (
     store_lanes,
     summed_with,
 )
+
+
+@exact
+def line_of_branch(t, r, at, channel):
+    """Alpha and beta of a channel, such that the norm of a block's branch is alpha * branch + beta, as torch rounds it.
+
+    Entry 7 of a table says what is left of a tail: 0 nothing, 1 no norm, 2 a norm whose spread is a variance, 3 one
+    whose spread is 1 / deviation. Its weight, bias (0 for none), mean, spread and eps are at entry `at` and behind it.
+    """
+    if t[7] < 2:
+        return np.float32(1), np.float32(0)
+    mean, alpha = floats(t[at + 2], channel, 1)[0], floats(t[at + 3], channel, 1)[0]
+    if t[7] == 2:
+        alpha = np.float32(1) / np.sqrt(alpha + np.float32(r[at + 4]))
+    if t[at] != 0:
+        alpha = alpha * floats(t[at], channel, 1)[0]
+    bias = floats(t[at + 1], channel, 1)[0] if t[at + 1] != 0 else np.float32(0)
+    return alpha, np.float32(np.float64(bias) - np.float64(mean) * np.float64(alpha))
+
+
+@primitive
+def way_back(t, at, channel, alpha):
+    """The mean of that norm, and what the gradient is multiplied with behind it: in training `correct` does it."""
+    if t[7] < 2:
+        return np.float32(0), np.float32(1)
+    return floats(t[at + 2], channel, 1)[0], alpha if t[7] == 2 else np.float32(1)
+
+
+@primitive
+def line_of_update(t, r, at, channel):
+    """Scale and shift of the mixer's own norm, of weight, bias, mean, variance and eps from entry `at` on."""
+    spread = floats(t[at + 3], channel, 1)[0] + np.float32(r[at + 4])
+    scale = floats(t[at], channel, 1)[0] / np.sqrt(spread)
+    return scale, floats(t[at + 1], channel, 1)[0] - floats(t[at + 2], channel, 1)[0] * scale
+
 
 @primitive
 def sum_of(plane, summed):
@@ -67,9 +103,9 @@ def statistics(sources: int = SOURCES) -> Any:
 
     @kernel
     def norm_statistics(data):
-        t = table(data, sources)
+        t, r = table(data, sources), reals(data)
         images, channels, pixels = t[2], t[3], t[4]
-        weight, eps = np.float32(doubles(t[10], 2)[0]), doubles(t[10], 2)[1]
+        weight, eps = np.float32(r[10]), r[11]
         count = images * pixels
         while True:
             channel = next_item(t[0])
@@ -90,6 +126,32 @@ def statistics(sources: int = SOURCES) -> Any:
                 move_on(running_mean, running_var, mean, squares, count, weight)
 
     return norm_statistics
+
+
+@cache
+def finish(sources: int = SOURCES) -> Any:
+    """relu(norm(branch) + shortcut) alone, for a look at how the other kernels round it."""
+
+    @kernel
+    def norm_finish(data):
+        t, r = table(data, sources), reals(data)
+        channels, size = t[2], t[3]
+        while True:
+            plane = next_item(t[0])
+            if plane >= t[1]:
+                break
+            alpha, beta = line_of_branch(t, r, 11, plane % channels)
+            alphas, betas = spread(alpha), spread(beta)
+            branch, shortcut = floats(t[8], plane * size, size), floats(t[9], plane * size, size)
+            out = floats(t[10], plane * size, size)
+            for at in range(0, size, LANES):
+                inside = lanes(size - at)
+                found = rectified(
+                    load_lanes(branch, at, inside), load_lanes(shortcut, at, inside), alphas, betas, branch
+                )
+                store_lanes(out, at, found, inside)
+
+    return norm_finish
 
 
 @primitive

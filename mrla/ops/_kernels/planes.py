@@ -11,7 +11,6 @@ two are at hand from the run above it.
 import numpy as np
 
 from .compiling import exact, primitive
-from .memory import floats
 from .vectors import (
     AHEAD,
     LANES,
@@ -102,14 +101,6 @@ def rectified(branch, shortcut, alpha, beta, like):
     normed = as_kept(scaled_and_shifted(branch, alpha, beta), like)
     added = as_kept(added_alone(normed, shortcut), like)
     return where_positive(added, added)
-
-
-@primitive
-def norm_of(alphas, betas, channel, tail):
-    """Alpha and beta of a channel, see `rectified`, from where they are; of no use where there is no tail."""
-    if tail:
-        return floats(alphas, channel, 1)[0], floats(betas, channel, 1)[0]
-    return np.float32(1), np.float32(0)
 
 
 @primitive
