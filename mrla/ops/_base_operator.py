@@ -178,6 +178,9 @@ class _BaseTail(torch.autograd.Function):
         # The graph counts tensors alone.
         ctx.first_value = sum(one is not None for one in (branch, shortcut, weight, bias, *given[: 6 + asked]))
         ctx.mail = {}
+        inside: Any = torch._C
+        # Whoever has set a hook on what is saved may hold it.
+        ctx.own_place = inside._autograd._top_saved_tensors_default_hooks(False) is None
         ctx.mark_non_differentiable(state.mean, state.variance)
         ctx.set_materialize_grads(False)
         return out, state.key, state.value, state.mean, state.variance
@@ -210,7 +213,8 @@ class _BaseTail(torch.autograd.Function):
         wanted = [node is not None and not takes for (node, _), takes in zip(nodes, by_letter, strict=True)]
         of_update = None
         if to:
-            of_update = state.value if _is_done_with(state.value) else torch.empty_like(branch)
+            free = ctx.own_place and _is_done_with(state.value)
+            of_update = state.value if free else torch.empty_like(branch)
         task = run._current_graph_task_id()
         of_branch, of_shortcut, of_keys, of_values, of_weights, of_norm = backward(
             gradient, of_key, of_value, ctx.mail.pop(task, ()), branch, shortcut, keys, values,

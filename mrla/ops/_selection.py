@@ -1,8 +1,11 @@
 """Which of two ways an operator is computed: by compiled CPU kernels where they apply, else by torch's operators."""
 
+import functools
+import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
 from contextvars import ContextVar
+from importlib import import_module
 from importlib.util import find_spec
 from typing import Any, Literal, get_args
 
@@ -14,7 +17,25 @@ _path: ContextVar[Path] = ContextVar("mrla.ops.path", default="fused")
 
 KERNEL_DTYPES = (torch.float32, torch.bfloat16)
 HAS_NUMBA = find_spec("numba") is not None
-"""Whether the kernels can be compiled."""
+"""Whether what compiles the kernels is installed."""
+
+
+@functools.cache
+def can_compile() -> bool:
+    """Whether the kernels can be compiled; says so once where an installed numba does not run here."""
+    if not HAS_NUMBA:
+        return False
+    try:
+        numba = import_module("numba")
+    except Exception as error:  # as with a numpy or a Python that this numba does not know
+        reason = " ".join(str(error).split())[:200]
+        warnings.warn(
+            f"mrla goes by torch's operators: numba is installed and does not import ({reason}); "
+            f"install one that fits, pip install -U 'mrla[fast]', or remove it",
+            stacklevel=2,
+        )
+        return False
+    return not numba.config.DISABLE_JIT
 
 
 @contextmanager
@@ -29,7 +50,7 @@ def use(path: Path) -> Iterator[None]:
         path: ``"fused"``, or ``"reference"`` for torch's operators everywhere.
 
     Raises:
-        ValueError: If it is another word, or kernels are asked for and numba is not installed.
+        ValueError: If it is another word, or kernels are asked for and numba is not there or does not run.
 
     Example:
         >>> from mrla.ops import MRLALight
@@ -42,8 +63,9 @@ def use(path: Path) -> Iterator[None]:
     """
     if path not in get_args(Path):
         raise ValueError(f"the path must be one of {', '.join(map(repr, get_args(Path)))}: got {path!r}")
-    if path == "fused" and not HAS_NUMBA:
-        raise ValueError("the kernels are compiled with numba, which is not installed: pip install 'mrla[fast]'")
+    if path == "fused" and not can_compile():
+        what = "does not run here" if HAS_NUMBA else "is not installed"
+        raise ValueError(f"the kernels are compiled with numba, which {what}: pip install 'mrla[fast]'")
     before = _path.set(path)
     try:
         yield
@@ -54,7 +76,7 @@ def use(path: Path) -> Iterator[None]:
 @torch.compiler.assume_constant_result
 def chosen_path() -> Path:
     """The way chosen with `use`."""
-    return _path.get() if HAS_NUMBA else "reference"
+    return "fused" if _path.get() == "fused" and can_compile() else "reference"
 
 
 def kernels_apply(x: Tensor, *others: Tensor | None) -> bool:

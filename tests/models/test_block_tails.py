@@ -300,6 +300,147 @@ def test_the_last_block_of_a_chain_keeps_no_value_in_inference(tails, monkeypatc
             assert len(memory.values) == mixer.place.index + 1
 
 
+# --- base in backward: blocks leave letters to earlier ones
+
+
+def long_chain(option: str = "base") -> Any:
+    """Blocks 1 to 4 of one chain, with mixers, and a head."""
+    torch.manual_seed(5)
+    basic = timm.models.resnet.BasicBlock
+    model = timm.models.resnet.ResNet(basic, (4, 1, 1, 1), channels=(16, 16, 16, 16), num_classes=7)
+    model.layer2 = model.layer3 = model.layer4 = nn.Identity()
+    method, arguments = OPTIONS[option]
+    model = mrla.attach(model, method, **arguments)
+    randomise_norms(model)
+    for mixer in mixers(model):
+        mixer.reset_parameters("released")
+        randomise_norms(mixer)
+        if mixer.scale is not None:
+            nn.init.uniform_(mixer.scale, 0.2, 0.6)
+    return model.train()
+
+
+@pytest.fixture
+def values(monkeypatch) -> list[Tensor]:
+    """The values that blocks have made, as long as they are kept here."""
+    from mrla.ops import _mixers
+
+    made: list[Tensor] = []
+    behind = _mixers.base_behind
+
+    def spy(*given: Any, **more: Any) -> Any:
+        found = behind(*given, **more)
+        made.append(found[2])
+        return found
+
+    monkeypatch.setattr(_mixers, "base_behind", spy)
+    return made
+
+
+@pytest.mark.parametrize("option", ["base", "base-last-2", "base-no-relu-sigmoid"])
+def test_gradients_of_a_long_chain(option, tails):
+    model, x = long_chain(option), image()
+    found = run(model, x)
+    assert len(tails) == 4
+    assert_as_good(found, run(model, x, "reference"), run(copy.deepcopy(model).double(), x.double(), "reference"))
+
+
+def test_a_value_that_somebody_holds_is_not_written_to(values):
+    model, x = long_chain(), image()
+    out = model(x)
+    before = [one.detach().clone() for one in values]
+    out.sum().backward()
+    assert len(values) == 4
+    assert all(map(torch.equal, values, before))
+
+
+@pytest.mark.parametrize("retain", [False, True])
+def test_where_the_gradient_of_an_update_goes(retain, monkeypatch):
+    """Into the place of the block's own value, if the graph is not to be gone through again."""
+    from mrla.ops import _base_operator
+
+    told: list[bool] = []
+    asked = _base_operator._is_done_with
+    monkeypatch.setattr(_base_operator, "_is_done_with", lambda value: (told.append(asked(value)), told[-1])[1])
+    long_chain()(image()).sum().backward(retain_graph=retain)
+    assert told == [not retain] * 3
+
+
+def test_parts_of_a_graph_one_after_the_other():
+    """Letters are read in the pass in which they were written, or never."""
+    model, x = long_chain(), image()
+    found = []
+    for path in ("fused", "reference"):
+        network, grads = copy.deepcopy(model), []
+        outs: list[Tensor] = []
+        mine = [one.block for one in network.layer1]
+        with use(path):
+            feature = network.maxpool(network.act1(network.bn1(network.conv1(x))))
+            for step in network.layer1:
+                feature = step(feature)
+                outs.append(feature)
+        late = [*mine[3].mrla.parameters()]
+        early = [*mine[0].parameters(), *mine[1].parameters()]
+        asked: list[tuple[Tensor, list[Any]]] = [
+            (outs[3].square().mean(), late),  # writes letters that nobody may read later
+            (outs[1].square().mean(), early),
+            (outs[3].square().mean() + outs[1].mean(), early),
+            (outs[3].square().mean(), [*mine[2].mrla.parameters()]),
+            (outs[2].mean(), early),
+        ]
+        for loss, parameters in asked:
+            grads += torch.autograd.grad(loss, parameters, retain_graph=True, allow_unused=True, materialize_grads=True)
+        sum(one.square().mean() for one in outs).backward()
+        grads += [p.grad for p in network.parameters() if p.grad is not None]
+        found.append(grads)
+    for one, other in zip(*found, strict=True):
+        torch.testing.assert_close(one, other, atol=1e-5, rtol=2e-3)
+
+
+@pytest.mark.parametrize("hooked", [0, 1, 2, 3])
+def test_a_block_in_between_that_keeps_its_end(hooked, tails):
+    """Its mixer is an operator of its own, which gives gradients of the values, and takes them."""
+    model, x = long_chain(), image()
+    found = []
+    for path in ("fused", "reference"):
+        network = copy.deepcopy(model)
+        network.layer1[hooked].block.bn2.register_forward_hook(lambda *_: None)
+        tails.clear()
+        with use(path):
+            loss = network(x).square().mean()
+        assert len(tails) == (3 if path == "fused" else 0)
+        loss.backward()
+        found.append([p.grad for p in network.parameters()])
+    for one, other in zip(*found, strict=True):
+        torch.testing.assert_close(one, other, atol=1e-5, rtol=2e-3)
+
+
+def test_frozen_blocks_get_no_letters(tails):
+    model, x = long_chain(), image()
+    for step in [*model.layer1][:2]:
+        step.block.requires_grad_(False)
+    model.conv1.requires_grad_(False)
+    model.bn1.requires_grad_(False)
+    found, reference = run(model, x), run(model, x, "reference")
+    assert len(tails) == 4
+    assert_as_good(found, reference, run(copy.deepcopy(model).double(), x.double(), "reference"))
+
+
+def test_saved_maps_elsewhere():
+    """Where what is saved lies on a disk, or is a copy, each block finds its own."""
+    model, x = long_chain(), image()
+    expected = run(model, x)
+    with torch.autograd.graph.save_on_cpu():
+        found = run(model, x)
+    assert all(torch.equal(found[name], one) for name, one in expected.items())
+    kept: list[Tensor] = []
+    with torch.autograd.graph.saved_tensors_hooks(lambda t: (kept.append(t), len(kept) - 1)[1], lambda at: kept[at]):
+        out = copy.deepcopy(model)(x)
+    before = [one.detach().clone() for one in kept]
+    out.sum().backward()
+    assert all(map(torch.equal, kept, before))
+
+
 # --- where tails are used, and where not
 
 

@@ -415,6 +415,54 @@ def test_without_numba_all_works_in_silence():
     assert_silent(python(script, prepare=WITHOUT_NUMBA + PREPARE))
 
 
+def test_a_numba_that_does_not_import_is_told_once():
+    """As where numpy is too new for it: all goes by torch's operators."""
+    broken = """
+    import sys
+    class Breaks:
+        def find_spec(self, name, path=None, target=None):
+            if name == "numba":
+                import importlib.util
+                return importlib.util.spec_from_loader(name, self)
+        def create_module(self, spec):
+            return None
+        def exec_module(self, module):
+            raise ImportError("Numba needs NumPy 2.3 or less. Got NumPy 9.0.")
+    sys.meta_path.insert(0, Breaks())
+    """
+    script = """
+    import warnings
+    import timm
+    import mrla
+    from mrla.ops import chosen_path
+    model = mrla.attach(timm.create_model("test_resnet", num_classes=3), "base")
+    with warnings.catch_warnings(record=True) as told:
+        warnings.simplefilter("always")
+        for _ in range(2):
+            model(torch.randn(4, 3, 32, 32)).square().mean().backward()
+    assert len(told) == 1 and "Got NumPy 9.0" in str(told[0].message), told
+    assert chosen_path() == "reference"
+    try:
+        with use("fused"):
+            pass
+    except ValueError as error:
+        assert "does not run here" in str(error), error
+        print("right")
+    """
+    assert_silent(python(script, prepare=textwrap.dedent(broken) + PREPARE))
+
+
+def test_without_jit_all_goes_by_torch():
+    script = """
+    import os
+    os.environ["NUMBA_DISABLE_JIT"] = "1"
+    from mrla.ops import chosen_path
+    run(chain(), torch.randn(2, 32, 5, 5))
+    print("right" if chosen_path() == "reference" else "compiled")
+    """
+    assert_silent(python(script))
+
+
 def test_importing_loads_no_numba():
     """Nor does making and attaching mixers, or running them by torch's operators."""
     script = """
@@ -466,7 +514,7 @@ def test_changed_sources_are_compiled_anew(tmp_path):
     where: dict[str, str | None] = {"PYTHONPATH": str(tmp_path), "NUMBA_CACHE_DIR": str(tmp_path / "cache")}
     assert_silent(python(cache_script("print(kernel.cache_hits)"), **where), "0")
     planes = tmp_path / "mrla" / "ops" / "_kernels" / "planes.py"
-    changed = planes.read_text().replace("around[0] * taps[0]", "around[0] * taps[1]")
+    changed = planes.read_text().replace("upper[0] * taps[0]", "upper[0] * taps[1]")
     assert changed != planes.read_text()
     planes.write_text(changed)
     assert_silent(python(cache_script("print(kernel.cache_hits)"), **where), "0")

@@ -22,8 +22,8 @@ from .planes import (
     nothing,
     padded_length,
     read_x,
-    row,
     rectified,
+    row,
     stride,
     write_nine,
 )

@@ -30,7 +30,7 @@ def run(kernel: Any, items: int, work: int, *arguments: Tensor | float | None) -
         kernel: From `compiling.kernel`.
         items: Pieces of work.
         work: Elements to go over in all, to tell whether more than one thread is worth while.
-        arguments: What the kernel finds in its table from entry 2 on: the address of a tensor (0 for None), or a number.
+        arguments: What the kernel finds in its table from entry 2 on: a tensor's address (0 for None), or a number.
     """
     if items == 0:
         return

@@ -1,4 +1,4 @@
-"""The BatchNorm at the end of a residual block's branch: its statistics to the last bit of torch's, and its gradient."""
+"""Norms: that at the end of a block's branch, rounded as torch rounds it, and its gradient; the mixer's own."""
 
 from functools import cache
 from math import sqrt
@@ -97,8 +97,9 @@ def move_on(running_mean, running_var, mean, squares, count, weight):
 def statistics(sources: int = SOURCES) -> Any:
     """Mean and 1 / deviation of float32 maps over batch and space, and running statistics moved on by them.
 
-    Rounded where torch's own CPU operator (2.14) rounds. The table holds counter, channels, images, channels, pixels; from
-    entry 5 on addresses. A channel's planes are read from memory once: the second time they are still in the cache.
+    Rounded where torch's own CPU operator (2.14) rounds. The table holds counter, channels, images, channels, pixels;
+    behind them branch, mean, 1 / deviation, the running statistics, the batch's weight in them, and eps. A channel's
+    planes come from memory once: the second time they are still in the cache.
     """
 
     @kernel

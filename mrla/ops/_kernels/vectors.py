@@ -263,7 +263,7 @@ def exact_total(typing_context, summed):
 
 @intrinsic
 def scaled_and_shifted(typing_context, numbers, scale, shift):
-    """numbers * scale + shift, rounded once."""
+    """A product and a sum, numbers * scale + shift, rounded once."""
 
     def generate(context, builder, signature, arguments):
         kind = ir.FunctionType(_FLOATS, [_FLOATS, _FLOATS, _FLOATS])
@@ -275,7 +275,7 @@ def scaled_and_shifted(typing_context, numbers, scale, shift):
 
 @intrinsic
 def added_alone(typing_context, left, right):
-    """left + right; in an `exact` function neither joined with products before it nor with sums behind it."""
+    """A sum; in an `exact` function neither joined with products before it nor with sums behind it."""
     return run(run, run), lambda context, builder, signature, arguments: builder.fadd(*arguments)
 
 
