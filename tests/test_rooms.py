@@ -16,7 +16,7 @@ OUTSIDE = {
     "models": {"safetensors", "huggingface_hub", "torchvision"},
     "dense": {"torchvision"},
     "deploy": {"torchvision", "onnx", "onnxscript", "onnxruntime"},
-    "train": {"lightning", "torchmetrics", "torchvision", "PIL", "sklearn", "safetensors"},
+    "train": {"lightning", "torchmetrics", "torchvision", "PIL", "sklearn", "safetensors", "pycocotools"},
     "analysis": {"scipy", "matplotlib", "jinja2", "captum", "filelock", "lightning"},
     "cli": {"jsonargparse", "rich", "yaml"},
     "": set(),

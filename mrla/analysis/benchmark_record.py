@@ -10,6 +10,7 @@ from typing import Any
 
 import torch
 
+_SETTINGS = re.compile(r"MALLOC_|LD_PRELOAD|OMP_|KMP_|MKL_|DNNL_|ONEDNN_|GOMP_")
 _PACKAGES = ("mrla", "torch", "torchvision", "timm", "numpy", "numba", "onnx", "onnxruntime", "openvino")
 
 
@@ -21,7 +22,8 @@ def hardware(device: torch.device, threads: int) -> dict[str, Any]:
         threads: Threads of the CPU that they had.
 
     Returns:
-        ``cpu``, ``cores``, ``threads``, ``gpu``, ``system``.
+        ``cpu``, ``cores``, ``threads``, ``gpu``, ``system``; under ``environment`` what is set there that decides about
+        memory and threads.
     """
     return {
         "cpu": _cpu(),
@@ -29,6 +31,7 @@ def hardware(device: torch.device, threads: int) -> dict[str, Any]:
         "threads": threads,
         "gpu": torch.cuda.get_device_name(device) if device.type == "cuda" else None,
         "system": f"{platform.system()} {platform.release()}, {platform.machine()}",
+        "environment": {name: value for name, value in sorted(os.environ.items()) if _SETTINGS.match(name)},
     }
 
 

@@ -1,22 +1,26 @@
 """Descriptions of data for detection and instance segmentation; `open_detection_split` opens them."""
 
+import json
 import logging
-import pickle
-from collections import Counter
-from collections.abc import Callable, Sequence
+import os
+import tempfile
+from collections.abc import Sequence
 from dataclasses import dataclass
-from functools import partial
 from pathlib import Path
 from typing import Any, Literal, Protocol
 
-import numpy as np
-import torch
 from torch import Tensor
 from torch.utils.data import Dataset
 
-from .data import Split, UndecodableImageError, _check_workers, _open_image
+from mrla.models.atomic_write import make_folder
+
+from .coco_files import AnnotatedImages, encode_mask, read_categories, read_instances
+from .coco_files import DataReport as DataReport
+from .data import Split, _check_workers
 from .randomness import derive_seed, seeded
 from .sampling import PADDING, SampleKey
+from .shapes import SHAPE_NAMES, DrawnShapes
+from .voc_files import VOC_NAMES, read_voc
 
 Target = dict[str, Any]
 """What is in an image, as torchvision's detectors and torchmetrics' `MeanAveragePrecision` take it: `DetectionSamples`
@@ -167,19 +171,14 @@ def detection_facts(data: DetectionData) -> DetectionFacts:
         (('ellipse', 'ring', 'rectangle', 'triangle', 'star'), 6)
     """
     if isinstance(data, Coco):
-        from .coco_files import read_categories
-
         files = [Path(data.root) / name for name in (data.val_annotations, data.train_annotations)]
         categories = read_categories(files[0] if files[0].is_file() else files[1])
         return DetectionFacts(
             class_names=tuple(categories.values()), category_ids=tuple(categories), has_masks=data.masks
         )
-    if isinstance(data, Voc):
-        from .voc_files import VOC_NAMES as NAMES
-    else:
-        from .shapes import SHAPE_NAMES as NAMES
-    ids = tuple(range(1, len(NAMES) + 1))
-    return DetectionFacts(class_names=NAMES, category_ids=ids, has_masks=isinstance(data, Shapes))
+    names = VOC_NAMES if isinstance(data, Voc) else SHAPE_NAMES
+    ids = tuple(range(1, len(names) + 1))
+    return DetectionFacts(class_names=names, category_ids=ids, has_masks=isinstance(data, Shapes))
 
 
 def open_detection_split(
@@ -209,15 +208,14 @@ def open_detection_split(
     if split not in ("train", "val", "test"):
         raise ValueError(f"split must be 'train', 'val' or 'test': got {split!r}")
     augment = split == "train" if augment is None else augment
-    facts = detection_facts(data)
     if isinstance(data, Shapes):
-        return DetectionSamples(*_open_shapes(data, split), facts, seed=seed, augment=augment)
-    source, report = (_open_coco if isinstance(data, Coco) else _open_voc)(data, split)  # pyright: ignore
+        return DetectionSamples(*_open_shapes(data, split), detection_facts(data), seed=seed, augment=augment)
+    source, report, facts = _open_coco(data, split) if isinstance(data, Coco) else _open_voc(data, split)
     if report.counts:
         _logger.warning("%s", report)
-    if not source:
-        raise ValueError(f"{report.source} must have an image to {'train on' if split == 'train' else 'look at'}: "
-                         f"of {report.images_read} none is left; {'set data.skip_empty to false or ' * (split == 'train')}add images")
+    if not report.images:
+        remedy = "set data.skip_empty to false or add objects" if report.images_read else "add images"
+        raise ValueError(f"{report.source} must have an image to use: of {report.images_read} none is left; {remedy}")
     return DetectionSamples(source, report, facts, seed=seed, augment=augment)
 
 
@@ -254,7 +252,7 @@ class DetectionSamples(Dataset[tuple[Tensor, Target]]):
         augment: Whether there are any.
     """
 
-    def __init__(self, source: Source, report: "DataReport", facts: DetectionFacts, *, seed: int, augment: bool):
+    def __init__(self, source: Source, report: DataReport, facts: DetectionFacts, *, seed: int, augment: bool):
         self.source, self.report, self.facts, self.seed, self.augment = source, report, facts, seed, augment
 
     def __len__(self) -> int:
@@ -306,9 +304,7 @@ def _flipped_or_not(image: Tensor, target: Target) -> tuple[Tensor, Target]:
     return changed.pop("image"), target | changed
 
 
-def _open_shapes(data: Shapes, split: Split) -> tuple[Source, "DataReport"]:
-    from .shapes import DrawnShapes
-
+def _open_shapes(data: Shapes, split: Split) -> tuple[DrawnShapes, DataReport]:
     height, width = data.height_and_width
     images = data.images if split == "train" else data.val_images
     report = DataReport("drawn shapes")
@@ -319,36 +315,101 @@ def _open_shapes(data: Shapes, split: Split) -> tuple[Source, "DataReport"]:
     return drawn, report
 
 
-def _open_coco(data: Coco, split: Split) -> tuple[Source, "DataReport"]:
-    from .coco_files import decode_masks, read_categories, read_instances
-
+def _open_coco(data: Coco, split: Split) -> tuple[AnnotatedImages, DataReport, DetectionFacts]:
     root, train = Path(data.root), split == "train"
     if split == "test":
         raise ValueError("a COCO folder has annotations for 'train' and 'val' alone: got split='test'; use 'val'")
-    annotations, other = root / data.train_annotations, root / data.val_annotations
-    if not train:
-        annotations, other = other, annotations
+    annotations = root / (data.train_annotations if train else data.val_annotations)
     records, categories, report = read_instances(
-        annotations, root / (data.train_images if train else data.val_images), training=train, masks=data.masks
+        annotations,
+        root / (data.train_images if train else data.val_images),
+        training=train,
+        masks=data.masks,
+        skip_empty=train and data.skip_empty,
     )
-    # The other way round a file of half a gigabyte would be read for its list of categories.
+    other = root / data.val_annotations
+    # Asked of train alone: for val a file of half a gigabyte would be read for its list of categories.
     if train and other.is_file() and (others := read_categories(other)) != categories:
-        differing = sorted(dict(categories.items() ^ others.items()))
+        differing = sorted({number for number, _ in categories.items() ^ others.items()})
         raise ValueError(
             f"train and val must have the same categories: {annotations} and {other} differ in the ids "
-            f"{', '.join(map(str, differing[:5]))}; give both files one list"
+            f"{', '.join(map(str, differing[:5]))}{', ...' if len(differing) > 5 else ''}; give both one list"
         )
-    if train and data.skip_empty:
-        records = report.without_empty(records)
-    return AnnotatedImages(records, report, decode_masks if data.masks else None), report
+    facts = DetectionFacts(class_names=tuple(categories.values()), category_ids=tuple(categories), has_masks=data.masks)
+    return AnnotatedImages(records, masks=data.masks), report, facts
 
 
-def _open_voc(data: Voc, split: Split) -> tuple[Source, "DataReport"]:
-    from .voc_files import read_voc
-
+def _open_voc(data: Voc, split: Split) -> tuple[AnnotatedImages, DataReport, DetectionFacts]:
     folder = Path(data.root) / "VOCdevkit" / f"VOC{data.year}"
     name = {"train": data.train_set, "val": data.val_set, "test": "test"}[split]
-    records, report = read_voc(folder, name, training=split == "train")
-    if split == "train" and data.skip_empty:
-        records = report.without_empty(records)
-    return AnnotatedImages(records, report, None), report
+    train = split == "train"
+    records, report = read_voc(folder, name, training=train, skip_empty=train and data.skip_empty)
+    return AnnotatedImages(records, masks=False), report, detection_facts(data)
+
+
+def write_coco(data: Shapes, folder: str | Path) -> Coco:
+    """Writes drawn images out as a COCO folder, ``train2017`` and ``val2017``, whole or not at all.
+
+    Args:
+        data: Which images.
+        folder: The folder to make; it must not exist, or be empty.
+
+    Returns:
+        The description that opens it again, with the same samples.
+
+    Raises:
+        ValueError: If there is something in the folder, or it cannot be written to.
+
+    Example:
+        >>> folder = Path(tempfile.mkdtemp()) / "shapes"
+        >>> written = write_coco(Shapes(images=2, val_images=1), folder)
+        >>> sorted(path.name for path in folder.rglob("*.png"))
+        ['000000000001.png', '000000000001.png', '000000000002.png']
+        >>> len(open_detection_split(written, "train"))
+        2
+    """
+    folder = Path(folder)
+    if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
+        raise ValueError(f"the folder to write to must be new or empty: {folder} is not; choose another")
+    written = Coco(root=str(folder), workers=data.workers)
+    make_folder(folder.parent)
+    # Beside it, so that one rename brings it to its place.
+    with tempfile.TemporaryDirectory(prefix=f".{folder.name}-", dir=folder.parent) as beside:
+        made = make_folder(Path(beside) / folder.name)
+        _write_part(data, "train", made / written.train_images, made / written.train_annotations)
+        _write_part(data, "val", made / written.val_images, made / written.val_annotations)
+        try:
+            os.rename(made, folder)
+        except OSError as error:
+            raise ValueError(f"the folder to write to must be new or empty: {folder} ({error.strerror})") from error
+    return written
+
+
+def _write_part(data: Shapes, split: Split, images: Path, annotations: Path) -> None:
+    from PIL import Image
+
+    make_folder(images)
+    make_folder(annotations.parent)
+    source, _ = _open_shapes(data, split)
+    categories = [{"id": label, "name": name} for label, name in enumerate(SHAPE_NAMES, start=1)]
+    content: dict[str, Any] = {"info": {"description": repr(data)}, "images": [], "annotations": []}
+    for index in range(len(source)):
+        image, target = source[index]
+        number, (height, width) = target["image_id"], image.shape[-2:]
+        file_name = f"{number:012d}.png"
+        Image.fromarray(image.permute(1, 2, 0).numpy()).save(images / file_name)
+        content["images"].append({"id": number, "file_name": file_name, "height": height, "width": width})
+        for box, label, mask in zip(target["boxes"].tolist(), target["labels"].tolist(), target["masks"], strict=True):
+            left, top, right, bottom = box
+            content["annotations"].append(
+                {
+                    "id": len(content["annotations"]) + 1,  # COCO tools take an id of 0 for none
+                    "image_id": number,
+                    "category_id": label,
+                    "bbox": [left, top, right - left, bottom - top],
+                    "area": int(mask.sum()),
+                    "iscrowd": 0,
+                    "segmentation": encode_mask(mask.numpy()),
+                }
+            )
+    annotations.write_text(json.dumps(content | {"categories": categories}))

@@ -73,7 +73,7 @@ def tight_boxes(masks: np.ndarray) -> np.ndarray:
         [[1.0, 0.0, 3.0, 2.0]]
     """
     height, width = masks.shape[1:]
-    columns, rows = masks.any(1), masks.any(2)
+    columns, rows = np.any(masks, axis=1), np.any(masks, axis=2)
     far_x, far_y = width - columns[:, ::-1].argmax(1), height - rows[:, ::-1].argmax(1)
     return np.stack([columns.argmax(1), rows.argmax(1), far_x, far_y], 1).astype(np.float32)
 
@@ -126,8 +126,9 @@ def _placed(random: np.random.Generator, label: int, height: int, width: int) ->
     margin = radius / 2  # so that most shapes are more than half inside
     top, left = (round(random.uniform(margin, size - margin)) - reach for size in (height, width))
     inside = stamp[max(0, -top) : height - top, max(0, -left) : width - left]
-    rows, columns = (slice(max(0, start), max(0, start) + size) for start, size in zip((top, left), inside.shape))
-    return inside, (rows, columns), int(stamp.sum())
+    rows, columns = max(0, top), max(0, left)
+    window = slice(rows, rows + inside.shape[0]), slice(columns, columns + inside.shape[1])
+    return inside, window, int(stamp.sum())
 
 
 def _stamp(random: np.random.Generator, label: int, radius: float) -> np.ndarray:
