@@ -119,7 +119,8 @@ def detector(
             next two.
         nms_thresh: Above what overlap (IoU) the lower of two detections of one class is left out.
         detections_per_image: How many are kept at most.
-        fpn_channels: Width of the pyramid, and of the heads on it; FCOS needs a multiple of 32.
+        fpn_channels: Width of the pyramid, and of the heads on it; FCOS needs a multiple of 32, and
+            more than 32 to train on a single image whose coarsest map is one pixel.
         box_head_dim: Width of the two-stage detectors' box head; 1024 where it is not given.
         mask_head_dim: Width of Mask R-CNN's mask head; 256 where it is not given.
         mask_head_layers: Its convolutions; 4 where not given.

@@ -19,7 +19,7 @@ _COUNTER = 63
 _REAL, _INTEGER = struct.Struct("d"), struct.Struct("q")
 
 
-def run(kernel: Any, items: int, work: int, *arguments: Tensor | float | None) -> None:
+def run(kernel: Any, items: int, work: int, *arguments: Tensor | float | int | None) -> None:
     """Runs a kernel on `items` pieces of work, shared by as many threads as torch may use.
 
     The threads are those of torch's own OpenMP team, entered through its C interface: threads of our own would find the
@@ -46,7 +46,7 @@ def run(kernel: Any, items: int, work: int, *arguments: Tensor | float | None) -
         _share(kernel, address, threads)
 
 
-def _entry(argument: Tensor | float | None) -> int:
+def _entry(argument: Tensor | float | int | None) -> int:
     """An argument as 64 bits of a table."""
     if isinstance(argument, Tensor):
         return argument.data_ptr()
