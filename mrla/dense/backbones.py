@@ -1,7 +1,7 @@
 """A classification network as the backbone of a detector or segmenter: its feature maps, and what of it is frozen."""
 
 from collections import OrderedDict
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import timm
@@ -176,6 +176,12 @@ def checked_classes(num_classes: int) -> int:
             f"num_classes counts the background, so it must be a whole number of at least 2: got {num_classes!r}"
         )
     return num_classes
+
+
+def noted(model: nn.Module, made_by: str, name: str, arguments: Mapping[str, Any]) -> nn.Module:
+    """The model, which from now on tells by `built_as` how it was made: `mrla.dense.save` asks it."""
+    model.__dict__["built_as"] = {"made_by": made_by, "name": name, "arguments": dict(arguments)}
+    return model
 
 
 def _feature_info(body: nn.Module) -> list[dict[str, Any]]:

@@ -18,7 +18,7 @@ from torchvision.ops.poolers import LevelMapper
 
 from mrla.models.near_names import nearest
 
-from .backbones import FeatureBackbone, checked_classes, device_of, network, normalisation, strides, widths
+from .backbones import FeatureBackbone, checked_classes, device_of, network, normalisation, noted, strides, widths
 
 _OCTAVES = (1.0, 2 ** (1 / 3), 2 ** (2 / 3))
 
@@ -143,6 +143,7 @@ def detector(
         >>> sorted(model([torch.rand(3, 64, 96)])[0])
         ['boxes', 'labels', 'scores']
     """
+    given = {key: value for key, value in locals().items() if key not in ("name", "backbone", "options")} | options
     if name not in _FORMS:
         raise ValueError(
             f"a detector's name must be one of {', '.join(map(repr, _FORMS))}: got {name!r}{nearest(name, _FORMS)}"
@@ -187,7 +188,7 @@ def detector(
     )
     if not form.pools_regions:
         model = form.model(with_pyramid, num_classes, anchor_generator=anchors, **arguments)
-        return model.to(device_of(body))
+        return noted(model.to(device_of(body)), "detector", name, given)
 
     box_head_dim = 1024 if box_head_dim is None else box_head_dim
     arguments |= {
@@ -204,7 +205,7 @@ def detector(
             "mask_head": MaskRCNNHeads(fpn_channels, mask_layers, 1),
             "mask_predictor": MaskRCNNPredictor(mask_head_dim, mask_head_dim, num_classes),
         }
-    return form.model(with_pyramid, **arguments).to(device_of(body))
+    return noted(form.model(with_pyramid, **arguments).to(device_of(body)), "detector", name, given)
 
 
 def _levels(name: str, body: nn.Module, levels: Sequence[int] | None) -> list[int]:

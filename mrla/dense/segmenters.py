@@ -7,7 +7,7 @@ from torchvision.models.segmentation.fcn import FCNHead
 
 from mrla.models.near_names import nearest
 
-from .backbones import FeatureBackbone, checked_classes, device_of, network, strides, widths
+from .backbones import FeatureBackbone, checked_classes, device_of, network, noted, strides, widths
 
 _FORMS = {"fcn": (FCN, FCNHead), "deeplabv3": (DeepLabV3, DeepLabHead)}
 SEGMENTERS = tuple(_FORMS)
@@ -61,6 +61,7 @@ def segmenter(
         >>> {key: tuple(logits.shape) for key, logits in model(torch.randn(1, 3, 64, 96)).items()}
         {'out': (1, 5, 64, 96), 'aux': (1, 5, 64, 96)}
     """
+    given = {key: value for key, value in locals().items() if key not in ("name", "backbone")}
     if name not in _FORMS:
         raise ValueError(
             f"a segmenter's name must be one of {', '.join(map(repr, _FORMS))}: got {name!r}{nearest(name, _FORMS)}"
@@ -79,4 +80,5 @@ def segmenter(
         body, ["aux", "out"] if aux else ["out"], levels, freeze_stages=freeze_stages, norm_eval=norm_eval
     )
     auxiliary = FCNHead(in_channels[0], num_classes) if aux else None
-    return model(features, head(in_channels[-1], num_classes), auxiliary).to(device_of(body))
+    made = model(features, head(in_channels[-1], num_classes), auxiliary).to(device_of(body))
+    return noted(made, "segmenter", name, given)

@@ -21,6 +21,8 @@ from .stage import MIXER
 
 WEIGHTS = "model.safetensors"
 CONFIG = "config.json"
+DENSE = "dense"
+"""The key under which config.json says what is built on the network, see `mrla.dense.save`."""
 TORCHVISION = "torchvision/"
 """What an architecture's name begins with where it is torchvision's."""
 
@@ -75,6 +77,23 @@ def save(
     config = describe(model, weights, architecture=architecture, model_args=model_args)
     facts = {"label_names": class_names, "input_size": input_size, "mean": mean, "std": std}
     config["pretrained_cfg"].update({name: list(value) for name, value in facts.items() if value is not None})
+    return write(Path(folder), config, weights)
+
+
+def write(folder: Path, config: Mapping[str, Any], weights: Mapping[str, Tensor]) -> Path:
+    """Writes ``config.json`` and ``model.safetensors``, both or neither.
+
+    Args:
+        folder: Where; other files in it are left alone.
+        config: What `build` needs, and what else is known of the network.
+        weights: The weights.
+
+    Returns:
+        The folder.
+
+    Raises:
+        ValueError: If the description is not JSON, weights are on the meta device, or the folder is not writable.
+    """
     try:
         text = json.dumps(config, indent=2)
     except TypeError as error:
@@ -83,7 +102,7 @@ def save(
         ) from error
     if empty := next((name for name, tensor in weights.items() if tensor.is_meta), None):
         raise ValueError(f"weights must have values to be saved: {empty} is on the meta device; load weights first")
-    folder = make_folder(Path(folder))
+    folder = make_folder(folder)
     # Both are written before either takes its place.
     with written_whole(folder / CONFIG) as config_beside, written_whole(folder / WEIGHTS) as weights_beside:
         config_beside.write_text(text + "\n")
@@ -116,22 +135,38 @@ def load(folder: str | Path) -> nn.Module:
     if (on_hub := hub_name(folder)) is not None:
         folder = download(*on_hub, (CONFIG, WEIGHTS))
     config = read_config(folder)
+    if DENSE in (config.get("mrla") or {}):
+        raise ValueError(f"{folder} holds a detector or segmenter: load it with mrla.dense.load")
     with torch.random.fork_rng(devices=[]):  # what is drawn here is overwritten below
         model = build(config["architecture"], config.get("model_args") or {}, (config.get("mrla") or {}).get("attach"))
-    try:
-        weights = load_file(Path(folder) / WEIGHTS)
-    except (OSError, SafetensorError) as error:
-        raise ValueError(f"{Path(folder) / WEIGHTS} is missing or damaged ({error}); save the network again") from error
-    if found := differences(model.state_dict(), weights):
-        raise ValueError(
-            f"{Path(folder) / WEIGHTS} is of another network than {config['architecture']} ({found}); "
-            f"keep it with the config.json that it was saved with"
-        )
-    model.load_state_dict(weights)
+    read_weights(folder, model, config["architecture"])
     # So that the class names and the normalisation are there for whoever saves the network again.
     known = getattr(model, "pretrained_cfg", None) or {}
     model.__dict__["pretrained_cfg"] = {**known, **(config.get("pretrained_cfg") or {})}
     return model.eval()
+
+
+def read_weights(folder: str | Path, model: nn.Module, name: str) -> None:
+    """Gives a network the weights of a folder.
+
+    Args:
+        folder: The folder.
+        model: The network, which gets them.
+        name: What it is called in an error.
+
+    Raises:
+        ValueError: If the file is missing or damaged, or of another network.
+    """
+    path = Path(folder) / WEIGHTS
+    try:
+        weights = load_file(path)
+    except (OSError, SafetensorError) as error:
+        raise ValueError(f"{path} is missing or damaged ({error}); save the network again") from error
+    if found := differences(model.state_dict(), weights):
+        raise ValueError(
+            f"{path} is of another network than {name} ({found}); keep it with the config.json that it was saved with"
+        )
+    model.load_state_dict(weights)
 
 
 def is_saved(place: str | Path) -> bool:

@@ -133,7 +133,8 @@ class MRLALight(BranchMixer):
 
     def behind(self, tail: BlockTail, memory: Any = None) -> tuple[Tensor, Any]:
         """The block's new output, of a residual block that has left its last norm, add and ReLU to the mixer."""
-        norm = self.fused_norm(tail.branch, tail.shortcut, self.value_weight) if self.takes_tails else None
+        takes = self._is_released_form and self.uses_shortcut
+        norm = self.fused_norm(tail.branch, tail.shortcut, self.value_weight) if takes else None
         if norm is None:
             return super().behind(tail, memory)
         weights, kept = self._fused_weights(norm, True), self.kept(tail.branch)
