@@ -13,10 +13,41 @@ from rich.console import Console
 from rich.table import Table
 
 from mrla.models.near_names import nearest
-from mrla.train.data import DATA_KINDS
-from mrla.train.recipes import ARMS, RECIPES, Machine, Recipe, as_dict, from_dict, get_recipe
+from mrla.train.recipes import (
+    ALL_DATA_KINDS,
+    ARMS,
+    RECIPES,
+    DetectorOptions,
+    Machine,
+    Recipe,
+    as_dict,
+    from_dict,
+    get_recipe,
+)
 
 DEFAULT_RECIPE = "digits_resnet18"
+_RUN_COLUMNS = {
+    "train_loss": "train loss",
+    "train_accuracy": "train accuracy",
+    "val_loss": "val loss",
+    "val_accuracy": "val accuracy",
+    "val_box_ap": "box AP",
+    "val_box_ap50": "box AP50",
+    "val_mask_ap": "mask AP",
+    "val_mask_ap50": "mask AP50",
+}
+_SCORES = {"accuracy": "top-1 accuracy", "accuracy_top5": "top-5 accuracy", "loss": "loss"} | {
+    f"{kind}_{name}": f"{kind} {words}"
+    for kind in ("box", "mask")
+    for name, words in {
+        "ap": "AP",
+        "ap50": "AP50",
+        "ap75": "AP75",
+        "ap_small": "AP, small (-1: none)",
+        "ap_medium": "AP, medium (-1: none)",
+        "ap_large": "AP, large (-1: none)",
+    }.items()
+}
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -36,7 +67,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
     except OSError as error:
         return _fail(f"{error.strerror or error}: {error.filename}" if error.filename else str(error))
     except ModuleNotFoundError as error:
-        return _fail(f"{error.name} is not installed, and this command needs it: pip install 'mrla[train]'")
+        extra = "dense" if error.name in ("pycocotools", "faster_coco_eval") else "train"
+        return _fail(f"{error.name} is not installed, and this command needs it: pip install 'mrla[{extra}]'")
     except KeyboardInterrupt:
         print("mrla: interrupted; the same command goes on after the last finished epoch", file=sys.stderr)
         return 130
@@ -56,15 +88,12 @@ def train_command(words: Sequence[str]) -> int:
     if not run.is_main_process:
         return 0
     table = Table(title=f"{recipe.arm}, {recipe.model}, seed {recipe.seed}")
-    for heading in ("epoch", "train loss", "train accuracy", "val loss", "val accuracy"):
+    shown = [name for name in _RUN_COLUMNS if name in run.result["last"]]
+    for heading in ("epoch", *(_RUN_COLUMNS[name] for name in shown)):
         table.add_column(heading, justify="right")
     for name in ("best", "last"):
         row = run.result[name]
-        table.add_row(
-            f"{name} ({row['epoch']})",
-            *(f"{row['train_loss']:.4f}", f"{row['train_accuracy']:.4f}"),
-            *(f"{row['val_loss']:.4f}", f"{row['val_accuracy']:.4f}"),
-        )
+        table.add_row(f"{name} ({row['epoch']})", *(f"{row[key]:.4f}" for key in shown))
     console = _console()
     console.print(table)
     console.print(f"{run.result['seconds']:.1f} s. Weights, history and checkpoints are in {out}/", highlight=False)
@@ -107,7 +136,7 @@ def eval_command(words: Sequence[str]) -> int:
         parser.add_class_arguments(_data_class(kind), "data")
     else:
         parser.add_argument("--data.root", type=str, default=None, help="Where the images are, if they have moved")
-        parser.add_argument("--data.kind", type=str, default=None, help=f"Other images: {', '.join(DATA_KINDS)}")
+        parser.add_argument("--data.kind", type=str, default=None, help=f"Other images: {', '.join(ALL_DATA_KINDS)}")
     parser.add_class_arguments(Machine, "machine")
     options = _parse(parser, words)
     from mrla.analysis.evaluation import evaluate_checkpoint
@@ -125,12 +154,10 @@ def eval_command(words: Sequence[str]) -> int:
     )
     rate = report["images_per_second"]
     for name, value in {
-        "top-1 accuracy": f"{report['accuracy']:.4f}",
-        "top-5 accuracy": f"{report['accuracy_top5']:.4f}",
-        "loss": f"{report['loss']:.4f}",
+        **{words: f"{report[name]:.4f}" for name, words in _SCORES.items() if name in report},
         "parameters (trainable)": f"{report['parameters']['trainable']:,}",
         "with BatchNorm statistics": f"{report['parameters']['with_statistics']:,}",
-        "MACs an image": f"{report['macs'] / 1e6:,.2f} M",
+        **({"MACs an image": f"{report['macs'] / 1e6:,.2f} M"} if "macs" in report else {}),
         "images a second": f"{rate['median']:,.0f} ({rate['p10']:,.0f} to {rate['p90']:,.0f}, 10 to 90 %)",
         "measured with": f"batch {rate['batch_size']}, {rate['threads']} threads, {rate['rounds']} rounds",
     }.items():
@@ -286,24 +313,26 @@ def print_comparison(content: Mapping[str, Any], folder: Path) -> None:
         title=f"{recipe['recipe']}: {recipe['model']}, {len(content['seeds'])} seeds, {recipe['epochs']} epochs"
     )
     table.add_column("arm", no_wrap=True)
-    headings = (
-        "train acc. (%)",
-        "val acc. (%), last epoch",
-        "val acc. (%), best epoch",
-        "params",
-        "MACs (M)",
-        "images/s (10 to 90 %)",
-    )
-    for heading in headings:
+    columns = {
+        "train_accuracy": "train acc. (%)",
+        "val_accuracy": "val acc. (%), last epoch",
+        "best_val_accuracy": "val acc. (%), best epoch",
+        "val_box_ap": "box AP (%), last epoch",
+        "best_val_box_ap": "box AP (%), best epoch",
+        "val_box_ap50": "box AP50 (%)",
+        "val_mask_ap": "mask AP (%)",
+    }
+    columns = {name: heading for name, heading in columns.items() if name in content["table"][content["arms"][0]]}
+    for heading in (*columns.values(), "params", "MACs (M)", "images/s (10 to 90 %)"):
         table.add_column(heading, justify="right", overflow="fold")
     for arm in content["arms"]:
         entry = content["table"][arm]
         rate = entry["images_per_second"]
         table.add_row(
             arm,
-            *(_percent(entry[name]) for name in ("train_accuracy", "val_accuracy", "best_val_accuracy")),
+            *(_percent(entry[name]) for name in columns),
             f"{entry['parameters']['trainable']:,}",
-            f"{entry['macs'] / 1e6:.2f}",
+            "-" if entry["macs"] is None else f"{entry['macs'] / 1e6:.2f}",
             f"{rate['median']:,.0f} ({rate['p10']:,.0f} to {rate['p90']:,.0f})",
         )
     console.print(table)
@@ -382,14 +411,18 @@ def _recipe_parser(
     if kind is not None and kind != recipe.data.kind:
         defaults["data"] = vars(_data_class(kind)())
     parser.add_argument("--recipe", type=str, default=recipe.recipe, help=f"One of {', '.join(RECIPES)}")
-    parser.add_class_arguments(Recipe, None, skip={"recipe", "data", *(skip or ())})
+    parser.add_class_arguments(Recipe, None, skip={"recipe", "data", "detector", *(skip or ())})
+    if recipe.detector is not None:
+        parser.add_class_arguments(DetectorOptions, "detector")
+    else:
+        del defaults["detector"]
     parser.add_class_arguments(_data_class(defaults["data"]["kind"]), "data")
     parser.set_defaults({key: value for key, value in defaults.items() if key not in (skip or ())})
     return parser
 
 
 def _recipe_from(options: Mapping[str, Any]) -> Recipe:
-    return from_dict({name: options[name] for name in as_dict(get_recipe(DEFAULT_RECIPE))})
+    return from_dict({name: options.get(name) for name in as_dict(get_recipe(DEFAULT_RECIPE))})
 
 
 def _config_of(words: Sequence[str]) -> dict[str, Any]:
@@ -417,9 +450,10 @@ def _word_after(words: Sequence[str], flag: str) -> str | None:
 
 
 def _data_class(kind: str) -> Any:
-    if kind not in DATA_KINDS:
-        raise ValueError(f"data.kind must be one of {', '.join(DATA_KINDS)}: got {kind!r}{nearest(kind, DATA_KINDS)}")
-    return DATA_KINDS[kind]
+    if kind not in ALL_DATA_KINDS:
+        known = ", ".join(ALL_DATA_KINDS)
+        raise ValueError(f"data.kind must be one of {known}: got {kind!r}{nearest(kind, ALL_DATA_KINDS)}")
+    return ALL_DATA_KINDS[kind]
 
 
 def _parse(parser: ArgumentParser, words: Sequence[str]) -> dict[str, Any]:

@@ -12,7 +12,6 @@ import torch
 from torch import nn
 from torch.utils.data import DataLoader
 
-from mrla.models import load
 from mrla.models.atomic_write import make_folder, read_json, write_json
 from mrla.models.near_names import nearest
 from mrla.train import get_recipe
@@ -20,7 +19,7 @@ from mrla.train.arms import count_parameters
 from mrla.train.engine import thread_limit
 from mrla.train.history import write_csv
 from mrla.train.recipes import ARMS, Recipe
-from mrla.train.runs import RESULT, open_run, versions
+from mrla.train.runs import RESULT, load_any, open_run, versions
 
 from .comparison_runs import OwnRuns, RecipeRuns
 from .curves import draw_curves
@@ -162,7 +161,10 @@ def _summarise(
     folders: Mapping[tuple[str, int], Path],
 ) -> dict[str, Any]:
     seeds = list(dict.fromkeys(seed for _, seed in results))
-    models = {arm: load(folders[arm, seeds[-1]]) for arm in arms}
+    models = {arm: load_any(folders[arm, seeds[-1]]) for arm in arms}
+    figure = "val_accuracy" if source.recipe.detector is None else "val_box_ap"
+    first = results[arms[0], seeds[0]]["last"]
+    scores = [name for name in first if name not in ("epoch", "lr")]
     images = source.images()
     machine = source.recipe.machine
     device = timing_device(machine.accelerator)
@@ -172,28 +174,27 @@ def _summarise(
     for arm in arms:
         runs = [results[arm, seed] for seed in seeds]
         table[arm] = {
-            **{name: _spread([run["last"][name] for run in runs]) for name in _SCORES},
-            "best_val_accuracy": _spread([run["best"]["val_accuracy"] for run in runs])
+            **{name: _spread([run["last"][name] for run in runs]) for name in scores},
+            f"best_{figure}": _spread([run["best"][figure] for run in runs])
             | {"epochs": [run["best"]["epoch"] for run in runs]},
             "parameters": count_parameters(models[arm]),
-            "macs": count_macs(models[arm], tuple(images.shape[1:])),
+            # A detector's depend on what it finds.
+            "macs": count_macs(models[arm], tuple(images.shape[1:])) if source.recipe.detector is None else None,
             "images_per_second": asdict(rates[arm]),
             "train_seconds": _spread([run["seconds"] for run in runs]),
         }
-    differences = compare_arms({arm: table[arm]["val_accuracy"]["values"] for arm in arms}, baseline=arms[0])
+    differences = compare_arms({arm: table[arm][figure]["values"] for arm in arms}, baseline=arms[0])
     return {
         "recipe": source.settings,
         "arms": list(arms),
         "seeds": seeds,
+        "figure": figure,
         "table": table,
         "differences": {arm: asdict(difference) for arm, difference in differences.items()},
         "note": NOTE,
         "versions": versions(),
         "epochs": {arm: [results[arm, seed]["epochs"] for seed in seeds] for arm in arms},
     }
-
-
-_SCORES = ("train_loss", "train_accuracy", "val_loss", "val_accuracy", "val_accuracy_top5")
 
 
 def _spread(values: Sequence[float]) -> dict[str, Any]:
@@ -212,13 +213,14 @@ def _write(folder: Path, content: Mapping[str, Any]) -> None:
         for row in run
     ]
     write_csv(folder / "history.csv", rows)
-    draw_curves(content["epochs"], folder, title=f"{recipe['recipe']}: {recipe['model']}", baseline=arms[0])
+    title = f"{recipe['recipe']}: {recipe['model']}"
+    draw_curves(content["epochs"], folder, title=title, baseline=arms[0], score=content["figure"])
 
 
 def _table_row(arm: str, content: Mapping[str, Any]) -> dict[str, Any]:
     entry, difference = content["table"][arm], content["differences"].get(arm, {})
     row: dict[str, Any] = {"arm": arm}
-    for name in (*_SCORES, "best_val_accuracy", "train_seconds"):
+    for name in (name for name, cell in entry.items() if isinstance(cell, dict) and "values" in cell):
         row |= {f"{name}_mean": entry[name]["mean"], f"{name}_sd": entry[name]["sd"]}
     row |= {f"parameters_{name}": value for name, value in entry["parameters"].items()}
     row["macs"] = entry["macs"]

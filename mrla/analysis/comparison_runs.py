@@ -11,6 +11,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+import torch
 from torch import Tensor, nn
 from torch.utils.data import DataLoader
 
@@ -18,10 +19,11 @@ from mrla.models import is_attached
 from mrla.models.atomic_write import write_json
 from mrla.models.checkpoints import describe
 from mrla.ops import METHODS
-from mrla.train.arms import attach_arm, build_arm, settled
-from mrla.train.data import image_facts, loader, open_split
+from mrla.train.arms import attach_arm, settled
+from mrla.train.data import loader
 from mrla.train.fitting import fit
-from mrla.train.loaders import RecipeImages, first_batch
+from mrla.train.loaders import RecipeImages, collate_of, first_batch, open_part
+from mrla.train.recipe_tasks import build_network
 from mrla.train.recipes import Recipe, as_dict
 from mrla.train.runs import open_run
 
@@ -44,17 +46,20 @@ class RecipeRuns:
     def __init__(self, recipe: Recipe, jobs: int | None):
         self.recipe = settled(recipe)
         self.settings = as_dict(self.recipe)
-        self._facts = image_facts(self.recipe.data)
         self._jobs = jobs or _default_jobs(recipe)
         RecipeImages(self.recipe)
 
     def network(self, arm: str, seed: int) -> nn.Module:
         """An arm at its start."""
-        return build_arm(self._of(arm, seed), self._facts)
+        return build_network(self._of(arm, seed))
 
     def images(self) -> Tensor:
-        """A batch for validation."""
-        images, _ = next(iter(loader(open_split(self.recipe.data, "val"), batch_size=self.recipe.batch_size)))
+        """A batch for validation; of images that differ in size, those that are as large as the first."""
+        part = open_part(self.recipe.data, "val")
+        batches = loader(part, batch_size=min(self.recipe.batch_size, len(part)), collate=collate_of(self.recipe.data))
+        images, _ = next(iter(batches))
+        if isinstance(images, list):
+            images = torch.stack([image for image in images if image.shape == images[0].shape])
         return images
 
     def make(self, folders: Folders, on_progress: OnProgress | None) -> None:

@@ -33,18 +33,31 @@ STYLE: dict[Any, Any] = {
 """What all pictures of this room have in common, for matplotlib's `rc_context`."""
 
 
-def draw_curves(histories: Mapping[str, Sequence[History]], folder: Path, *, title: str, baseline: str) -> list[Path]:
-    """Draw loss and accuracy against the epoch, for training and validation, as ``curves.png`` and ``curves.svg``.
+SCORES = {"val_accuracy": "accuracy", "val_box_ap": "box AP"}
+"""The numbers of validation that runs are judged by, in words."""
+
+
+def draw_curves(
+    histories: Mapping[str, Sequence[History]],
+    folder: Path,
+    *,
+    title: str,
+    baseline: str,
+    score: str = "val_accuracy",
+) -> list[Path]:
+    """Draw loss and score against the epoch, for training and validation, as ``curves.png`` and ``curves.svg``.
 
     A line is the mean over an arm's seeds, its band reaches from the smallest to the largest seed. The axes show the
     later part of training well; early epochs may run off them. Equal input gives an SVG equal byte for byte.
 
     Args:
         histories: Per arm and seed the rows of its epochs, with the keys ``epoch`` (from 1), ``train_loss``,
-            ``train_accuracy``, ``val_loss`` and ``val_accuracy`` (accuracies as fractions).
+            ``train_accuracy``, ``val_loss`` and ``val_accuracy`` (accuracies as fractions); with another `score` that
+            and ``train_loss``.
         folder: Where the pictures go; made if missing.
         title: Heading of the figure.
         baseline: The arm drawn in dark grey.
+        score: One of `SCORES`.
 
     Returns:
         The two files.
@@ -67,22 +80,25 @@ def draw_curves(histories: Mapping[str, Sequence[History]], folder: Path, *, tit
     if baseline not in histories:
         given = ", ".join(histories) or "none"
         raise ValueError(f"baseline must be one of the arms: got {baseline!r}; choose from {given}")
-    epochs = {arm: _epochs(arm, runs) for arm, runs in histories.items()}
+    needed = {"train_loss", score, *(("train_accuracy", "val_loss") if score == "val_accuracy" else ())}
+    epochs = {arm: _epochs(arm, runs, {"epoch", *needed}) for arm, runs in histories.items()}
     looks = arm_looks(list(histories), baseline)
     folder.mkdir(parents=True, exist_ok=True)
     with matplotlib.rc_context(STYLE):
         figure = Figure(figsize=(9.0, 4.7), layout=ConstrainedLayoutEngine(w_pad=0.08))
         panels = figure.subplots(1, 2)
-        for axes, quantity, scale in zip(panels, ("loss", "accuracy"), (1.0, 100.0), strict=True):
+        quantities = ("loss", score.removeprefix("val_"))
+        for axes, quantity, scale in zip(panels, quantities, (1.0, 100.0), strict=True):
             values = {
                 (arm, part): scale * _stack(runs, f"{part}_{quantity}")
                 for arm, runs in histories.items()
                 for part in ("train", "val")
+                if f"{part}_{quantity}" in needed
             }
             _draw_panel(axes, values, epochs, looks)
             (_limit_loss if quantity == "loss" else _limit_accuracy)(axes, list(values.values()))
         panels[0].set_ylabel("loss" + (" (log scale)" if panels[0].get_yscale() == "log" else ""))
-        panels[1].set_ylabel("accuracy (%)")
+        panels[1].set_ylabel(f"{SCORES[score]} (%)")
         seeds = sorted({len(runs) for runs in histories.values()})
         _add_legend(figure, looks, seeds, title=title, single_epoch=any(len(at) == 1 for at in epochs.values()))
         return [
@@ -128,12 +144,12 @@ def save_figure(figure: "Figure", path: Path, **options: Any) -> Path:
     return path
 
 
-def _epochs(arm: str, runs: Sequence[History]) -> np.ndarray:
+def _epochs(arm: str, runs: Sequence[History], needed: set[str]) -> np.ndarray:
     if not runs or not all(len(run) for run in runs):
         raise ValueError(f"an arm needs at least one run and a run one epoch: got none for {arm!r}; leave the arm out")
     for run in runs:
         for row in run:
-            missing = {"epoch", "train_loss", "train_accuracy", "val_loss", "val_accuracy"} - row.keys()
+            missing = needed - row.keys()
             if missing:
                 raise ValueError(f"a row lacks {', '.join(sorted(missing))}: got {', '.join(row)} for {arm!r}; add it")
     epochs = [[int(row["epoch"]) for row in run] for run in runs]

@@ -4,12 +4,22 @@ from dataclasses import asdict, fields, replace
 from pathlib import Path
 from typing import Any
 
+from torch import nn
+
 from mrla.models.dry_run import input_sizes
 from mrla.train.arms import count_parameters
-from mrla.train.data import Data, Split, completed, image_facts, loader, open_split
+from mrla.train.data import DATA_KINDS, Data, Split, completed, image_facts, loader, open_split
+from mrla.train.detection_data import (
+    DETECTION_KINDS,
+    DetectionData,
+    collate_detection,
+    detection_facts,
+    open_detection_split,
+)
 from mrla.train.engine import thread_limit
-from mrla.train.fitting import evaluate
+from mrla.train.fitting import evaluate, evaluate_detector
 from mrla.train.recipes import Machine
+from mrla.train.sampling import SampleKey
 from mrla.train.trained import load_trained
 
 from .measure import count_macs, measure_throughput, timing_device
@@ -18,7 +28,7 @@ from .measure import count_macs, measure_throughput, timing_device
 def evaluate_checkpoint(
     checkpoint: str | Path,
     *,
-    data: Data | None = None,
+    data: Data | DetectionData | None = None,
     root: str | None = None,
     split: Split = "val",
     batch_size: int = 64,
@@ -36,7 +46,7 @@ def evaluate_checkpoint(
 
     Returns:
         ``accuracy``, ``accuracy_top5``, ``loss``, ``images``, ``split``, ``parameters``, ``macs`` and
-        ``images_per_second``.
+        ``images_per_second``; of a detector ``box_ap`` and so on in place of accuracies, loss and MACs.
 
     Raises:
         ValueError: If the checkpoint is missing, damaged or of another network, or the images do not fit it.
@@ -52,13 +62,15 @@ def evaluate_checkpoint(
         if "root" not in {field.name for field in fields(images_of)}:
             raise ValueError(f"{images_of.kind} lie in no folder: got data.root={root}; leave it out")
         images_of = replace(images_of, root=root)  # type: ignore[call-arg]
+    finds_objects = hasattr(model, "built_as")
+    if finds_objects == isinstance(images_of, Data):
+        kinds = DETECTION_KINDS if finds_objects else DATA_KINDS
+        raise ValueError(f"the images must be of {', '.join(kinds)} for this network: got {images_of.kind}")
+    if not isinstance(images_of, Data):
+        return _detection_report(model, images_of, class_names, split, batch_size, machine)
     images_of = completed(images_of, getattr(model, "pretrained_cfg", None))
     facts = image_facts(images_of)
-    if class_names is not None and class_names != facts.class_names:
-        raise ValueError(
-            f"the images must have the classes that the network was trained on: it knows {_shown(class_names)}, they "
-            f"have {_shown(facts.class_names)}"
-        )
+    _check_classes(class_names, facts.class_names)
     samples = open_split(images_of, split)
     batches = loader(samples, batch_size=min(batch_size, len(samples)), workers=images_of.workers)
     channels = input_sizes(model)[0][0]
@@ -80,6 +92,41 @@ def evaluate_checkpoint(
         "macs": count_macs(model, (facts.in_chans, facts.size, facts.size)),
         "images_per_second": asdict(rates["network"]),
     }
+
+
+def _detection_report(
+    model: nn.Module,
+    data: DetectionData,
+    class_names: tuple[str, ...] | None,
+    split: Split,
+    batch_size: int,
+    machine: Machine,
+) -> dict[str, Any]:
+    facts = detection_facts(data)
+    _check_classes(class_names, facts.class_names)
+    samples = open_detection_split(data, split)
+    batches = loader(samples, batch_size=min(batch_size, len(samples)), workers=data.workers, collate=collate_detection)
+    masks = facts.has_masks and model.built_as["name"] == "mask_rcnn"  # type: ignore[index]
+    scores = evaluate_detector(model, batches, masks=masks, machine=machine)
+    first, _ = samples[SampleKey(0, 0)]
+    device = timing_device(machine.accelerator)
+    with thread_limit(machine.threads):
+        rates = measure_throughput({"network": model.to(device)}, first[None].to(device), rounds=10)
+    return {
+        **scores,
+        "images": len(samples),
+        "split": split,
+        "parameters": count_parameters(model),
+        "images_per_second": asdict(rates["network"]),
+    }
+
+
+def _check_classes(known: tuple[str, ...] | None, given: tuple[str, ...]) -> None:
+    if known is not None and known != given:
+        raise ValueError(
+            f"the images must have the classes that the network was trained on: it knows {_shown(known)}, they have "
+            f"{_shown(given)}"
+        )
 
 
 def _shown(names: tuple[str, ...]) -> str:

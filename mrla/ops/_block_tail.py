@@ -138,6 +138,8 @@ def kernels_norm_as_torch() -> bool:
 
 
 def _is_float32(branch: Tensor, norm: nn.BatchNorm2d) -> bool:
+    if branch.is_contiguous(memory_format=torch.channels_last):
+        return False  # maps of one pixel or one channel are, and torch then sums in float32
     parts = (branch, norm.weight, norm.bias, norm.running_mean, norm.running_var)
     return all(one is None or (one.dtype == torch.float32 and one.is_contiguous()) for one in parts)
 

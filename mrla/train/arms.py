@@ -16,7 +16,8 @@ from mrla.models.near_names import nearest
 from mrla.models.starting_weights import start_from
 from mrla.ops import METHODS
 
-from .data import ImageFacts, completed
+from .data import Data, ImageFacts, completed
+from .detection_data import DetectionFacts
 from .randomness import derive_seed, seeded
 from .recipes import MixerOptions, Recipe
 
@@ -33,6 +34,8 @@ def settled(recipe: Recipe) -> Recipe:
     Raises:
         ValueError: If its network is a folder that cannot be read.
     """
+    if not isinstance(recipe.data, Data):
+        return recipe  # a detector brings images to its size, and normalises them, itself
     if _is_saved(recipe.model):
         trained_with = read_config(recipe.model).get("pretrained_cfg")
     else:
@@ -74,6 +77,43 @@ def build_arm(recipe: Recipe, facts: ImageFacts) -> nn.Module:
             initialise_as_notebook(other)
         other.load_state_dict(plain.state_dict(), strict=False)
         return other
+
+
+def build_detector(recipe: Recipe, facts: DetectionFacts) -> nn.Module:
+    """The detector of a recipe's arm, at its start: the arm's network, and on it the same parts in every arm.
+
+    Args:
+        recipe: Says which network, which arm, which detector, how they start and from which seed.
+        facts: Classes of the objects.
+
+    Returns:
+        The detector, in train mode.
+
+    Raises:
+        ValueError: If the network, the arm's options or the detector's do not fit one another.
+    """
+    from mrla.dense import detector
+
+    options = recipe.detector
+    assert options is not None
+    images = ImageFacts(in_chans=3, size=options.min_size, mean=(), std=(), class_names=facts.class_names)
+    backbone = build_arm(recipe, images)
+    with seeded(derive_seed(recipe.seed, "weights", "detector")):
+        try:
+            made = detector(
+                options.name,
+                backbone,
+                facts.num_classes,
+                min_size=options.min_size,
+                max_size=options.max_size,
+                freeze_stages=options.freeze_stages,
+                norm_eval=options.norm_eval,
+                fpn_channels=options.fpn_channels,
+                **options.options,
+            )
+        except TypeError as error:
+            raise ValueError(f"detector.options must be arguments of mrla.dense.detector: {error}") from error
+    return made.train()
 
 
 def attach_arm(plain: nn.Module, recipe: Recipe) -> nn.Module:

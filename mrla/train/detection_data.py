@@ -133,6 +133,11 @@ DetectionData = Coco | Voc | Shapes
 DETECTION_KINDS: dict[str, type[DetectionData]] = {"coco": Coco, "voc": Voc, "shapes": Shapes}
 
 
+def has_masks(data: Any) -> bool:
+    """Whether the objects of such data have masks."""
+    return isinstance(data, Shapes) or (isinstance(data, Coco) and data.masks)
+
+
 @dataclass(frozen=True, kw_only=True)
 class DetectionFacts:
     """What a detector must know of its data.

@@ -6,6 +6,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor, nn
 from torchmetrics import MeanMetric
@@ -36,7 +37,13 @@ class AveragePrecision:
 
         self.kinds = {"box": "bbox", **({"mask": "segm"} if masks else {})}
         with _quiet_coco_tools():
-            self.metric: Any = MeanAveragePrecision(iou_type=tuple(self.kinds.values()), backend="pycocotools")  # type: ignore[arg-type]
+            self.metric: Any = MeanAveragePrecision(
+                iou_type=tuple(self.kinds.values()),  # type: ignore[arg-type]
+                # COCO's own, in float64: those of torchmetrics are float32, and a recall of 1 / 5 lies below its 0.2.
+                iou_thresholds=np.linspace(0.5, 0.95, 10).tolist(),
+                rec_thresholds=np.linspace(0.0, 1.0, 101).tolist(),
+                backend="pycocotools",
+            )
         self.metric.warn_on_many_detections = False  # torchvision's detectors keep 100, or what they were told
 
     def reset(self) -> None:
@@ -89,6 +96,7 @@ class Detection(Task):
         optim: Optimizer and learning rate.
         epochs: Epochs that the schedule is spread over.
         seed: Decides what is drawn in each step: proposals, dropout, stochastic depth.
+        new: As of `Task`.
     """
 
     figure = "box_ap"
@@ -102,10 +110,11 @@ class Detection(Task):
         optim: Optim | None = None,
         epochs: int = 1,
         seed: int = 0,
+        new: Sequence[str] = (),
     ):
-        super().__init__(model, optim=optim, epochs=epochs, seed=seed)
+        super().__init__(model, optim=optim, epochs=epochs, seed=seed, new=new)
         self.class_names = tuple(class_names)
-        self.train_loss = MeanMetric()
+        self.train_loss = MeanMetric(nan_strategy="disable")  # a loss that is not finite stops the run, see Task
         self.precision = AveragePrecision(masks=masks)
         self._found: dict[str, float] = {}
 

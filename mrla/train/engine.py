@@ -80,6 +80,8 @@ def quiet_lightning() -> Iterator[None]:
         # Scores are already those of all processes.
         warnings.filterwarnings("ignore", message=".*sync_dist=True.*")
         warnings.filterwarnings("ignore", message=".*GPU available but not used.*")
+        # A frozen backbone is meant to be so.
+        warnings.filterwarnings("ignore", message=".*in eval mode at the start of training.*")
         warnings.filterwarnings("ignore", message=".*treespec, LeafSpec.*")  # Lightning 2.6 under torch 2.14
         for logger in loggers:
             logger.setLevel(logging.ERROR)

@@ -13,20 +13,19 @@ from lightning.pytorch.loggers import TensorBoardLogger
 from torch import Tensor, nn
 from torch.utils.data import DataLoader
 
-from mrla.models import save
 from mrla.models.atomic_write import write_json
 from mrla.models.checkpoints import describe
 from mrla.models.modes import in_eval_mode
 
-from .arms import added_by, build_arm, settled
-from .data import image_facts
+from .arms import settled
 from .engine import WholeFiles, keep_checkpoint, quiet_lightning, thread_limit, trainer_arguments
 from .freezing import FrozenAtFirst
 from .history import History
 from .loaders import Batches, OwnLoaders, RecipeImages, first_batch
+from .recipe_tasks import make_task
 from .recipes import Machine, Optim, Recipe, as_dict, check_numbers
 from .runs import BEST, CHECKPOINTS, RESULT, Run, open_run, versions
-from .task import Classification, DivergedError
+from .task import Classification, DivergedError, Task
 from .trained import network_weights, read_checkpoint
 
 
@@ -117,13 +116,13 @@ def fit(
         label_smoothing=label_smoothing,
         smooth_validation=smooth_validation,
         seed=seed,
+        saved={**facts, "architecture": architecture, "model_args": model_args},
     )
     return _run(
         task,
         OwnLoaders(train_loader, val_loader, seed=seed),
         out=Path(out),
         settings=settings,
-        saved={**facts, "architecture": architecture, "model_args": model_args},
         ema_decay=ema_decay,
         machine=machine,
         progress=progress,
@@ -149,28 +148,11 @@ def train(recipe: Recipe, out: str | Path, *, progress: bool = True) -> Run:
         DivergedError: If the loss becomes NaN or infinite; the last checkpoint is kept.
     """
     recipe = settled(recipe)
-    facts = image_facts(recipe.data)
-    task = Classification(
-        build_arm(recipe, facts),
-        classes=len(facts.class_names),
-        optim=recipe.optim,
-        epochs=recipe.epochs,
-        label_smoothing=recipe.label_smoothing,
-        smooth_validation=recipe.smooth_validation,
-        seed=recipe.seed,
-        new=added_by(recipe.arm),
-    )
     return _run(
-        task,
+        make_task(recipe),
         RecipeImages(recipe),
         out=Path(out),
         settings=as_dict(recipe),
-        saved={
-            "class_names": facts.class_names,
-            "mean": facts.mean,
-            "std": facts.std,
-            "input_size": (facts.in_chans, facts.size, facts.size),
-        },
         ema_decay=recipe.ema_decay,
         machine=recipe.machine,
         progress=progress,
@@ -210,7 +192,36 @@ def evaluate(
     task = Classification(
         model, classes=_count_classes(model, first[0]), label_smoothing=label_smoothing, smooth_validation=True
     )
-    with quiet_lightning(), thread_limit(machine.threads), in_eval_mode(model):
+    return _validate(task, batches, machine)
+
+
+def evaluate_detector(
+    model: nn.Module, batches: DataLoader, *, masks: bool = False, machine: Machine | None = None
+) -> dict[str, float]:
+    """Average precision of a detector over a loader, as COCO's tools count it.
+
+    Args:
+        model: A detector of torchvision's kind, such as `mrla.dense.detector` makes.
+        batches: Batches of lists of images and of targets, as `collate_detection` makes them for evaluation.
+        masks: Whether masks are measured too.
+        machine: Where it is computed, `mrla.train.Machine`.
+
+    Returns:
+        ``box_ap``, ``box_ap50``, ``box_ap75`` and those by size, ``mask_ap`` likewise: fractions, -1 for a size that no
+        object has.
+
+    Raises:
+        ValueError: If the loader has no image.
+    """
+    from .detection_task import Detection
+
+    if first_batch(batches) is None:
+        raise ValueError("the loader must have at least one image: it has none")
+    return _validate(Detection(model, masks=masks, class_names=()), batches, machine or Machine())
+
+
+def _validate(task: Task, batches: DataLoader, machine: Machine) -> dict[str, float]:
+    with quiet_lightning(), thread_limit(machine.threads), in_eval_mode(task.model):
         trainer = L.Trainer(
             **trainer_arguments(machine), logger=False, enable_progress_bar=False, enable_model_summary=False
         )
@@ -222,23 +233,22 @@ def evaluate(
 
 
 def _run(
-    task: Classification,
+    task: Task,
     images: OwnLoaders | RecipeImages,
     *,
     out: Path,
     settings: Mapping[str, Any],
-    saved: Mapping[str, Any],
     ema_decay: float | None,
     machine: Machine,
     progress: bool,
     own_sampler: bool,
 ) -> Run:
-    """Trains a task in a folder, from its start or its last finished epoch; `saved` goes to `mrla.save`."""
-    checkpoints = out / CHECKPOINTS
+    """Trains a task in a folder, from its start or its last finished epoch."""
+    checkpoints, figure = out / CHECKPOINTS, f"val_{task.figure}"
     history = History(out)
     callbacks: list[Callback] = [
         history,
-        keep_checkpoint(checkpoints, "best", monitor="val_accuracy"),
+        keep_checkpoint(checkpoints, "best", monitor=figure),
         keep_checkpoint(checkpoints, "last", monitor=None),
     ]
     if task.optim.frozen_epochs:
@@ -277,11 +287,11 @@ def _run(
         if trainer.interrupted:
             raise KeyboardInterrupt
         if trainer.is_global_zero:
-            _save_weights(task, saved, out)
+            _save_weights(task, out)
     result = {
         "epochs": history.epochs,
         "last": history.epochs[-1],
-        "best": max(history.epochs, key=lambda row: row["val_accuracy"]),
+        "best": max(history.epochs, key=lambda row: row[figure]),
         "seconds": history.seconds,
         "versions": versions(),
     }
@@ -291,13 +301,13 @@ def _run(
     return Run(folder=out, epochs=history.epochs, result=result, is_main_process=trainer.is_global_zero)
 
 
-def _save_weights(task: Classification, saved: Mapping[str, Any], out: Path) -> None:
+def _save_weights(task: Task, out: Path) -> None:
     """The last weights into the run's folder, the best ones into ``best/``, both as `mrla.save` writes them."""
     # From the checkpoints: with the moving average on they hold it, also where a run was stopped at its very end and
     # Lightning has put the weights of the last step into the module.
     for kind, folder in (("best", out / BEST), ("last", out)):
         weights = network_weights(read_checkpoint(out / CHECKPOINTS / f"{kind}.ckpt"))
-        save(task.model, folder, state_dict=weights, **saved)
+        task.save(folder, weights)
 
 
 def _count_classes(model: nn.Module, images: Tensor) -> int:

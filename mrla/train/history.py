@@ -11,7 +11,7 @@ from lightning.pytorch.callbacks import Callback
 
 from mrla.models.atomic_write import written_whole
 
-from .task import LOG_EVERY, Classification
+from .task import LOG_EVERY, Task
 
 EPOCHS, STEPS = "history.csv", "steps.csv"
 
@@ -56,11 +56,10 @@ class History(Callback):
             _to_loggers(trainer, {"train_loss_step": row["loss"]})
 
     def on_train_epoch_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
-        assert isinstance(pl_module, Classification)
-        train, val = pl_module.train_scores.compute(), pl_module.val_scores.compute()
+        assert isinstance(pl_module, Task)
         row: dict[str, float] = {"epoch": trainer.current_epoch + 1, "lr": self._lr}
-        row |= {f"train_{name}": train[name] for name in ("loss", "accuracy")}
-        row |= {f"val_{name}": val[name] for name in ("loss", "accuracy", "accuracy_top5")}
+        row |= {f"train_{name}": value for name, value in pl_module.train_numbers().items()}
+        row |= {f"val_{name}": value for name, value in pl_module.val_numbers().items()}
         now = time.monotonic()
         self.seconds, self._since = self.seconds + now - self._since, now
         self.epochs.append(row)

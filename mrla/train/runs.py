@@ -12,8 +12,9 @@ from typing import Any
 import torch
 from torch import nn
 
-from mrla.models import load
+from mrla.models import load, read_config
 from mrla.models.atomic_write import make_folder, read_json, write_json
+from mrla.models.checkpoints import DENSE
 
 CONFIG, RESULT, CHECKPOINTS, BEST = "run.json", "result.json", "checkpoints", "best"
 
@@ -39,7 +40,16 @@ class Run:
     @property
     def model(self) -> nn.Module:
         """The network with its last weights, in eval mode."""
-        return load(self.folder)
+        return load_any(self.folder)
+
+
+def load_any(folder: str | Path) -> nn.Module:
+    """A saved classifier, detector or segmenter, in eval mode."""
+    if DENSE in (read_config(folder).get("mrla") or {}):
+        from mrla.dense import load as load_dense
+
+        return load_dense(folder)
+    return load(folder)
 
 
 def open_run(folder: Path, settings: Mapping[str, Any]) -> dict[str, Any] | None:

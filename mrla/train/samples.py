@@ -63,7 +63,7 @@ class TensorSamples(Samples):
 
 
 def loader(
-    samples: Samples,
+    samples: Dataset[Any],
     *,
     batch_size: int,
     seed: int = 0,
@@ -73,6 +73,7 @@ def loader(
     rank: int = 0,
     world_size: int = 1,
     pin_memory: bool = False,
+    collate: Callable[[Any], Any] | None = None,
 ) -> DataLoader:
     """A DataLoader over this process's part of every batch.
 
@@ -86,6 +87,7 @@ def loader(
         rank: This process.
         world_size: Number of processes.
         pin_memory: Whether batches are put in page-locked memory, for a GPU.
+        collate: Makes a batch of samples; torch's own way if not given.
 
     Returns:
         The loader; its sampler has `set_epoch`.
@@ -94,7 +96,7 @@ def loader(
         ValueError: If there is not one batch, or it does not divide by the processes.
     """
     sampler = EpochSampler(
-        size=len(samples),
+        size=len(samples),  # type: ignore[arg-type]
         batch_size=batch_size,
         seed=seed,
         shuffle=shuffle,
@@ -108,7 +110,7 @@ def loader(
         batch_size=sampler.local_batch_size,
         sampler=sampler,
         num_workers=workers,
-        collate_fn=_collate,
+        collate_fn=collate or _collate,
         persistent_workers=workers > 0,
         pin_memory=pin_memory,
     )

@@ -1,6 +1,8 @@
-"""Image classification as Lightning sees it: one step of training, one of validation, and what is counted."""
+"""Tasks as Lightning sees them, and image classification: one step of training, one of validation, what is counted."""
 
-from collections.abc import Sequence
+from abc import ABC, abstractmethod
+from collections.abc import Mapping, Sequence
+from pathlib import Path
 from typing import Any
 
 import lightning as L
@@ -8,6 +10,8 @@ import torch
 from torch import Tensor, nn
 from torch.nn.functional import cross_entropy
 from torchmetrics import Metric
+
+from mrla.models import save
 
 from .data import IGNORE_LABEL
 from .randomness import derive_seed, seed_generators
@@ -59,84 +63,57 @@ class Scores(Metric):
         }
 
 
-class Classification(L.LightningModule):
-    """A network, its loss and its optimizer.
+class Task(L.LightningModule, ABC):
+    """What all tasks share: a network, its optimizer and schedule, seeds, and whether the loss stays finite.
 
     Args:
-        model: Network from images to logits.
-        classes: Number of its logits.
+        model: The network.
         optim: Optimizer and learning rate.
         epochs: Epochs that the schedule is spread over.
-        label_smoothing: Smoothing of the labels in training.
-        smooth_validation: Whether the validation loss is smoothed too.
-        seed: Decides what is drawn in each step (dropout, stochastic depth).
+        seed: Decides what is drawn in each step.
         new: Patterns of parameters that count as new to a trained network, beside mixers and classifier.
     """
 
+    figure: str
+    """The number of validation that a run is judged by; larger is better."""
+
     def __init__(
-        self,
-        model: nn.Module,
-        *,
-        classes: int,
-        optim: Optim | None = None,
-        epochs: int = 1,
-        label_smoothing: float = 0.0,
-        smooth_validation: bool = False,
-        seed: int = 0,
-        new: Sequence[str] = (),
+        self, model: nn.Module, *, optim: Optim | None = None, epochs: int = 1, seed: int = 0, new: Sequence[str] = ()
     ):
         super().__init__()
         self.model = model
         self.optim, self.epochs, self.seed, self.new = optim or Optim(), epochs, seed, tuple(new)
-        self.label_smoothing = label_smoothing
-        self.val_smoothing = label_smoothing if smooth_validation else 0.0
-        self.train_scores, self.val_scores = Scores(classes), Scores(classes)
         self._never = torch.iinfo(torch.long).max
         self.register_buffer("first_bad_step", torch.tensor(self._never), persistent=False)
 
-    def forward(self, images: Tensor) -> Tensor:
-        """Logits."""
-        return self.model(images)
+    @abstractmethod
+    def train_numbers(self) -> dict[str, float]:
+        """What this epoch's training gave, over all processes; ``loss`` is there."""
+
+    @abstractmethod
+    def val_numbers(self) -> dict[str, float]:
+        """What the last validation gave, likewise; `figure` is there."""
+
+    @abstractmethod
+    def save(self, folder: Path, weights: Mapping[str, Tensor]) -> None:
+        """Writes the network with other weights to a folder from which it can be rebuilt."""
 
     def on_train_epoch_start(self) -> None:
-        self.train_scores.reset()
         # A loader of the caller's that Lightning has given a sampler, for several processes, draws what it draws now.
         self._seed_step()
 
     def on_train_batch_start(self, batch: Any, batch_idx: int) -> None:
         self._seed_step()
 
-    def training_step(self, batch: tuple[Tensor, Tensor], batch_idx: int) -> Tensor:
-        """The loss of one batch."""
-        images, labels = batch
-        logits = self.model(images)
-        loss = cross_entropy(logits, labels, label_smoothing=self.label_smoothing)
-        with torch.no_grad():
-            self.train_scores.update(loss.detach(), logits.detach(), labels)
-            # Kept on the device: looking at every loss would make a GPU wait.
-            assert isinstance(self.first_bad_step, Tensor)
-            self.first_bad_step.clamp_(max=torch.where(loss.isfinite(), self._never, self.global_step))
-        return loss
-
     def on_train_batch_end(self, outputs: Any, batch: Any, batch_idx: int) -> None:
         if (batch_idx + 1) % LOG_EVERY == 0 or self.trainer.is_last_batch:
             self.check_finite()
 
-    def on_validation_epoch_start(self) -> None:
-        self.val_scores.reset()
-
-    def validation_step(self, batch: tuple[Tensor, Tensor], batch_idx: int) -> None:
-        """Counts one batch."""
-        images, labels = batch
-        logits = self.model(images)
-        loss = cross_entropy(logits, labels, label_smoothing=self.val_smoothing, ignore_index=IGNORE_LABEL)
-        self.val_scores.update(loss, logits, labels)
-
-    def on_validation_epoch_end(self) -> None:
-        scores = self.val_scores.compute()
-        if self.trainer.state.fn == "fit" and not scores["loss"] < float("inf"):
-            raise DivergedError(f"the validation loss became {scores['loss']} after step {self.global_step}")
-        self.log_dict({f"val_{name}": float(value) for name, value in scores.items()}, prog_bar=False)
+    def note_loss(self, loss: Tensor) -> None:
+        """Remembers the first step whose loss is not finite, on the device: looking at every loss makes a GPU wait."""
+        assert isinstance(self.first_bad_step, Tensor)
+        with torch.no_grad():
+            self.first_bad_step.clamp_(max=torch.where(loss.isfinite(), self._never, self.global_step))
 
     def configure_optimizers(self) -> Any:
         """Optimizer and per-step schedule."""
@@ -159,3 +136,85 @@ class Classification(L.LightningModule):
 
     def _seed_step(self) -> None:
         seed_generators(derive_seed(self.seed, "step", self.global_step, self.global_rank), self.device)
+
+
+class Classification(Task):
+    """A network, its loss and its optimizer.
+
+    Args:
+        model: Network from images to logits.
+        classes: Number of its logits.
+        optim: Optimizer and learning rate.
+        epochs: Epochs that the schedule is spread over.
+        label_smoothing: Smoothing of the labels in training.
+        smooth_validation: Whether the validation loss is smoothed too.
+        seed: Decides what is drawn in each step (dropout, stochastic depth).
+        new: Patterns of parameters that count as new to a trained network, beside mixers and classifier.
+        saved: What `mrla.save` is told beside the weights, such as the names of the classes.
+    """
+
+    figure = "accuracy"
+
+    def __init__(
+        self,
+        model: nn.Module,
+        *,
+        classes: int,
+        optim: Optim | None = None,
+        epochs: int = 1,
+        label_smoothing: float = 0.0,
+        smooth_validation: bool = False,
+        seed: int = 0,
+        new: Sequence[str] = (),
+        saved: Mapping[str, Any] | None = None,
+    ):
+        super().__init__(model, optim=optim, epochs=epochs, seed=seed, new=new)
+        self.saved = dict(saved or {})
+        self.label_smoothing = label_smoothing
+        self.val_smoothing = label_smoothing if smooth_validation else 0.0
+        self.train_scores, self.val_scores = Scores(classes), Scores(classes)
+
+    def forward(self, images: Tensor) -> Tensor:
+        """Logits."""
+        return self.model(images)
+
+    def on_train_epoch_start(self) -> None:
+        super().on_train_epoch_start()
+        self.train_scores.reset()
+
+    def training_step(self, batch: tuple[Tensor, Tensor], batch_idx: int) -> Tensor:
+        """The loss of one batch."""
+        images, labels = batch
+        logits = self.model(images)
+        loss = cross_entropy(logits, labels, label_smoothing=self.label_smoothing)
+        with torch.no_grad():
+            self.train_scores.update(loss.detach(), logits.detach(), labels)
+        self.note_loss(loss)
+        return loss
+
+    def on_validation_epoch_start(self) -> None:
+        self.val_scores.reset()
+
+    def validation_step(self, batch: tuple[Tensor, Tensor], batch_idx: int) -> None:
+        """Counts one batch."""
+        images, labels = batch
+        logits = self.model(images)
+        loss = cross_entropy(logits, labels, label_smoothing=self.val_smoothing, ignore_index=IGNORE_LABEL)
+        self.val_scores.update(loss, logits, labels)
+
+    def on_validation_epoch_end(self) -> None:
+        scores = self.val_scores.compute()
+        if self.trainer.state.fn == "fit" and not scores["loss"] < float("inf"):
+            raise DivergedError(f"the validation loss became {scores['loss']} after step {self.global_step}")
+        self.log_dict({f"val_{name}": float(value) for name, value in scores.items()}, prog_bar=False)
+
+    def train_numbers(self) -> dict[str, float]:
+        scores = self.train_scores.compute()
+        return {name: scores[name] for name in ("loss", "accuracy")}
+
+    def val_numbers(self) -> dict[str, float]:
+        scores = self.val_scores.compute()
+        return {name: scores[name] for name in ("loss", "accuracy", "accuracy_top5")}
+
+    def save(self, folder: Path, weights: Mapping[str, Tensor]) -> None:
+        save(self.model, folder, state_dict=weights, **self.saved)

@@ -9,13 +9,12 @@ from zipfile import BadZipFile
 import torch
 from torch import Tensor, nn
 
-from mrla.models import build, is_saved, load
+from mrla.models import build, is_saved, read_config
 from mrla.models.atomic_write import read_json
 
-from .arms import build_arm
-from .data import ImageFacts, image_facts
+from .recipe_tasks import build_network, class_names_of
 from .recipes import Recipe, from_dict
-from .runs import CONFIG
+from .runs import CONFIG, load_any
 
 
 def load_trained(checkpoint: str | Path) -> tuple[nn.Module, Recipe | None, tuple[str, ...] | None]:
@@ -33,8 +32,8 @@ def load_trained(checkpoint: str | Path) -> tuple[nn.Module, Recipe | None, tupl
     """
     path = Path(checkpoint)
     if is_saved(checkpoint):
-        model = load(checkpoint)
-        names = model.pretrained_cfg.get("label_names")  # type: ignore[union-attr, operator]
+        model = load_any(checkpoint)
+        names = (read_config(checkpoint).get("pretrained_cfg") or {}).get("label_names")
         return model, _recipe_of(path), tuple(names) if names else None
     if not path.is_file():
         raise ValueError(f"a checkpoint is a folder that mrla.save wrote, or a run's .ckpt: {path} does not exist")
@@ -46,8 +45,7 @@ def load_trained(checkpoint: str | Path) -> tuple[nn.Module, Recipe | None, tupl
         model = build(network["architecture"], network["model_args"], network["mrla"]["attach"])
     else:
         recipe = from_dict(settings)
-        facts: ImageFacts = image_facts(recipe.data)
-        model, names = build_arm(recipe, facts), facts.class_names
+        model, names = build_network(recipe), class_names_of(recipe)
     try:
         model.load_state_dict(weights)
     except RuntimeError as error:

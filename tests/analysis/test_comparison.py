@@ -87,6 +87,7 @@ def test_content(whole):
         "recipe",
         "arms",
         "seeds",
+        "figure",
         "table",
         "differences",
         "note",
