@@ -28,10 +28,11 @@ from torch.nn.functional import cross_entropy
 
 from mrla.models.atomic_write import write_json
 from mrla.train import Recipe, fitting, get_recipe
-from mrla.train.arms import build_arm
-from mrla.train.data import image_facts, loader, open_split
+from mrla.train.data import loader
 from mrla.train.history import History
+from mrla.train.loaders import open_part
 from mrla.train.randomness import derive_seed
+from mrla.train.recipe_tasks import build_network
 from mrla.train.recipes import as_dict
 from mrla.train.schedule import make_optimizer, make_schedule
 
@@ -65,14 +66,14 @@ class Bare:
     def __init__(self, recipe: Recipe):
         self.smoothing, self.epoch = recipe.label_smoothing, 0
         self.batches: Any = loader(
-            open_split(recipe.data, "train", seed=recipe.seed),
+            open_part(recipe.data, "train", seed=recipe.seed),
             batch_size=recipe.batch_size,
             seed=derive_seed(recipe.seed, "train"),
             shuffle=True,
             drop_last=True,
             workers=recipe.data.workers,
         )
-        self.model = build_arm(recipe, image_facts(recipe.data)).train()
+        self.model = build_network(recipe).train()
         self.optimizer = make_optimizer(self.model, recipe.optim)
         self.schedule = make_schedule(
             self.optimizer, recipe.optim, epochs=recipe.epochs, steps_per_epoch=len(self.batches)
@@ -206,7 +207,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
             for clock, parts in time_round(recipes[arm]).items():
                 for part, values in parts.items():
                     samples[arm][clock][part] += values
-    steps = len(open_split(recipe.data, "train")) // recipe.batch_size
+    steps = len(open_part(recipe.data, "train")) // recipe.batch_size
     results = {arm: summarise(samples[arm], steps) for arm in ARMS}
     slug = re.sub(r"[^a-z0-9]+", "-", hardware().lower()).strip("-")
     out = options.out or Path(__file__).parent / "results" / f"training_loop_{slug}_{started:%Y-%m-%d}.json"
