@@ -166,6 +166,41 @@ def eval_command(words: Sequence[str]) -> int:
     return 0
 
 
+def predict_command(words: Sequence[str]) -> int:
+    """Draw what a trained network finds in images: boxes and masks with names, or the most likely classes."""
+    parser = _parser("predict", predict_command)
+    parser.add_argument("checkpoint", type=str, help="A folder of a run or of mrla.save, or a .ckpt")
+    parser.add_argument("images", type=str, nargs="+", help="Image files")
+    parser.add_argument("--out", type=str, default="predictions", help="Folder for the drawings and predictions.json")
+    parser.add_argument("--score_thresh", type=float, default=0.5, help="Below what score a detection is left out")
+    parser.add_argument("--top", type=int, default=5, help="How many classes are given")
+    parser.add_class_arguments(Machine, "machine")
+    _add_switch(parser, "--progress", "Whether a progress bar is shown")
+    options = _parse(parser, words)
+    from mrla.analysis.prediction import predict
+
+    with _progress(options["progress"], "images") as on_progress:
+        found = predict(
+            options["checkpoint"],
+            options["images"],
+            options["out"],
+            score_thresh=options["score_thresh"],
+            top=options["top"],
+            machine=Machine(**options["machine"]),
+            on_progress=on_progress,
+        )
+    table = Table(title=f"{options['checkpoint']}: {len(found)} images")
+    table.add_column("image")
+    table.add_column("found" if "labels" in found[0] else "most likely")
+    for entry in found:
+        shown = [f"{name} {100 * score:.0f} %" for name, score in zip(entry["names"], entry["scores"], strict=True)]
+        table.add_row(entry["file"], ", ".join(shown) or "nothing")
+    console = _console()
+    console.print(table)
+    console.print(f"Drawn in {options['out']}/", highlight=False)
+    return 0
+
+
 def convert_command(words: Sequence[str]) -> int:
     """Write a checkpoint of the released code or of the Paddle notebook as safetensors with our names."""
     parser = _parser("convert", convert_command)
@@ -294,6 +329,7 @@ COMMANDS: dict[str, Callable[[Sequence[str]], int]] = {
     "train": train_command,
     "eval": eval_command,
     "bench": bench_command,
+    "predict": predict_command,
     "models": models_command,
     "chains": chains_command,
     "convert": convert_command,

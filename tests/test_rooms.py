@@ -17,7 +17,7 @@ OUTSIDE = {
     "dense": {"torchvision"},
     "deploy": {"torchvision", "onnx", "onnxscript", "onnxruntime"},
     "train": {"lightning", "torchmetrics", "torchvision", "PIL", "sklearn", "safetensors", "pycocotools"},
-    "analysis": {"scipy", "matplotlib", "jinja2", "captum", "filelock", "lightning"},
+    "analysis": {"scipy", "matplotlib", "jinja2", "captum", "filelock", "lightning", "torchvision", "PIL"},
     "cli": {"jsonargparse", "rich", "yaml"},
     "": set(),
 }

@@ -15,7 +15,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from .data import UndecodableImageError, _open_image
+from .data import UndecodableImageError, open_image
 
 _SAID = {
     "crowd_ignored": "crowd regions in which detections are not counted",
@@ -452,7 +452,7 @@ def run_lengths(counts: str) -> list[int]:
 def _opened(record: ImageRecord) -> Any:
     """The image as it is stored: like COCO's tools it does not heed EXIF's orientation, and neither do annotations."""
     try:
-        image = _open_image([record.path], 0)
+        image = open_image([record.path], 0)
     except UndecodableImageError as error:
         raise UndecodableImageError(f"{error} [{record.place}]") from error
     if image.size != (record.width, record.height):

@@ -381,10 +381,22 @@ def _open_folder(data: Folder, split: Split, seed: int, augment: bool) -> Sample
             f"{data.auto_augment!r} ({_one_line(error)})"
         ) from error
     paths = [path for path, _ in files]
-    return Samples(partial(_open_image, paths), [label for _, label in files], transform, names, seed)
+    return Samples(partial(open_image, paths), [label for _, label in files], transform, names, seed)
 
 
-def _open_image(paths: Sequence[str], index: int) -> Any:
+def open_image(paths: Sequence[str], index: int) -> Any:
+    """A file as an image of PIL's with 8 bits of red, green and blue, as it is stored: EXIF's orientation stays beside.
+
+    Args:
+        paths: Image files.
+        index: Which of them.
+
+    Returns:
+        The image.
+
+    Raises:
+        UndecodableImageError: If the file does not decode, or nothing says which of its values is white.
+    """
     from PIL import Image
 
     path = paths[index]

@@ -1,0 +1,176 @@
+"""What a trained network says of images: drawn boxes and masks, or the most likely classes."""
+
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from mrla.models.atomic_write import make_folder, write_json, written_whole
+from mrla.train.data import Folder, open_image
+from mrla.train.engine import thread_limit
+from mrla.train.recipes import Machine
+from mrla.train.trained import load_trained
+
+from .measure import timing_device
+
+PREDICTIONS = "predictions.json"
+_COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#56B4E9", "#E69F00", "#F0E442", "#999999")
+"""Okabe and Ito's palette, by class; it begins anew after eight."""
+
+
+def predict(
+    checkpoint: str | Path,
+    images: Sequence[str | Path],
+    out: str | Path,
+    *,
+    score_thresh: float = 0.5,
+    top: int = 5,
+    machine: Machine | None = None,
+    on_progress: Callable[[int, int], None] | None = None,
+) -> list[dict[str, Any]]:
+    """Runs a trained network on image files and draws what it finds.
+
+    Of a detector every box and mask above a score, with names; of a classifier the most likely classes under the image.
+    An image that lies on its side by its EXIF entry is turned upright first.
+
+    Args:
+        checkpoint: A run's folder, a folder of `mrla.save` or `mrla.dense.save`, or a ``.ckpt``.
+        images: Image files.
+        out: Folder for ``NAME.png`` of each and ``predictions.json``.
+        score_thresh: Below what score a detection is left out.
+        top: How many classes are given.
+        machine: Where it is computed.
+        on_progress: Called with the images done and the images in all.
+
+    Returns:
+        What ``predictions.json`` holds, one entry an image: ``file``, ``drawing`` and ``boxes``, ``labels``, ``names``,
+        ``scores`` of a detector, or ``names`` and ``scores`` of a classifier.
+
+    Raises:
+        ValueError: If the checkpoint or an image cannot be read, or a number is out of range.
+    """
+    if not images:
+        raise ValueError("images must be at least one file: got none")
+    if not 0 <= score_thresh <= 1:
+        raise ValueError(f"score_thresh must be from 0 to 1: got {score_thresh}")
+    if top < 1:
+        raise ValueError(f"top must be at least 1: got {top}")
+    files = [Path(image) for image in images]
+    if missing := [file for file in files if not file.is_file()]:
+        raise ValueError(f"images must be files: {missing[0]} is none")
+    machine = machine or Machine()
+    model, recipe, class_names = load_trained(checkpoint)
+    prepared = recipe.data if recipe is not None and isinstance(recipe.data, Folder) else None
+    device = timing_device(machine.accelerator)
+    model.to(device).eval()
+    folder, found = make_folder(Path(out)), []
+    with thread_limit(machine.threads), torch.inference_mode():
+        for index, (file, name) in enumerate(zip(files, _different_names(files), strict=True)):
+            picture = _upright(open_image([str(file)], 0))
+            if hasattr(model, "built_as"):
+                entry, drawn = _found_objects(model, picture, class_names, score_thresh, device)
+            else:
+                entry, drawn = _most_likely(model, picture, class_names, prepared, top, device)
+            with written_whole(folder / name) as beside:
+                drawn.save(beside, format="PNG")
+            found.append({"file": str(file), "drawing": name, **entry})
+            if on_progress is not None:
+                on_progress(index + 1, len(files))
+    write_json(folder / PREDICTIONS, {"checkpoint": str(checkpoint), "images": found})
+    return found
+
+
+def _found_objects(
+    model: nn.Module, picture: Any, class_names: Sequence[str] | None, score_thresh: float, device: torch.device
+) -> tuple[dict[str, Any], Any]:
+    from torchvision.transforms.v2.functional import pil_to_tensor, to_pil_image
+    from torchvision.utils import draw_bounding_boxes, draw_segmentation_masks
+
+    image = pil_to_tensor(picture)
+    predicted = model([image.to(device).float() / 255])
+    if isinstance(predicted, dict):
+        raise ValueError("only detectors and classifiers can be drawn so far: this checkpoint is a segmenter's")
+    kept = {name: entry[predicted[0]["scores"] >= score_thresh].cpu() for name, entry in predicted[0].items()}
+    labels, scores = kept["labels"].tolist(), kept["scores"].tolist()
+    # RetinaNet and FCOS have an output for label 0 too.
+    names = [class_names[label - 1] if class_names and label > 0 else f"label {label}" for label in labels]
+    colours = [_COLOURS[label % len(_COLOURS)] for label in labels]
+    if "masks" in kept and len(labels):
+        image = draw_segmentation_masks(image, kept["masks"][:, 0] >= 0.5, alpha=0.45, colors=colours)
+    if len(labels):
+        text = [f"{name} {100 * score:.0f} %" for name, score in zip(names, scores, strict=True)]
+        width = max(1, round(min(image.shape[1:]) / 160))
+        image = draw_bounding_boxes(
+            _enlarged(image),
+            kept["boxes"] * _scale(image),
+            text,
+            colors=colours,
+            width=width,
+            label_colors="white",
+            label_background_colors=colours,
+            fill_labels=True,
+        )
+    entry = {"boxes": kept["boxes"].tolist(), "labels": labels, "names": names, "scores": scores}
+    return entry, to_pil_image(image)
+
+
+def _most_likely(
+    model: nn.Module,
+    picture: Any,
+    class_names: Sequence[str] | None,
+    prepared: Folder | None,
+    top: int,
+    device: torch.device,
+) -> tuple[dict[str, Any], Any]:
+    from PIL import Image, ImageDraw
+    from timm.data import create_transform, resolve_data_config
+
+    config = resolve_data_config(pretrained_cfg=getattr(model, "pretrained_cfg", None) or {}, verbose=False)
+    grey = config["input_size"][0] == 1
+    if prepared is not None:  # cropped as in its validation
+        config |= {"crop_pct": prepared.crop_pct, "interpolation": prepared.interpolation}
+    if grey:  # what is not told of it is told of three colours
+        config |= {name: (sum(config[name]) / len(config[name]),) for name in ("mean", "std")}
+    transform: Any = create_transform(**config)
+    logits = model(transform(picture.convert("L") if grey else picture)[None].to(device))[0]
+    scores, labels = logits.float().softmax(-1).cpu().topk(min(top, logits.numel()))
+    names = [class_names[label] if class_names else f"class {label}" for label in labels.tolist()]
+    lines = [f"{100 * score:5.1f} %  {name}" for score, name in zip(scores.tolist(), names, strict=True)]
+    shown = picture.resize([side * _scale(picture) for side in picture.size], Image.Resampling.NEAREST)
+    margin, line = 8, 16
+    canvas = Image.new("RGB", (max(shown.width, 260), shown.height + 2 * margin + line * len(lines)), "white")
+    canvas.paste(shown, (0, 0))
+    pen = ImageDraw.Draw(canvas)
+    for at, words in enumerate(lines):
+        pen.text((margin, shown.height + margin + at * line), words, fill="black")
+    return {"names": names, "scores": scores.tolist()}, canvas
+
+
+def _upright(picture: Any) -> Any:
+    from PIL import ImageOps
+
+    return ImageOps.exif_transpose(picture)
+
+
+def _scale(picture: Any) -> int:
+    """By how much a small picture is enlarged, so that names beside its boxes can be read."""
+    size = picture.shape[1:] if isinstance(picture, Tensor) else picture.size
+    return max(1, round(320 / max(size)))
+
+
+def _enlarged(image: Tensor) -> Tensor:
+    scale = _scale(image)
+    return image.repeat_interleave(scale, 1).repeat_interleave(scale, 2)
+
+
+def _different_names(files: Sequence[Path]) -> list[str]:
+    """``NAME.png`` for each file, counted where two are called alike."""
+    seen: dict[str, int] = {}
+    names = []
+    for file in files:
+        seen[file.stem] = seen.get(file.stem, 0) + 1
+        count = seen[file.stem]
+        names.append(f"{file.stem}.png" if count == 1 else f"{file.stem}-{count}.png")
+    return names

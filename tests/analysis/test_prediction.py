@@ -1,0 +1,124 @@
+"""What `mrla predict` draws and writes."""
+
+import json
+from pathlib import Path
+
+import numpy as np
+import pytest
+import timm
+import torch
+from PIL import Image
+
+import mrla
+from mrla.analysis.prediction import predict
+from mrla.cli import main
+from mrla.dense import detector, load, save
+from mrla.train import Machine
+from mrla.train.detection_data import Shapes, write_coco
+
+CPU = Machine(accelerator="cpu", threads=1)
+
+
+@pytest.fixture(scope="module")
+def pictures(tmp_path_factory) -> list[Path]:
+    folder = tmp_path_factory.mktemp("coco") / "shapes"
+    write_coco(Shapes(images=1, val_images=2, image_size=64), folder)
+    return sorted((folder / "val2017").glob("*.png"))
+
+
+@pytest.fixture(scope="module")
+def of_objects(tmp_path_factory) -> Path:
+    torch.manual_seed(0)
+    options = {"fpn_channels": 16, "box_head_dim": 16, "mask_head_dim": 8, "mask_head_layers": 1}
+    backbone = mrla.attach(timm.create_model("test_resnet"), "light")
+    model = detector("mask_rcnn", backbone, 3, min_size=64, max_size=64, detections_per_image=4, **options)
+    return save(model, tmp_path_factory.mktemp("detector"), class_names=["left <b>", "right"])
+
+
+@pytest.fixture(scope="module")
+def of_classes(tmp_path_factory) -> Path:
+    torch.manual_seed(0)
+    model = mrla.attach(timm.create_model("test_resnet", num_classes=7), "light")
+    return mrla.save(model, tmp_path_factory.mktemp("classifier"), class_names=[f"kind {at}" for at in range(7)])
+
+
+def test_objects(of_objects, pictures, tmp_path):
+    found = predict(of_objects, pictures, tmp_path, score_thresh=0.0, machine=CPU)
+    written = json.loads((tmp_path / "predictions.json").read_text())
+    assert written["images"] == found
+    model = load(of_objects)
+    for file, entry in zip(pictures, found, strict=True):
+        image = torch.from_numpy(np.asarray(Image.open(file)).copy()).permute(2, 0, 1)
+        with torch.inference_mode():
+            expected = model([image.float() / 255])[0]
+        assert entry["boxes"] == expected["boxes"].tolist()
+        assert entry["scores"] == expected["scores"].tolist()
+        assert 0 < len(entry["labels"]) <= 4
+        assert set(entry["names"]) <= {"left <b>", "right"}
+        with Image.open(tmp_path / entry["drawing"]) as drawn:
+            assert drawn.size == (320, 320)  # small pictures are enlarged
+
+
+def test_nothing_above_the_score(of_objects, pictures, tmp_path):
+    found = predict(of_objects, pictures[:1], tmp_path, score_thresh=1.0, machine=CPU)
+    assert found[0]["labels"] == []
+    with Image.open(tmp_path / found[0]["drawing"]) as drawn, Image.open(pictures[0]) as picture:
+        assert np.array_equal(np.asarray(drawn), np.asarray(picture))
+
+
+def test_classes(of_classes, pictures, tmp_path):
+    found = predict(of_classes, pictures, tmp_path, machine=CPU)
+    for entry in found:
+        assert len(entry["names"]) == 5
+        assert entry["scores"] == sorted(entry["scores"], reverse=True)
+        assert 0 < sum(entry["scores"]) <= 1 + 1e-6
+        assert (tmp_path / entry["drawing"]).is_file()
+
+
+def test_a_network_of_grey_images(pictures, tmp_path):
+    mrla.save(timm.create_model("test_resnet", num_classes=3, in_chans=1), tmp_path / "net", input_size=(1, 32, 32))
+    found = predict(tmp_path / "net", pictures[:1], tmp_path / "out", top=9, machine=CPU)
+    assert len(found[0]["names"]) == 3
+
+
+def test_files_of_one_name_and_pictures_on_their_side(of_classes, tmp_path):
+    files = []
+    for folder in ("a", "b"):
+        (tmp_path / folder).mkdir()
+        files.append(tmp_path / folder / "same.jpg")
+        picture, exif = Image.new("RGB", (400, 200), "red"), Image.Exif()
+        exif[0x0112] = 6  # to be turned by 90 degrees
+        picture.save(files[-1], exif=exif)
+    found = predict(of_classes, files, tmp_path / "out", machine=CPU)
+    assert [entry["drawing"] for entry in found] == ["same.png", "same-2.png"]
+    with Image.open(tmp_path / "out" / "same.png") as drawn:
+        assert drawn.height > 400
+
+
+@pytest.mark.parametrize(
+    ("words", "rule"),
+    [
+        (["nowhere", "{picture}"], "nowhere"),
+        (["{objects}", "no.png"], "images must be files: no.png is none"),
+        (["{objects}", "{text}"], "does not decode as an image"),
+        (["{objects}", "{picture}", "--score_thresh", "1.5"], "score_thresh must be from 0 to 1: got 1.5"),
+        (["{classes}", "{picture}", "--top", "0"], "top must be at least 1: got 0"),
+    ],
+)
+def test_refused_with_one_line_and_exit_code_2(
+    words, rule, of_objects, of_classes, pictures, tmp_path, capsys, monkeypatch
+):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "text.png").write_text("no image")
+    places = {"picture": pictures[0], "objects": of_objects, "classes": of_classes, "text": tmp_path / "text.png"}
+    assert main(["predict", *(word.format(**places) for word in words)]) == 2
+    error = capsys.readouterr().err
+    assert rule in error
+    assert error.count("\n") == 1
+
+
+def test_the_command_prints_what_it_found(of_objects, pictures, tmp_path, capsys):
+    assert main(["predict", str(of_objects), *map(str, pictures), "--out", str(tmp_path), "--score_thresh", "0"]) == 0
+    printed = capsys.readouterr().out
+    assert "right" in printed or "left <b>" in printed
+    assert (tmp_path / "predictions.json").is_file()
