@@ -59,7 +59,8 @@ def predict(
         raise ValueError(f"top must be at least 1: got {top}")
     files = [Path(image) for image in images]
     if missing := [file for file in files if not file.is_file()]:
-        raise ValueError(f"images must be files: {missing[0]} is none")
+        what = "is a folder" if missing[0].is_dir() else "does not exist"
+        raise ValueError(f"images must be files: {missing[0]} {what}")
     machine = machine or Machine()
     model, recipe, class_names = load_trained(checkpoint)
     prepared = recipe.data if recipe is not None and isinstance(recipe.data, Folder) else None

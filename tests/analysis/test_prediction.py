@@ -99,7 +99,8 @@ def test_files_of_one_name_and_pictures_on_their_side(of_classes, tmp_path):
     ("words", "rule"),
     [
         (["nowhere", "{picture}"], "nowhere"),
-        (["{objects}", "no.png"], "images must be files: no.png is none"),
+        (["{objects}", "no.png"], "images must be files: no.png does not exist"),
+        (["{objects}", "."], "images must be files: . is a folder"),
         (["{objects}", "{text}"], "does not decode as an image"),
         (["{objects}", "{picture}", "--score_thresh", "1.5"], "score_thresh must be from 0 to 1: got 1.5"),
         (["{classes}", "{picture}", "--top", "0"], "top must be at least 1: got 0"),
