@@ -29,6 +29,13 @@ from mrla.train.sampling import PADDING, SampleKey
 from mrla.train.task import DivergedError
 
 CPU = Machine(accelerator="cpu", threads=1)
+
+
+@pytest.fixture(autouse=True)
+def _wide_console(monkeypatch):
+    monkeypatch.setenv("COLUMNS", "200")
+
+
 SMALL = DetectorOptions(
     name="mask_rcnn",
     min_size=64,

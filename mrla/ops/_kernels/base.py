@@ -186,7 +186,7 @@ def apply(kind: Any, sources: int = SOURCES) -> Any:
                 break
             image, chunk = item // chunks, item % chunks
             around = floats(t[27], image * (channels + 2 * reach), channels + 2 * reach)
-            clear_ends(around, reach, chunk, chunks)
+            clear_ends(around, reach)
             first, last = heads * chunk // chunks, heads * (chunk + 1) // chunks
             pooled = max(0, first * per_head - reach)
             for head in range(first, last):

@@ -98,7 +98,7 @@ def apply(kind: Any, sources: int = SOURCES) -> Any:
             around = floats(t[24], image * (channels + 2 * reach), channels + 2 * reach)
             kept = floats(t[22], image, 1)[0] if t[22] != 0 else one
             if not gates_known:
-                clear_ends(around, reach, chunk, chunks)
+                clear_ends(around, reach)
             first, last = heads * chunk // chunks, heads * (chunk + 1) // chunks
             pooled = max(0, first * per_head - reach)
             for head in range(first, last):
@@ -179,7 +179,7 @@ def moments(kind: Any, sources: int = SOURCES) -> Any:
                 break
             image, chunk = item // chunks, item % chunks
             around = floats(t[13], image * (channels + 2 * reach), channels + 2 * reach)
-            clear_ends(around, reach, chunk, chunks)
+            clear_ends(around, reach)
             for channel in range(channels * chunk // chunks, channels * (chunk + 1) // chunks):
                 plane = image * channels + channel
                 x = elements(t[10], plane * size, size, kind, bytes_each)
