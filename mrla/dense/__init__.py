@@ -1,7 +1,6 @@
 """Detectors and segmenters on any backbone with `feature_info`, with or without mixers."""
 
 from .backbones import FeatureBackbone as FeatureBackbone
-from .checkpoints import is_dense as is_dense
 from .checkpoints import load as load
 from .checkpoints import save as save
 from .detectors import DETECTORS as DETECTORS

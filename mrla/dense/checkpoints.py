@@ -82,11 +82,6 @@ def load(folder: str | Path) -> nn.Module:
     return model.eval()
 
 
-def is_dense(folder: str | Path) -> bool:
-    """Whether a folder, which `mrla.models.is_saved`, holds a detector or segmenter."""
-    return DENSE in (read_config(folder).get("mrla") or {})
-
-
 def describe(model: nn.Module, weights: Mapping[str, Tensor]) -> dict[str, Any]:
     """What `load` needs to make such a network again, as config.json holds it.
 

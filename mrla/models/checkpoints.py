@@ -135,7 +135,7 @@ def load(folder: str | Path) -> nn.Module:
     if (on_hub := hub_name(folder)) is not None:
         folder = download(*on_hub, (CONFIG, WEIGHTS))
     config = read_config(folder)
-    if DENSE in (config.get("mrla") or {}):
+    if is_dense(config):
         raise ValueError(f"{folder} holds a detector or segmenter: load it with mrla.dense.load")
     with torch.random.fork_rng(devices=[]):  # what is drawn here is overwritten below
         model = build(config["architecture"], config.get("model_args") or {}, (config.get("mrla") or {}).get("attach"))
@@ -172,6 +172,11 @@ def read_weights(folder: str | Path, model: nn.Module, name: str) -> None:
 def is_saved(place: str | Path) -> bool:
     """Whether a place is a folder, or one on the hub, so that `load` and `read_config` can be asked of it."""
     return hub_name(place) is not None or Path(place).is_dir()
+
+
+def is_dense(config: Mapping[str, Any]) -> bool:
+    """Whether a config.json, as `read_config` gives it, is a detector's or segmenter's."""
+    return DENSE in (config.get("mrla") or {})
 
 
 def read_config(folder: str | Path) -> dict[str, Any]:

@@ -14,7 +14,7 @@ from torch import nn
 
 from mrla.models import load, read_config
 from mrla.models.atomic_write import make_folder, read_json, write_json
-from mrla.models.checkpoints import DENSE
+from mrla.models.checkpoints import is_dense
 
 CONFIG, RESULT, CHECKPOINTS, BEST = "run.json", "result.json", "checkpoints", "best"
 
@@ -45,7 +45,7 @@ class Run:
 
 def load_any(folder: str | Path) -> nn.Module:
     """A saved classifier, detector or segmenter, in eval mode."""
-    if DENSE in (read_config(folder).get("mrla") or {}):
+    if is_dense(read_config(folder)):
         from mrla.dense import load as load_dense
 
         return load_dense(folder)

@@ -15,7 +15,9 @@ from torch import Tensor
 
 import mrla
 from mrla.cli import main
-from mrla.dense import detector, is_dense, load, save
+from mrla.dense import detector, load, save
+from mrla.models import read_config
+from mrla.models.checkpoints import is_dense
 from mrla.train import Machine, Optim
 from mrla.train.detection_data import DetectionSamples, Shapes, collate_detection, open_detection_split
 from mrla.train.detection_task import PRECISIONS, AveragePrecision
@@ -196,8 +198,8 @@ def test_what_a_run_leaves_behind(finished):
     assert {"train_loss", "val_box_ap", "val_box_ap50", "val_mask_ap"} <= set(history[0])
     assert final["best"] == max(history, key=lambda row: row["val_box_ap"])
     assert history[1]["train_loss"] < history[0]["train_loss"]
-    assert is_dense(finished)
-    assert is_dense(finished / "best")
+    assert is_dense(read_config(finished))
+    assert is_dense(read_config(finished / "best"))
 
 
 def test_the_saved_detector_scores_what_the_history_says(finished):
