@@ -87,3 +87,18 @@ def test_speed_table(tmp_path):
     assert small["light+reference"]["memory"]["saved_for_backward_ratio"] > 1.5
     assert f"kept {eager['light']['memory']['saved_for_backward_ratio']:.3f}" in done.stdout
     assert [point["value"] for point in found["base, block by block"]["points"]] == [1, 2, 4, 8, 16]
+
+
+def test_detector_speed(tmp_path):
+    out = tmp_path / "speed.json"
+    command = [sys.executable, str(BENCHMARKS / "detector_speed.py"), "--rounds", "1", "--model", "resnet18"]
+    done = subprocess.run([*command, "--size", "64", "--out", str(out)], cwd=tmp_path, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    content = json.loads(out.read_text())
+    assert list(content["results"]) == ["plain", "light", "base"]
+    for arm, entry in content["results"].items():
+        for name in ("inference", "training"):
+            (own,), (plain,) = content["seconds"][arm][name], content["seconds"]["plain"][name]
+            assert entry[name]["n"] == 1
+            assert entry[name]["ratio"]["median"] == own / plain
+            assert f"{entry[name]['ratio']['median']:.3f}" in done.stdout
