@@ -34,7 +34,7 @@ class Digits:
     workers: int = 0
 
     def __post_init__(self):
-        _check_workers(self.workers)
+        check_workers(self.workers)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -57,7 +57,7 @@ class Cifar10:
     workers: int = 4
 
     def __post_init__(self):
-        _check_workers(self.workers)
+        check_workers(self.workers)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -77,7 +77,7 @@ class Cifar100:
     workers: int = 4
 
     def __post_init__(self):
-        _check_workers(self.workers)
+        check_workers(self.workers)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -110,7 +110,7 @@ class Folder:
     workers: int = 4
 
     def __post_init__(self):
-        _check_workers(self.workers)
+        check_workers(self.workers)
         if self.size is not None and self.size < 1:
             raise ValueError(f"data.size must be a positive number of pixels: got {self.size}")
         if self.crop_pct is not None and not 0 < self.crop_pct <= 1:
@@ -260,7 +260,8 @@ def open_split(data: Data, split: Split, *, seed: int = 0, augment: bool | None 
     return _open_cifar(data, split, seed, augment)
 
 
-def _check_workers(workers: int) -> None:
+def check_workers(workers: int) -> None:
+    """Raises ``ValueError`` unless ``workers`` is a number of processes."""
     if workers < 0:
         raise ValueError(f"data.workers must be zero or more processes: got {workers}")
 

@@ -14,9 +14,11 @@ from torch.utils.data import Dataset
 
 from mrla.models.atomic_write import make_folder
 
-from .coco_files import AnnotatedImages, encode_mask, read_categories, read_instances
-from .coco_files import DataReport as DataReport
-from .data import Split, _check_workers
+from .annotated_images import AnnotatedImages
+from .annotated_images import DataReport as DataReport
+from .coco_files import read_categories, read_instances
+from .coco_masks import encode_mask
+from .data import Split, check_workers
 from .randomness import derive_seed, seeded
 from .sampling import PADDING, SampleKey
 from .shapes import SHAPE_NAMES, DrawnShapes
@@ -57,7 +59,7 @@ class Coco:
     workers: int = 4
 
     def __post_init__(self):
-        _check_workers(self.workers)
+        check_workers(self.workers)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -83,7 +85,7 @@ class Voc:
     workers: int = 4
 
     def __post_init__(self):
-        _check_workers(self.workers)
+        check_workers(self.workers)
         if self.year not in (years := tuple(str(year) for year in range(2007, 2013))):
             raise ValueError(f"data.year must be one of {', '.join(years)}: got {self.year!r}")
 
@@ -114,7 +116,7 @@ class Shapes:
     workers: int = 0
 
     def __post_init__(self):
-        _check_workers(self.workers)
+        check_workers(self.workers)
         for name in ("images", "val_images"):
             if getattr(self, name) < 1:
                 raise ValueError(f"data.{name} must be a positive number: got {getattr(self, name)}")

@@ -5,7 +5,7 @@ from pathlib import Path
 from typing import Any
 from xml.etree import ElementTree
 
-from .coco_files import DataReport, ImageRecord, check_images_are_there, kept_records, settled_box
+from .annotated_images import DataReport, ImageRecord, check_images_are_there, kept_records, settled_box
 
 VOC_NAMES = (
     *("aeroplane", "bicycle", "bird", "boat", "bottle", "bus", "car", "cat", "chair", "cow"),

@@ -18,14 +18,8 @@ from pycocotools import mask as mask_tools
 from torch.utils.data import DataLoader
 from torchmetrics.detection import MeanAveragePrecision
 
-from mrla.train.coco_files import (
-    OBJECTS_LEFT_OUT,
-    DataReport,
-    decode_mask,
-    encode_mask,
-    run_lengths,
-    settled_box,
-)
+from mrla.train.annotated_images import OBJECTS_LEFT_OUT, DataReport, settled_box
+from mrla.train.coco_masks import decode_mask, encode_mask, run_lengths
 from mrla.train.data import UndecodableImageError
 from mrla.train.detection_data import Coco, collate_detection, detection_facts, open_detection_split
 from mrla.train.sampling import SampleKey

@@ -22,7 +22,7 @@ from torchmetrics.detection import MeanAveragePrecision
 from torchvision import tv_tensors
 from torchvision.transforms.v2 import functional
 
-from mrla.train.coco_files import encode_mask
+from mrla.train.coco_masks import encode_mask
 from mrla.train.detection_data import (
     DETECTION_KINDS,
     Coco,

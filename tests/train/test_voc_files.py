@@ -9,7 +9,7 @@ import torch
 from PIL import Image
 from torchvision.datasets import VOCDetection
 
-from mrla.train.coco_files import OBJECTS_LEFT_OUT
+from mrla.train.annotated_images import OBJECTS_LEFT_OUT
 from mrla.train.detection_data import Voc, detection_facts, open_detection_split
 from mrla.train.sampling import SampleKey
 
