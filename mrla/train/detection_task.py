@@ -51,19 +51,21 @@ class AveragePrecision:
         self.metric.reset()
 
     def update(self, predictions: Sequence[Mapping[str, Tensor]], targets: Sequence[Mapping[str, Any]]) -> None:
-        """Counts images; padding does not count.
+        """Counts images; padding counts as an image in which nothing is, and nothing was found: it changes no number.
 
         Args:
             predictions: What a detector of torchvision's returns.
             targets: What `DetectionSamples` gives for evaluation.
         """
-        counted = [at for at, target in enumerate(targets) if target["image_id"] != PADDING]
         names = ("boxes", "labels", "iscrowd", "area", *(("masks",) if "mask" in self.kinds else ()))
+        found, there = [], []
+        for prediction, target in zip(predictions, targets, strict=True):
+            # Left out, the processes would hold unlike numbers of images, which torchmetrics does not gather.
+            number = 0 if target["image_id"] == PADDING else None
+            found.append({name: entry[:number] for name, entry in self._prediction(prediction).items()})
+            there.append({name: _as_mask(name, target[name])[:number] for name in names})
         with _quiet_coco_tools():
-            self.metric.update(
-                [self._prediction(predictions[at]) for at in counted],
-                [{name: _as_mask(name, targets[at][name]) for name in names} for at in counted],
-            )
+            self.metric.update(found, there)
 
     def compute(self) -> dict[str, float]:
         """``box_ap``, ``box_ap50`` and so on, ``mask_ap`` likewise, as fractions.

@@ -10,7 +10,7 @@ from typing import Any
 
 import pytest
 import torch
-from tiny_runs import assert_same_run, result, rows
+from tiny_runs import CPU, SMALL, assert_same_run, result, rows, tiny_detection
 from torch import Tensor
 
 import mrla
@@ -18,50 +18,22 @@ from mrla.cli import main
 from mrla.dense import detector, load, save
 from mrla.models import read_config
 from mrla.models.checkpoints import is_dense
-from mrla.train import Machine, Optim
+from mrla.train import Optim
 from mrla.train.detection_data import DetectionSamples, Shapes, collate_detection, open_detection_split
 from mrla.train.detection_task import PRECISIONS, AveragePrecision
 from mrla.train.fitting import evaluate_detector, train
 from mrla.train.history import History
 from mrla.train.loaders import Batches
 from mrla.train.recipe_tasks import build_network
-from mrla.train.recipes import DetectorOptions, Recipe, get_recipe
+from mrla.train.recipes import DetectorOptions, get_recipe
 from mrla.train.samples import loader
 from mrla.train.sampling import PADDING, SampleKey
 from mrla.train.task import DivergedError
-
-CPU = Machine(accelerator="cpu", threads=1)
 
 
 @pytest.fixture(autouse=True)
 def _wide_console(monkeypatch):
     monkeypatch.setenv("COLUMNS", "200")
-
-
-SMALL = DetectorOptions(
-    name="mask_rcnn",
-    min_size=64,
-    max_size=64,
-    freeze_stages=-1,
-    norm_eval=False,
-    fpn_channels=16,
-    options={"box_head_dim": 16, "mask_head_dim": 8, "mask_head_layers": 1, "detections_per_image": 10},
-)
-
-
-def tiny_detection(**changes: Any) -> Recipe:
-    recipe = Recipe(
-        recipe="shapes_mask_rcnn",
-        model="test_resnet",
-        init="identity",
-        data=Shapes(images=12, val_images=6, image_size=64, max_objects=3),
-        detector=SMALL,
-        optim=Optim(name="adamw", lr=2e-3),
-        epochs=2,
-        batch_size=4,
-        machine=CPU,
-    )
-    return replace(recipe, **changes)
 
 
 def samples(number: int = 6) -> DetectionSamples:
@@ -208,6 +180,19 @@ def test_the_saved_detector_scores_what_the_history_says(finished):
     scores = evaluate_detector(load(finished), batches, masks=True, machine=CPU)
     last = result(finished)["last"]
     assert scores == pytest.approx({name.removeprefix("val_"): last[name] for name in last if name.startswith("val_")})
+
+
+def test_the_average_of_a_detectors_weights_is_saved_and_scored(finished, tmp_path):
+    averaged = tiny_detection(ema_decay=0.9)
+    train(averaged, tmp_path, progress=False)
+    weights, last_step = load(tmp_path).state_dict(), load(finished).state_dict()
+    assert not torch.equal(weights["roi_heads.box_head.fc6.weight"], last_step["roi_heads.box_head.fc6.weight"])
+    losses = [[row["train_loss"] for row in result(folder)["epochs"]] for folder in (tmp_path, finished)]
+    assert losses[0] == losses[1]
+    of = open_detection_split(averaged.data, "val")  # type: ignore[arg-type]
+    scores = evaluate_detector(load(tmp_path), loader(of, batch_size=4, collate=collate_detection), machine=CPU)
+    last = result(tmp_path)["last"]
+    assert {name: last[f"val_{name}"] for name in scores} == pytest.approx(scores)
 
 
 def test_an_interrupted_run_ends_as_the_uninterrupted_one(finished, tmp_path, monkeypatch):

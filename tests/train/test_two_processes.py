@@ -10,11 +10,14 @@ from pathlib import Path
 import pytest
 import torch
 from safetensors.torch import load_file
-from tiny_runs import result, rows, tiny
+from tiny_runs import CPU, SMALL, result, rows, tiny, tiny_detection
 
+from mrla.dense import load
 from mrla.train import Machine, MixerOptions, Optim
-from mrla.train.fitting import train
+from mrla.train.detection_data import Shapes, collate_detection, open_detection_split
+from mrla.train.fitting import evaluate_detector, train
 from mrla.train.recipes import as_dict
+from mrla.train.samples import loader
 
 # Without BatchNorm, whose statistics are of one process's images; SyncBatchNorm does not run on a CPU.
 RECIPE = tiny(
@@ -98,3 +101,28 @@ def test_a_loss_that_becomes_nan_in_one_process_stops_both(tmp_path):
     assert done.returncode != 0
     assert "DivergedError: the loss became NaN or infinite at step 13; stopped" in done.stderr
     assert not (tmp_path / "two" / "model.safetensors").exists()
+
+
+# Each process draws its proposals, so two do not take the steps of one: what must agree is how they count.
+DETECTION = tiny_detection(
+    arm="light",
+    # Every guess counts, else a network that has seen so little finds nothing to compare.
+    detector=replace(SMALL, options=SMALL.options | {"score_thresh": 0.0, "detections_per_image": 100}),
+    # 7 images for two processes: one of them gets a filler, which must not count.
+    data=Shapes(images=24, val_images=7, image_size=64, max_objects=3),
+    ema_decay=0.9,
+)
+
+
+def test_two_processes_count_a_detectors_hits_as_one(tmp_path):
+    two = tmp_path / "two"
+    done = run_two(DETECTION, two)
+    assert done.returncode == 0, done.stderr
+    assert "Warning" not in done.stderr
+    samples = open_detection_split(DETECTION.data, "val")
+    batches = loader(samples, batch_size=3, collate=collate_detection)
+    found = evaluate_detector(load(two), batches, masks=True, machine=CPU)
+    last = result(two)["last"]
+    assert found["box_ap"] > 0
+    for name, value in found.items():
+        assert last[f"val_{name}"] == pytest.approx(value, rel=1e-5), name

@@ -9,16 +9,45 @@ from typing import Any
 import torch
 from safetensors.torch import load_file
 
-from mrla.train import Optim, Recipe, get_recipe
+from mrla.train import Machine, Optim, Recipe, get_recipe
+from mrla.train.detection_data import Shapes
+from mrla.train.recipes import DetectorOptions
 
 OPTIM = Optim(lr=0.1, weight_decay=5e-4, warmup_epochs=1)
+CPU = Machine(accelerator="cpu", threads=1)
 WEIGHTS = ("model.safetensors", "best/model.safetensors")
+
+SMALL = DetectorOptions(
+    name="mask_rcnn",
+    min_size=64,
+    max_size=64,
+    freeze_stages=-1,
+    norm_eval=False,
+    fpn_channels=16,
+    options={"box_head_dim": 16, "mask_head_dim": 8, "mask_head_layers": 1, "detections_per_image": 10},
+)
 
 
 def tiny(**changes: Any) -> Recipe:
     """The digits recipe, narrower and shorter; one thread."""
     tiniest = {"model_args": {"channels": [8, 8, 8, 8]}, "epochs": 3, "optim": OPTIM}
     return replace(get_recipe("digits_resnet18"), **{**tiniest, **changes})
+
+
+def tiny_detection(**changes: Any) -> Recipe:
+    """Mask R-CNN on 12 drawn images."""
+    recipe = Recipe(
+        recipe="shapes_mask_rcnn",
+        model="test_resnet",
+        init="identity",
+        data=Shapes(images=12, val_images=6, image_size=64, max_objects=3),
+        detector=SMALL,
+        optim=Optim(name="adamw", lr=2e-3),
+        epochs=2,
+        batch_size=4,
+        machine=CPU,
+    )
+    return replace(recipe, **changes)
 
 
 def rows(path: Path) -> list[dict[str, float]]:
