@@ -20,8 +20,7 @@ from torch.nn.utils.parametrizations import weight_norm
 from torchvision.ops import FrozenBatchNorm2d
 
 import mrla
-from mrla import deploy
-from mrla.deploy import foldable
+from mrla.deploy import foldable, fusing
 from mrla.ops import LayerMixer, MRLALight
 
 NORMS = (nn.BatchNorm1d, nn.BatchNorm2d, nn.BatchNorm3d, nn.SyncBatchNorm, FrozenBatchNorm2d)
@@ -387,7 +386,7 @@ def test_what_is_left_alone(case):
     assert foldable(model, (2, 3, 8, 6)) == []
     fused = mrla.fuse(model, (2, 3, 8, 6))
     image = torch.randn(2, 3, 8, 6)
-    expected, found = deploy._tensors(model(image)), deploy._tensors(fused(image))
+    expected, found = fusing._tensors(model(image)), fusing._tensors(fused(image))
     assert all(map(torch.equal, found, expected))
     assert list(fused.state_dict()) == list(model.state_dict())
 
@@ -496,13 +495,13 @@ STRUCTURES = {
 def test_a_wrong_fold_is_seen_whatever_the_output(structure, monkeypatch):
     model = loud(Net(lambda net, x: STRUCTURES[structure](net.norm(net.layer(x)))))
     assert norms(mrla.fuse(model, (2, 3, 8, 8))) == []
-    fold = deploy._fold
+    fold = fusing._fold
 
     def slightly_wrong(layer, norm):
         fold(layer, norm)
         layer.bias += 0.01
 
-    monkeypatch.setattr(deploy, "_fold", slightly_wrong)
+    monkeypatch.setattr(fusing, "_fold", slightly_wrong)
     with pytest.raises(ValueError, match=r"must not change what a network says: with 1 .*higher precision"):
         mrla.fuse(model, (2, 3, 8, 8))
 
@@ -511,7 +510,7 @@ def test_a_number_that_is_none_is_seen(monkeypatch):
     def wrong_in_part(layer, norm):
         layer.bias[0] = torch.nan
 
-    monkeypatch.setattr(deploy, "_fold", wrong_in_part)
+    monkeypatch.setattr(fusing, "_fold", wrong_in_part)
     with pytest.raises(ValueError, match=r"differs by inf of its largest output, and 1e-04 is allowed"):
         mrla.fuse(loud(Net()), EXAMPLE)
 
