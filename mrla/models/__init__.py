@@ -14,6 +14,12 @@ from .checkpoints import read_config as read_config
 from .checkpoints import save as save
 from .hub import push as push
 from .initialisation import initialise_as_notebook as initialise_as_notebook
+from .listening import MixedChain as MixedChain
+from .listening import Recording as Recording
+from .listening import cut as cut
+from .listening import mixed_chains as mixed_chains
+from .listening import recording as recording
+from .listening import remove_mixers as remove_mixers
 from .named_deits import build_deit as build_deit
 from .named_efficientnets import build_efficientnet as build_efficientnet
 from .named_pvts import build_pvt as build_pvt

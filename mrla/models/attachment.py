@@ -1,7 +1,7 @@
 """Adding mixers to a built network, and taking them off again."""
 
 import inspect
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any, TypeVar
 
 import torch
@@ -29,6 +29,7 @@ def attach(
     blocks: ContainerChoice | None = None,
     example: Sequence[int] | None = None,
     chain_length: int | None = None,
+    without: Sequence[str] = (),
     init: str = "identity",
     drop_path: float = 0.0,
     **options: Any,
@@ -48,6 +49,8 @@ def attach(
             ``"stages.*.blocks"``, a list of paths or patterns, or a function of path and module.
         example: Shape of the input, the batch included, where the network does not tell of it.
         chain_length: Memory begins anew every so many blocks (the released DeiT-base: 4); None for once a stage.
+        without: Paths of blocks that get no mixer, such as ``["layer1.0"]``; the others hear one another as if these
+            stood in no chain. `mrla.prune` says which can be spared.
         init: ``"identity"`` for a trained network; ``"released"`` or ``"notebook"`` to train from scratch as the
             authors' code or the Paddle notebook does. Only the mixers are drawn.
         drop_path: Probability of leaving a mixer's branch out for an image, in training.
@@ -84,13 +87,16 @@ def attach(
         "drop_path": drop_path,
         **options,
     }
+    if without := [without] if isinstance(without, str) else list(without):
+        recipe["without"] = without
     _check_attachable(model)
     if chain_length is not None and chain_length < 1:
         raise ValueError(f"chain_length must be at least 1 block, or None for once a stage: got {chain_length}")
     arguments = _mixer_arguments(recipe)
     # Everything that can fail comes before the first change to the model.
     chains = find_chains(model, blocks, example)
-    mixers = [_make_mixers(model, chain, METHODS[method], chain_length, arguments) for chain in chains]
+    mixers = [_make_mixers(model, chain, METHODS[method], chain_length, without, arguments) for chain in chains]
+    _check_without(chains, mixers, without)
     if not any(mixers):
         raise ValueError(
             f"a mixer must have somebody who reads it: of this {type(model).__name__}'s only block, in "
@@ -173,8 +179,8 @@ def _mixer_arguments(recipe: dict[str, Any]) -> dict[str, Any]:
     """What the method's mixer is built with, checked against what it takes."""
     arguments = dict(recipe)
     method = arguments.pop("method")
-    for name in ("blocks", "example", "chain_length"):  # the chains', not the mixers'
-        del arguments[name]
+    for name in ("blocks", "example", "chain_length", "without"):  # the chains', not the mixers'
+        arguments.pop(name, None)
     if method not in METHODS:
         raise ValueError(
             f"method must be one of {', '.join(map(repr, METHODS))}: got {method!r}{nearest(method, METHODS)}"
@@ -193,6 +199,7 @@ def _make_mixers(
     chain: Chain,
     mixer_class: type[LayerMixer],
     chain_length: int | None,
+    without: Sequence[str],
     arguments: dict[str, Any],
 ) -> dict[str, LayerMixer]:
     """A mixer for each block of a chain that gets one, by the block's name."""
@@ -200,18 +207,15 @@ def _make_mixers(
     container = model.get_submodule(chain.name)
     # The released form works on the class token too, which is read.
     served = chain.blocks if arguments.get("norm") == "pre_layer" else chain.served
-    length = chain_length or len(served)
+    places = _places(chain, served, chain_length)
+    kept = close_up(places, [name for name in served if block_path(chain.name, name) not in without])
     # Made outside inference mode (such parameters could never train), without touching the global random state.
     with torch.inference_mode(False), torch.random.fork_rng(devices=[]):
-        for at, name in enumerate(served):
+        for name, place in kept.items():
             reference = next(
                 parameter for parameter in container.get_submodule(name).parameters() if parameter.is_floating_point()
             )
             on_meta = reference.device.type == "meta"
-            begins = at // length * length
-            ends = min(begins + length, len(served))
-            unread = int(chain.patches_unread and ends == len(chain.blocks))
-            place = ChainPlace(index=at - begins, length=ends - begins, unread=unread)
             mixer: LayerMixer = mixer_class(  # type: ignore[call-arg]
                 chain.channels,  # type: ignore[arg-type]
                 place=place,
@@ -223,6 +227,68 @@ def _make_mixers(
             )
             mixers[name] = mixer.to(device=reference.device, dtype=reference.dtype)
     return mixers
+
+
+def _places(chain: Chain, served: Sequence[str], chain_length: int | None) -> dict[str, ChainPlace]:
+    """Where each block of a chain stands, by its name, if all of `served` get a mixer."""
+    length = chain_length or len(served)
+    places = {}
+    for at, name in enumerate(served):
+        begins = at // length * length
+        ends = min(begins + length, len(served))
+        unread = int(chain.patches_unread and ends == len(chain.blocks))
+        places[name] = ChainPlace(index=at - begins, length=ends - begins, unread=unread)
+    return places
+
+
+def close_up(places: Mapping[str, ChainPlace], kept: Sequence[str]) -> dict[str, ChainPlace]:
+    """The places of those that are kept when the others leave.
+
+    Args:
+        places: Places by name, in order; an index of 0 begins a chain.
+        kept: The names that stay.
+
+    Returns:
+        Their new places, in the same order.
+
+    Example:
+        >>> places = {"a": ChainPlace(0, 3), "b": ChainPlace(1, 3), "c": ChainPlace(2, 3)}
+        >>> close_up(places, ["b", "c"])["b"]
+        ChainPlace(index=0, length=2, unread=0)
+    """
+    chains: list[list[str]] = []
+    for name, place in places.items():
+        if place.index == 0 or not chains:
+            chains.append([])
+        chains[-1].append(name)
+    closed = {}
+    for chain in chains:
+        left = [name for name in chain if name in kept]
+        # Nobody reads the patches behind the last block alone.
+        unread = places[chain[-1]].unread if left and left[-1] == chain[-1] else 0
+        closed |= {name: ChainPlace(index, len(left), unread) for index, name in enumerate(left)}
+    return closed
+
+
+def block_path(container: str, name: str) -> str:
+    """The path of a block in its network; the network itself may be the container."""
+    return f"{container}.{name}" if container else name
+
+
+def _check_without(chains: Sequence[Chain], mixers: Sequence[Mapping[str, LayerMixer]], without: Sequence[str]) -> None:
+    if not without:
+        return
+    known = [block_path(chain.name, name) for chain in chains for name in chain.blocks]
+    for path in without:
+        if path not in known:
+            raise ValueError(
+                f"without must name blocks of the network's chains: got {path!r}{nearest(path, known)}; mrla.chains "
+                f"lists them"
+            )
+    if not any(mixers):
+        raise ValueError(
+            f"without must leave a block that gets a mixer: got all of {', '.join(without)}; use the plain network"
+        )
 
 
 def _grid_source(model: nn.Module, chain: Chain) -> GridFromArgument | GridFromPatches | None:

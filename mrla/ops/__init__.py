@@ -17,6 +17,9 @@ from ._exact import OutputMemory as OutputMemory
 from ._exact import exact_update as exact_update
 from ._heads import channel_kernel_size as channel_kernel_size
 from ._heads import resolve_heads as resolve_heads
+from ._hearing import Heard as Heard
+from ._hearing import Terms as Terms
+from ._hearing import retrieval as retrieval
 from ._layouts import Grid as Grid
 from ._layouts import Layout as Layout
 from ._layouts import from_map as from_map

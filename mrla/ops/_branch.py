@@ -12,7 +12,8 @@ from torch.nn.functional import pad
 
 from ._batch_norm import takes_batch
 from ._checks import check_like
-from ._contract import ChainPlace, Init, LayerMixer
+from ._contract import ChainPlace, Init, LayerMixer, check_deaf
+from ._hearing import Heard, Terms
 from ._layouts import Grid, Layout, from_map, to_map
 from ._projections import ACTIVATIONS, Activation
 from ._selection import kernels_apply
@@ -102,6 +103,12 @@ class BranchMixer(LayerMixer):
         grid: Grid | None = None,
     ) -> tuple[Float[Tensor, "*shape"], Any]:
         """The block's new output, in x's dtype, and the memory for the next mixer."""
+        normed, entering, carried = self._entering(x, shortcut, grid)
+        branch, memory = self.update(entering, carried, memory)
+        return self._leaving(x, normed, branch), memory
+
+    def _entering(self, x: Tensor, shortcut: Tensor | None, grid: Grid | None) -> tuple[Tensor, Tensor, Tensor | None]:
+        """What goes in, behind the norm in front where there is one; the same as a map, and the shortcut for lambda."""
         axis = 1 if self.layout == "NCHW" else -1
         if x.ndim != len(self.layout) or x.shape[axis] != self.channels:
             raise ValueError(
@@ -114,7 +121,10 @@ class BranchMixer(LayerMixer):
         if shortcut is not None and self.uses_shortcut:
             carried = shortcut if self.shortcut_norm is None else self.shortcut_norm(shortcut)
             carried = self._map(carried, grid)
-        branch, memory = self.update(self._map(normed, grid), carried, memory)
+        return normed, self._map(normed, grid), carried
+
+    def _leaving(self, x: Tensor, normed: Tensor, branch: Tensor) -> Tensor:
+        """The block's new output, of the update as a map."""
         if self.norm is not None:
             branch = self.norm(branch)
         if self.out_act is not None:
@@ -127,7 +137,83 @@ class BranchMixer(LayerMixer):
         if self.scale is not None:
             branch = branch * (self.scale[:, None, None] if self.layout == "NCHW" else self.scale)
         branch = self.drop_path(branch).to(x.dtype)
-        return x + branch if self.residual else branch, memory
+        return x + branch if self.residual else branch
+
+    def hears(
+        self,
+        x: Float[Tensor, "*shape"],
+        shortcut: Float[Tensor, "*shape"] | None = None,
+        memory: Any = None,
+        *,
+        grid: Grid | None = None,
+    ) -> Heard | None:
+        """What a call with these arguments would take from whom; None where the method does not say."""
+        _, entering, carried = self._entering(x, shortcut, grid)
+        return self.heard(entering, carried, memory)
+
+    def terms(
+        self,
+        x: Float[Tensor, "*shape"],
+        shortcut: Float[Tensor, "*shape"] | None = None,
+        memory: Any = None,
+        *,
+        grid: Grid | None = None,
+    ) -> Terms | None:
+        """How long the terms of a call's update would be; None where it has but one."""
+        _, entering, carried = self._entering(x, shortcut, grid)
+        return self.terms_of_update(entering, carried, memory)
+
+    def deaf(
+        self,
+        x: Float[Tensor, "*shape"],
+        shortcut: Float[Tensor, "*shape"] | None = None,
+        memory: Any = None,
+        *,
+        back: int | None = None,
+        head: int | None = None,
+        grid: Grid | None = None,
+    ) -> tuple[Float[Tensor, "*shape"], Any]:
+        """Like a call, but something is not heard; the next mixer may hear it all the same."""
+        check_deaf(self, back, head)
+        normed, entering, carried = self._entering(x, shortcut, grid)
+        if back is None:
+            branch, memory = self.update(entering, carried, memory)
+        else:
+            branch, memory = self.update_without(entering, carried, memory, back)
+        if head is not None:
+            kept = torch.arange(self.num_heads, device=branch.device) != head
+            kept = kept.repeat_interleave(self.channels // self.num_heads)
+            branch = torch.where(kept[:, None, None], branch, torch.zeros_like(branch))
+        return self._leaving(x, normed, branch), memory
+
+    def heard(
+        self, x: Float[Tensor, "b c h w"], shortcut: Float[Tensor, "b c h w"] | None, memory: Any
+    ) -> Heard | None:
+        """What `update` would take from whom."""
+        return None
+
+    def terms_of_update(
+        self, x: Float[Tensor, "b c h w"], shortcut: Float[Tensor, "b c h w"] | None, memory: Any
+    ) -> Terms | None:
+        """How long the terms of `update` would be."""
+        return None
+
+    def update_without(
+        self, x: Float[Tensor, "b c h w"], shortcut: Float[Tensor, "b c h w"] | None, memory: Any, back: int
+    ) -> tuple[Float[Tensor, "b c h w"], Any]:
+        """`update`, but the block `back` before this one is not heard."""
+        raise NotImplementedError(f"{type(self).__name__} hears no block before its own")
+
+    @property
+    def passes_on(self) -> Tensor | None:
+        """(c,), what multiplies o_t on its way into the block's output; None where that is no fixed number."""
+        norm = self.norm
+        fixed = isinstance(norm, nn.BatchNorm2d) and not takes_batch(norm) and norm.running_var is not None
+        if not fixed or self.out_act is not None or not self.residual:
+            return None
+        assert norm is not None
+        spread = (norm.running_var + norm.eps).sqrt()  # type: ignore[operator]
+        return (1 if self.scale is None else self.scale) * (1 if norm.weight is None else norm.weight) / spread
 
     @property
     def plain_norm(self) -> nn.BatchNorm2d | None:

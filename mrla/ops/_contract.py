@@ -7,6 +7,7 @@ from jaxtyping import Float
 from torch import Tensor, nn
 
 from ._block_tail import BlockTail, finish
+from ._hearing import Heard, Terms
 from ._layouts import Grid
 
 Init = Literal["identity", "released", "notebook"]
@@ -65,6 +66,72 @@ class LayerMixer(nn.Module, ABC):
         """Like a call with x = relu(norm(branch) + shortcut), where the block has left that to the mixer."""
         return self(finish(tail), tail.shortcut, memory)
 
+    def hears(
+        self,
+        x: Float[Tensor, "*shape"],
+        shortcut: Float[Tensor, "*shape"] | None = None,
+        memory: Any = None,
+        *,
+        grid: Grid | None = None,
+    ) -> Heard | None:
+        """What a call with these arguments would take from whom; None where the method does not say."""
+        return None
+
+    def terms(
+        self,
+        x: Float[Tensor, "*shape"],
+        shortcut: Float[Tensor, "*shape"] | None = None,
+        memory: Any = None,
+        *,
+        grid: Grid | None = None,
+    ) -> Terms | None:
+        """How long the terms of a call's update would be; None where it has but one."""
+        return None
+
+    @property
+    def reach(self) -> int:
+        """How many blocks back the mixer hears directly, its own not counted."""
+        return 0
+
+    @property
+    def num_heads(self) -> int:
+        """How many heads ask, each for its own channels; 0 of a mixer that has none."""
+        return 0
+
+    def deaf(
+        self,
+        x: Float[Tensor, "*shape"],
+        shortcut: Float[Tensor, "*shape"] | None = None,
+        memory: Any = None,
+        *,
+        back: int | None = None,
+        head: int | None = None,
+        grid: Grid | None = None,
+    ) -> tuple[Float[Tensor, "*shape"], Any]:
+        """Like a call, but something is not heard; the next mixer may hear it all the same.
+
+        Args:
+            x: As in a call, like the next two and `grid`.
+            shortcut: Likewise.
+            memory: Likewise.
+            back: The block so many before this one, from 1 to `reach`, is not heard: base and exact weigh the others
+                alone, light has no lambda term.
+            head: This head, from 0, retrieves nothing: its channels of the update are zero.
+            grid: Rows and columns of patch tokens.
+
+        Returns:
+            The block's new output and the memory for the next mixer.
+
+        Raises:
+            ValueError: If there is no such block or head.
+        """
+        check_deaf(self, back, head)
+        raise NotImplementedError(f"{type(self).__name__} does not say how it is to hear less")
+
+    def move(self, place: ChainPlace) -> None:
+        """Takes another place in its chain, as when mixers before it are taken out; drops what has no use there."""
+        self.place = place
+
     @abstractmethod
     def reset_parameters(self, init: Init) -> None:
         """Draws every parameter anew, from torch's global generator."""
@@ -72,3 +139,11 @@ class LayerMixer(nn.Module, ABC):
     def silent_parameters(self) -> tuple[str, ...]:
         """Names of own parameters whose gradient is zero by the maths, whatever the data."""
         return ()
+
+
+def check_deaf(mixer: LayerMixer, back: int | None, head: int | None) -> None:
+    kind = type(mixer).__name__
+    if back is not None and not 1 <= back <= mixer.reach:
+        raise ValueError(f"back must be from 1 to {mixer.reach}, the blocks that this {kind} hears: got {back}")
+    if head is not None and not 0 <= head < mixer.num_heads:
+        raise ValueError(f"head must be one of the {mixer.num_heads} heads of this {kind}, from 0: got {head}")

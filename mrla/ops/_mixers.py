@@ -7,7 +7,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 
-from ._base import LayerMemory, Weighting, asked_memory, base_update, recent
+from ._base import LayerMemory, Weighting, asked_memory, base_update, layer_weights, recent
 from ._base_operator import base, base_behind
 from ._batch_norm import kept_statistics, track
 from ._block_tail import BlockTail
@@ -18,10 +18,11 @@ from ._exact import OutputMemory, exact_update
 from ._fused_base import BaseForm, BaseWeights
 from ._fused_light import LightWeights
 from ._heads import channel_kernel_size, resolve_heads
+from ._hearing import Heard, Terms
 from ._layouts import Grid, Layout
-from ._light import light_update
+from ._light import light_gate, light_update
 from ._light_operator import light, light_behind
-from ._projections import ACTIVATIONS, Activation, depthwise_value
+from ._projections import ACTIVATIONS, Activation, depthwise_value, pool, slide
 from ._selection import kernels_apply
 
 Carry = Literal["shortcut", "output"]
@@ -156,6 +157,14 @@ class MRLALight(BranchMixer):
         self, x: Float[Tensor, "b c h w"], shortcut: Float[Tensor, "b c h w"] | None, memory: Any
     ) -> tuple[Float[Tensor, "b c h w"], Any]:
         """o_t, and o_t again where the next mixer needs it."""
+        carried, decay = self._carried(shortcut, memory)
+        update = light_update(
+            x, carried, self.query_weight, self.key_weight, self.value_weight, decay, self.heads, self.value_act
+        )
+        return update, update if self.carry == "output" else None
+
+    def _carried(self, shortcut: Tensor | None, memory: Any) -> tuple[Tensor | None, Tensor | None]:
+        """u_t and its lambda, or neither."""
         carried = shortcut
         if self.carry == "output":
             carried = _expected(memory, Tensor, self)
@@ -164,11 +173,47 @@ class MRLALight(BranchMixer):
                     "the memory is from another chain: this mixer stands at the head of its own; pass None"
                 )
         decay = self.decay if carried is not None else None
-        carried = carried if decay is not None else None
-        update = light_update(
-            x, carried, self.query_weight, self.key_weight, self.value_weight, decay, self.heads, self.value_act
-        )
-        return update, update if self.carry == "output" else None
+        return carried if decay is not None else None, decay
+
+    def heard(self, x: Float[Tensor, "b c h w"], shortcut: Float[Tensor, "b c h w"] | None, memory: Any) -> Heard:
+        """The gate, and lambda where there is something for it."""
+        _, decay = self._carried(shortcut, memory)
+        gate = light_gate(x, self.query_weight, self.key_weight, self.heads)
+        return Heard(gate[:, None], decay, self.passes_on, carries_update=self.carry == "output")
+
+    def terms_of_update(
+        self, x: Float[Tensor, "b c h w"], shortcut: Float[Tensor, "b c h w"] | None, memory: Any
+    ) -> Terms | None:
+        """How long what the gate lets through is, and the lambda term."""
+        carried, decay = self._carried(shortcut, memory)
+        if carried is None or decay is None:
+            return None
+        value = depthwise_value(x, self.value_weight.to(x.dtype), self.value_act)
+        gate = light_gate(x, self.query_weight, self.key_weight, self.heads)
+        let_through = gate.square() * _squares(value).unflatten(1, (self.heads, -1)).sum(-1)
+        return Terms(let_through.sum(1).sqrt(), (_squares(carried) @ decay.float().square()).sqrt())
+
+    def update_without(
+        self, x: Float[Tensor, "b c h w"], shortcut: Float[Tensor, "b c h w"] | None, memory: Any, back: int
+    ) -> tuple[Float[Tensor, "b c h w"], Any]:
+        """o_t without the lambda term."""
+        return self.update(x, None, None)
+
+    @property
+    def reach(self) -> int:
+        """One block, where there is a lambda."""
+        return int(self.decay is not None)
+
+    @property
+    def num_heads(self) -> int:
+        """Heads, each with a gate of its own."""
+        return self.heads
+
+    def move(self, place: ChainPlace) -> None:
+        """Takes another place in its chain; with ``carry="output"`` the head of one has no lambda."""
+        super().move(place)
+        if self.carry == "output" and place.index == 0:
+            self.decay = None
 
     @torch.no_grad()
     def reset_kernels(self, init: Init) -> None:
@@ -220,6 +265,29 @@ class _AskingMixer(BranchMixer):
     def asks_itself_alone(self) -> bool:
         """Whether the query has but one block to choose from: the head of a chain, or a window of one."""
         return self.last == 1 or (self.place is not None and self.place.index == 0)
+
+    @property
+    def reach(self) -> int:
+        """The blocks before this one that are asked."""
+        before = 0 if self.place is None else self.place.index
+        return before if self.last is None else min(before, self.last - 1)
+
+    @property
+    def num_heads(self) -> int:
+        """Heads, each with weights of its own."""
+        return self.heads
+
+    def update_without(
+        self, x: Float[Tensor, "b c h w"], shortcut: Float[Tensor, "b c h w"] | None, memory: Any, back: int
+    ) -> tuple[Float[Tensor, "b c h w"], Any]:
+        """o_t with one block less to choose from, and the memory with it."""
+        known = 0 if memory is None else len(memory[0])
+        if memory is None or back > known:
+            raise ValueError(f"back must be from 1 to {known}, the blocks in the memory: got {back}")
+        at = known - back
+        update, after = self.update(x, shortcut, type(memory)(*(part[:at] + part[at + 1 :] for part in memory)))
+        whole = type(memory)(*(old + new[-1:] for old, new in zip(memory, after, strict=True)))
+        return update, recent(whole, self.last)
 
     @torch.no_grad()
     def reset_kernels(self, init: Init) -> None:
@@ -391,6 +459,14 @@ class MRLABase(_AskingMixer):
             self.last,
         )
 
+    def heard(self, x: Float[Tensor, "b c h w"], shortcut: Float[Tensor, "b c h w"] | None, memory: Any) -> Heard:
+        """What the query takes from each block that it asks."""
+        before = _fitting(_expected(memory, LayerMemory, self), self.place)
+        before = asked_memory(x, before, self.heads, self.last)
+        both = slide(pool(x), self.query_weight, self.key_weight)
+        query, key = (one.unflatten(1, (self.heads, -1)) for one in both)
+        return Heard(layer_weights(query, (*before.keys, key), self.weighting))
+
     def silent_kernels(self) -> tuple[str, ...]:
         """A block that asks itself alone: its query; its key too where no later block asks for it."""
         if self.weighting != "softmax" or not self.asks_itself_alone:
@@ -491,6 +567,14 @@ class LayerAttention(_AskingMixer):
             self.value_act,
             self.last,
         )
+
+    def heard(self, x: Float[Tensor, "b c h w"], shortcut: Float[Tensor, "b c h w"] | None, memory: Any) -> Heard:
+        """What the query takes from each block that it asks."""
+        before = recent(_fitting(_expected(memory, OutputMemory, self), self.place) or OutputMemory(), self.last)
+        pooled = (*before.pooled, pool(x))
+        (query,), keys = slide(pooled[-1], self.query_weight), [slide(one, self.key_weight)[0] for one in pooled]
+        by_head = [key.unflatten(1, (self.heads, -1)) for key in keys]
+        return Heard(layer_weights(query.unflatten(1, (self.heads, -1)), by_head, self.weighting))
 
     def silent_kernels(self) -> tuple[str, ...]:
         """A block that asks itself alone: its query and its key, which no other block uses."""
@@ -597,6 +681,11 @@ def _reset_kernels(mixer: MRLALight | _AskingMixer, init: Init) -> None:
 
 def _width(mixer: MRLALight | _AskingMixer) -> str:
     return f"{mixer.channels}, heads={mixer.heads}, head_dim={mixer.channels // mixer.heads}"
+
+
+def _squares(x: Float[Tensor, "b c h w"]) -> Float[Tensor, "b c"]:
+    """The sum of squares over space, without a map beside x."""
+    return torch.linalg.vector_norm(x, dim=(2, 3), dtype=torch.promote_types(x.dtype, torch.float32)).square()
 
 
 def _expected(memory: Any, kind: type, mixer: LayerMixer) -> Any:
