@@ -15,12 +15,18 @@ from .models import save as save
 if TYPE_CHECKING:
     from .analysis import benchmark as benchmark
     from .analysis import compare as compare
+    from .analysis import explain as explain
+    from .analysis import prune as prune
     from .deploy import fuse as fuse
     from .train import evaluate as evaluate
     from .train import fit as fit
 
 # Loaded when first used: they bring Lightning, scikit-learn and matplotlib.
-_LATER = {"fit": "train", "evaluate": "train", "compare": "analysis", "benchmark": "analysis", "fuse": "deploy"}
+_LATER = {
+    **dict.fromkeys(("fit", "evaluate"), "train"),
+    **dict.fromkeys(("compare", "benchmark", "explain", "prune"), "analysis"),
+    **dict.fromkeys(("fuse",), "deploy"),
+}
 
 
 def __getattr__(name: str) -> Any:

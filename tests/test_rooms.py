@@ -15,9 +15,9 @@ OUTSIDE = {
     "ops": {"numba", "llvmlite"},  # the second is the first's own code generator; both in _kernels alone, see below
     "models": {"safetensors", "huggingface_hub", "torchvision"},
     "dense": {"torchvision"},
-    "deploy": {"torchvision", "onnx", "onnxscript", "onnxruntime"},
+    "deploy": {"torchvision", "onnx", "onnxscript", "onnxruntime", "openvino"},
     "train": {"lightning", "torchmetrics", "torchvision", "PIL", "sklearn", "safetensors", "pycocotools"},
-    "analysis": {"scipy", "matplotlib", "jinja2", "captum", "filelock", "lightning", "torchvision", "PIL"},
+    "analysis": {"scipy", "matplotlib", "jinja2", "bokeh", "captum", "filelock", "lightning", "torchvision", "PIL"},
     "cli": {"jsonargparse", "rich", "yaml"},
     "": set(),
 }
@@ -89,7 +89,19 @@ def test_no_public_function_has_the_name_of_a_room_or_file():
 
     names = {path.stem for path in FILES} | {path.name for path in PACKAGE.iterdir() if path.is_dir()}
     public = {name for name in dir(mrla) if not name.startswith("_") and callable(getattr(mrla, name))}
-    assert {"attach", "detach", "save", "load", "fit", "evaluate", "compare", "benchmark", "fuse"} <= public
+    assert {
+        "attach",
+        "detach",
+        "save",
+        "load",
+        "fit",
+        "evaluate",
+        "compare",
+        "benchmark",
+        "fuse",
+        "explain",
+        "prune",
+    } <= public
     assert not public & names
 
 

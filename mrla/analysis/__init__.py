@@ -1,4 +1,4 @@
-"""Analysis: comparing arms, what networks cost, statistics and curves."""
+"""Analysis: comparing arms, explaining and pruning networks, what they cost, statistics and pictures."""
 
 from importlib import import_module
 from typing import TYPE_CHECKING, Any
@@ -8,12 +8,20 @@ if TYPE_CHECKING:
     from .benchmarking import benchmark as benchmark
     from .comparison import Comparison as Comparison
     from .comparison import compare as compare
+    from .explaining import Explanation as Explanation
+    from .explaining import explain as explain
+    from .pruning import Pruning as Pruning
+    from .pruning import prune as prune
 
 _LATER = {
     "Benchmark": "benchmarking",
     "benchmark": "benchmarking",
     "Comparison": "comparison",
     "compare": "comparison",
+    "Explanation": "explaining",
+    "explain": "explaining",
+    "Pruning": "pruning",
+    "prune": "pruning",
 }
 
 

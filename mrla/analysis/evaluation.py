@@ -1,10 +1,11 @@
 """What a trained network scores and costs."""
 
-from dataclasses import asdict, fields, replace
+from dataclasses import asdict, dataclass, fields, replace
 from pathlib import Path
 from typing import Any
 
 from torch import nn
+from torch.utils.data import DataLoader
 
 from mrla.models.dry_run import input_sizes
 from mrla.train.arms import count_parameters
@@ -18,7 +19,7 @@ from mrla.train.detection_data import (
 )
 from mrla.train.engine import thread_limit
 from mrla.train.fitting import evaluate, evaluate_detector
-from mrla.train.recipes import Machine
+from mrla.train.recipes import Machine, Recipe
 from mrla.train.sampling import SampleKey
 from mrla.train.trained import load_trained
 
@@ -51,33 +52,14 @@ def evaluate_checkpoint(
     Raises:
         ValueError: If the checkpoint is missing, damaged or of another network, or the images do not fit it.
     """
-    if batch_size < 1:
-        raise ValueError(f"batch_size must be positive: got {batch_size}")
     machine = machine or Machine()
     model, recipe, class_names = load_trained(checkpoint)
-    if data is None and recipe is None:
-        raise ValueError(f"{checkpoint} does not say what images it was trained with: say --data.kind and --data.root")
-    images_of = data if data is not None else recipe.data  # type: ignore[union-attr]
-    if root is not None:
-        if "root" not in {field.name for field in fields(images_of)}:
-            raise ValueError(f"{images_of.kind} lie in no folder: got data.root={root}; leave it out")
-        images_of = replace(images_of, root=root)  # type: ignore[call-arg]
-    finds_objects = hasattr(model, "built_as")
-    if finds_objects == isinstance(images_of, Data):
-        kinds = DETECTION_KINDS if finds_objects else DATA_KINDS
-        raise ValueError(f"the images must be of {', '.join(kinds)} for this network: got {images_of.kind}")
-    if not isinstance(images_of, Data):
-        return _detection_report(model, images_of, class_names, split, batch_size, machine)
-    images_of = completed(images_of, getattr(model, "pretrained_cfg", None))
-    facts = image_facts(images_of)
-    _check_classes(class_names, facts.class_names)
-    samples = open_split(images_of, split)
-    batches = loader(samples, batch_size=min(batch_size, len(samples)), workers=images_of.workers)
-    channels = input_sizes(model)[0][0]
-    if channels != facts.in_chans:
-        raise ValueError(
-            f"the images must have the {channels} channels that the network takes: they have {facts.in_chans}"
-        )
+    shown = shown_images(
+        checkpoint, model, recipe, class_names, data=data, root=root, split=split, batch_size=batch_size
+    )
+    batches = shown.batches
+    if shown.detection:
+        return _detection_report(model, shown, split, machine)
     smoothing = recipe.label_smoothing if recipe is not None and recipe.smooth_validation else 0.0
     scores = evaluate(model, batches, label_smoothing=smoothing, machine=machine)
     images, _ = next(iter(batches))
@@ -89,25 +71,103 @@ def evaluate_checkpoint(
         "images": int(scores["images"]),
         "split": split,
         "parameters": count_parameters(model),
-        "macs": count_macs(model, (facts.in_chans, facts.size, facts.size)),
+        "macs": count_macs(model, tuple(images.shape[1:])),
         "images_per_second": asdict(rates["network"]),
     }
 
 
-def _detection_report(
+@dataclass(frozen=True, kw_only=True)
+class ShownImages:
+    """Annotated images that a trained network is shown.
+
+    Attributes:
+        batches: Batches of them, in their order.
+        samples: Them one by one.
+        class_names: The names of their classes.
+        detection: Whether objects are to be found in them.
+        masks: Whether the objects have masks that the network finds too.
+        words: What they are.
+    """
+
+    batches: DataLoader
+    samples: Any
+    class_names: tuple[str, ...]
+    detection: bool
+    masks: bool
+    words: str
+
+
+def shown_images(
+    checkpoint: str | Path,
     model: nn.Module,
-    data: DetectionData,
+    recipe: Recipe | None,
     class_names: tuple[str, ...] | None,
-    split: Split,
-    batch_size: int,
-    machine: Machine,
-) -> dict[str, Any]:
-    facts = detection_facts(data)
-    _check_classes(class_names, facts.class_names)
-    samples = open_detection_split(data, split)
-    batches = loader(samples, batch_size=min(batch_size, len(samples)), workers=data.workers, collate=collate_detection)
-    masks = facts.has_masks and model.built_as["name"] == "mask_rcnn"  # type: ignore[index]
-    scores = evaluate_detector(model, batches, masks=masks, machine=machine)
+    *,
+    data: Data | DetectionData | None = None,
+    root: str | None = None,
+    split: Split = "val",
+    batch_size: int = 64,
+) -> ShownImages:
+    """Opens the images for a trained network, and checks that they are for it.
+
+    Args:
+        checkpoint: What it was loaded from, for messages.
+        model: The network.
+        recipe: What trained it, where that is known.
+        class_names: The classes that it was trained on, where they are known.
+        data: The images; those that it was trained with if not given.
+        root: Where those images are, if they have moved.
+        split: Which part of them.
+        batch_size: Images in one batch.
+
+    Returns:
+        The images.
+
+    Raises:
+        ValueError: If it is not known what they are, they do not fit the network, or a number is out of range.
+    """
+    if batch_size < 1:
+        raise ValueError(f"batch_size must be positive: got {batch_size}")
+    if data is None and recipe is None:
+        raise ValueError(f"{checkpoint} does not say what images it was trained with: say --data.kind and --data.root")
+    images_of = data if data is not None else recipe.data  # type: ignore[union-attr]
+    if root is not None:
+        if "root" not in {field.name for field in fields(images_of)}:
+            raise ValueError(f"{images_of.kind} lie in no folder: got data.root={root}; leave it out")
+        images_of = replace(images_of, root=root)  # type: ignore[call-arg]
+    detection = hasattr(model, "built_as")
+    if detection == isinstance(images_of, Data):
+        kinds = DETECTION_KINDS if detection else DATA_KINDS
+        raise ValueError(f"the images must be of {', '.join(kinds)} for this network: got {images_of.kind}")
+    masks, collate = False, None
+    if isinstance(images_of, Data):
+        images_of = completed(images_of, getattr(model, "pretrained_cfg", None))
+        facts: Any = image_facts(images_of)
+        _check_classes(class_names, facts.class_names)
+        samples: Any = open_split(images_of, split)
+        channels = input_sizes(model)[0][0]
+        if channels != facts.in_chans:
+            raise ValueError(
+                f"the images must have the {channels} channels that the network takes: they have {facts.in_chans}"
+            )
+    else:
+        facts = detection_facts(images_of)
+        _check_classes(class_names, facts.class_names)
+        samples, collate = open_detection_split(images_of, split), collate_detection
+        masks = facts.has_masks and model.built_as["name"] == "mask_rcnn"  # type: ignore[index]
+    return ShownImages(
+        batches=loader(samples, batch_size=min(batch_size, len(samples)), workers=images_of.workers, collate=collate),
+        samples=samples,
+        class_names=facts.class_names,
+        detection=detection,
+        masks=masks,
+        words=f"{images_of.kind}, {split} part",
+    )
+
+
+def _detection_report(model: nn.Module, shown: ShownImages, split: Split, machine: Machine) -> dict[str, Any]:
+    samples = shown.samples
+    scores = evaluate_detector(model, shown.batches, masks=shown.masks, machine=machine)
     first, _ = samples[SampleKey(0, 0)]
     device = timing_device(machine.accelerator)
     with thread_limit(machine.threads):

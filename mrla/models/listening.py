@@ -81,6 +81,7 @@ class Recording:
         self._heard: dict[str, list[Heard | None]] = {block: [] for chain in chains for block in chain.mixers}
         self._terms: dict[str, list[Terms]] = {}
 
+    @torch.no_grad()
     def retrieval(self) -> list[tuple[MixedChain, Tensor]]:
         """How much each head of each block heard each source, by `mrla.ops.retrieval`.
 
@@ -118,6 +119,8 @@ class Recording:
 
     def note(self, block: str, heard: Heard | None, terms: Terms | None) -> None:
         """Adds what one mixer heard of one batch."""
+        if heard is not None and heard.decay is not None:
+            heard = heard._replace(decay=heard.decay.detach().clone())  # as it was then: a step of training changes it
         self._heard[block].append(heard)
         if terms is not None:
             self._terms.setdefault(block, []).append(terms)

@@ -138,6 +138,20 @@ def test_batches_are_put_one_behind_the_other_until_cleared():
     assert heard.terms() == {}
 
 
+def test_what_was_heard_stays_as_it_was_and_in_no_graph():
+    model = loud("resnet", "light")
+    with torch.inference_mode(), recording(model) as noted:
+        model(images(model))
+    with recording(model) as heard:
+        model(images(model)).sum().backward()
+    before = heard.retrieval()[0][1]
+    assert not before.requires_grad
+    assert not noted.retrieval()[0][1].requires_grad  # asked outside of inference mode
+    with torch.no_grad():
+        model.layer1[1].mrla.decay.zero_()
+    assert torch.equal(heard.retrieval()[0][1].nan_to_num(), before.nan_to_num())
+
+
 @torch.no_grad()
 def test_a_part_of_a_network_is_recorded_as_far_as_it_ran():
     model = loud("resnet", "base")

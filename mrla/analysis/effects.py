@@ -1,0 +1,256 @@
+"""What a network loses without one of its mixers, one head of it or one link: loss and accuracy, image by image."""
+
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import AbstractContextManager, ExitStack, contextmanager
+from dataclasses import dataclass
+from typing import Any, Literal, get_args
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+from torch.nn.functional import cross_entropy
+
+from mrla.models import MixedChain, cut, mixed_chains
+from mrla.models.modes import in_eval_mode
+from mrla.models.stage import MIXER
+
+CutKind = Literal["mixers", "links", "heads"]
+CUT_KINDS: tuple[str, ...] = get_args(CutKind)
+Batches = Iterable[Any]
+"""Batches of images (b, c, h, w) and labels (b,), the same ones each time."""
+ALPHA = 0.05
+
+
+@dataclass(frozen=True, kw_only=True)
+class Outcomes:
+    """What a network said of each image.
+
+    Attributes:
+        losses: Cross-entropy, without label smoothing.
+        hits: Whether the most likely class was the right one.
+        labels: The right ones.
+    """
+
+    losses: np.ndarray
+    hits: np.ndarray
+    labels: np.ndarray
+
+    def scores(self) -> dict[str, float]:
+        """Mean loss and accuracy."""
+        return {"accuracy": float(self.hits.mean()), "loss": float(self.losses.mean())}
+
+
+@dataclass(frozen=True, kw_only=True)
+class Cut:
+    """One thing that can be cut out of a network.
+
+    Attributes:
+        kind: Whether it is a whole mixer, a link to one block before, or a head.
+        block: Path of the mixer's block.
+        source: Path of the block that is not heard, or ``input``; of a link.
+        back: How many blocks before the source stands, likewise.
+        head: Number of the head, from 0.
+    """
+
+    kind: CutKind
+    block: str
+    source: str | None = None
+    back: int | None = None
+    head: int | None = None
+
+    def applied(self, model: nn.Module) -> AbstractContextManager[None]:
+        """A context in which it is cut."""
+        return cut(model, self.block, back=self.back, head=self.head)
+
+    @property
+    def names(self) -> dict[str, Any]:
+        """What it is called in a record."""
+        return {name: value for name in ("block", "source", "head") if (value := getattr(self, name)) is not None}
+
+
+def possible_cuts(model: nn.Module, kinds: Sequence[str] = CUT_KINDS) -> list[Cut]:
+    """Everything of some kinds that can be cut out of a network.
+
+    Args:
+        model: A network with mixers.
+        kinds: Of ``mixers``, ``links`` and ``heads``.
+
+    Returns:
+        The cuts, kind by kind and block by block.
+
+    Raises:
+        ValueError: If a kind is not known, or the network has no mixers.
+
+    Example:
+        >>> import mrla, timm
+        >>> model = mrla.attach(timm.create_model("resnet18"), "base")
+        >>> [(cut.block, cut.source) for cut in possible_cuts(model, ["links"])][0]
+        ('layer1.1', 'layer1.0')
+    """
+    for kind in kinds:
+        if kind not in CUT_KINDS:
+            raise ValueError(f"cuts must be of {', '.join(CUT_KINDS)}: got {kind!r}")
+    of_kind: dict[str, list[Cut]] = {kind: [] for kind in CUT_KINDS}
+    for chain in mixed_chains(model):
+        for block in chain.mixers:
+            mixer: Any = model.get_submodule(f"{block}.{MIXER}")
+            of_kind["mixers"].append(Cut(kind="mixers", block=block))
+            of_kind["heads"] += [Cut(kind="heads", block=block, head=head) for head in range(mixer.num_heads)]
+            for back in range(mixer.reach, 0, -1):
+                of_kind["links"].append(Cut(kind="links", block=block, source=_source(chain, block, back), back=back))
+    return [found for kind in CUT_KINDS if kind in kinds for found in of_kind[kind]]
+
+
+def _source(chain: MixedChain, block: str, back: int) -> str:
+    """The mixer so many before `block`; what a shortcut brings to the first block is what came into the chain."""
+    at = chain.mixers.index(block) - back
+    return chain.mixers[at] if at >= 0 else "input"
+
+
+@contextmanager
+def without_mixers(model: nn.Module) -> Iterator[None]:
+    """The body with every mixer of a network cut out."""
+    with ExitStack() as stack:
+        for chain in mixed_chains(model):
+            for block in chain.mixers:
+                stack.enter_context(cut(model, block))
+        yield
+
+
+def outcomes(
+    model: nn.Module, batches: Batches, *, images: int | None = None, on_batch: Callable[[], None] | None = None
+) -> Outcomes:
+    """What a classifier says of each image.
+
+    Args:
+        model: Network from images to logits; it is looked at in eval mode.
+        batches: Images and labels.
+        images: How many images at most; None for all.
+        on_batch: Called after each batch.
+
+    Returns:
+        One loss, hit and label an image.
+
+    Raises:
+        ValueError: If there is no image, or the network does not give logits.
+    """
+    device = next(model.parameters()).device
+    losses, hits, labels, seen = [], [], [], 0
+    with in_eval_mode(model), torch.inference_mode():
+        for shown, right in limited(batches, images):
+            logits = model(shown.to(device))
+            if not isinstance(logits, Tensor) or logits.ndim != 2:
+                raise ValueError(
+                    f"the effect is measured on classifiers, whose output is logits (b, classes): this "
+                    f"{type(model).__name__} gives {_kind(logits)}; leave the cuts out"
+                )
+            right = right.to(device)
+            losses.append(cross_entropy(logits.float(), right, reduction="none").double().cpu())
+            hits.append((logits.argmax(1) == right).cpu())
+            labels.append(right.cpu())
+            seen += len(right)
+            if on_batch is not None:
+                on_batch()
+    if not seen:
+        raise ValueError("the loader must have at least one image: it has none")
+    return Outcomes(losses=_joined(losses), hits=_joined(hits), labels=_joined(labels))
+
+
+def measure_cuts(
+    model: nn.Module,
+    batches: Batches,
+    whole: Outcomes,
+    cuts: Sequence[Cut],
+    *,
+    images: int | None = None,
+    comparisons: int | None = None,
+    on_batch: Callable[[], None] | None = None,
+) -> list[dict[str, Any]]:
+    """What each cut costs, by itself, on the same images.
+
+    A change is that with the cut minus that without, image by image; its interval is that of a paired t test over
+    images, with Bonferroni's correction for as many cuts as there are, so that all intervals of the list together hold
+    with 95 %.
+
+    Args:
+        model: A classifier with mixers.
+        batches: Images and labels, the same ones in the same order each time.
+        whole: What the uncut network said of them.
+        cuts: What is cut.
+        images: How many images at most.
+        comparisons: For how many intervals together 95 % are to hold; as many as there are cuts if not given.
+        on_batch: Called after each batch.
+
+    Returns:
+        For each cut ``block`` (and ``source`` or ``head``), ``accuracy``, ``loss``, ``accuracy_change`` and
+        ``loss_change``, each with ``mean``, ``low`` and ``high``.
+
+    Raises:
+        ValueError: If the batches are others at a later time.
+    """
+    records = []
+    for one in cuts:
+        with one.applied(model):
+            found = outcomes(model, batches, images=images, on_batch=on_batch)
+        records.append({**one.names, **changes(whole, found, comparisons=comparisons or len(cuts))})
+    return records
+
+
+def changes(whole: Outcomes, found: Outcomes, *, comparisons: int = 1) -> dict[str, Any]:
+    """Scores of a cut network, and what has changed against the whole one.
+
+    Args:
+        whole: Without the cut.
+        found: With it, on the same images.
+        comparisons: For how many intervals together 95 % are to hold.
+
+    Returns:
+        ``accuracy``, ``loss``, and the two changes with ``mean``, ``low`` and ``high``.
+
+    Raises:
+        ValueError: If the images are not the same.
+    """
+    if not np.array_equal(whole.labels, found.labels):
+        raise ValueError(
+            "the loader must give the same images in the same order each time: their labels differ between two passes; "
+            "use shuffle=False"
+        )
+    return {
+        **found.scores(),
+        "accuracy_change": _interval(found.hits.astype(float) - whole.hits.astype(float), comparisons),
+        "loss_change": _interval(found.losses - whole.losses, comparisons),
+    }
+
+
+def limited(batches: Batches, images: int | None) -> Iterator[tuple[Any, Any]]:
+    """Batches up to so many images, the last one cut short if need be."""
+    left = images
+    for batch in batches:
+        shown, right = batch[0], batch[1]
+        if left is None:
+            yield shown, right
+            continue
+        if left <= 0:
+            return
+        yield shown[:left], right[:left]
+        left -= len(right)
+
+
+def _interval(values: np.ndarray, comparisons: int) -> dict[str, float | None]:
+    """Mean and interval of a t test; no interval for one image."""
+    from scipy.stats import t
+
+    mean = float(values.mean())
+    if len(values) < 2:
+        return {"mean": mean, "low": None, "high": None}
+    error = float(values.std(ddof=1)) / len(values) ** 0.5
+    half = float(t.ppf(1 - ALPHA / comparisons / 2, len(values) - 1)) * error
+    return {"mean": mean, "low": mean - half, "high": mean + half}
+
+
+def _joined(parts: list[Tensor]) -> np.ndarray:
+    return torch.cat(parts).numpy() if parts else np.zeros(0)
+
+
+def _kind(value: Any) -> str:
+    return f"a tensor {tuple(value.shape)}" if isinstance(value, Tensor) else type(value).__name__

@@ -1,0 +1,111 @@
+"""The explanation of a trained network from its checkpoint and image files."""
+
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+from torch import nn
+
+from mrla.models import mixed_chains
+from mrla.train.data import Data, Folder, Split
+from mrla.train.detection_data import DetectionData
+from mrla.train.engine import thread_limit
+from mrla.train.recipes import Machine
+from mrla.train.trained import load_trained
+
+from .evaluation import shown_images
+from .explaining import Explanation, Origin, explain
+from .image_files import checked_files, classifier_input, upright_image
+from .looked_at import Picture
+from .measure import timing_device
+
+
+def explain_checkpoint(
+    checkpoint: str | Path,
+    images: Sequence[str | Path] = (),
+    *,
+    out: str | Path | None = None,
+    data: Data | DetectionData | None = None,
+    root: str | None = None,
+    split: Split = "val",
+    batch_size: int = 64,
+    cuts: Sequence[str] | None = None,
+    max_images: int | None = 1000,
+    machine: Machine | None = None,
+    overwrite: bool = False,
+    command: str | None = None,
+    on_progress: Callable[[int, int], None] | None = None,
+) -> Explanation:
+    """Explains a trained network on the images that it was validated on, and on image files.
+
+    Args:
+        checkpoint: A run's folder, a folder of `mrla.save` or `mrla.dense.save`, or a ``.ckpt``.
+        images: Image files to look at one by one; without any, the first four of the others.
+        out: Folder of the explanation; ``runs/explain-NAME`` if not given.
+        data: The images over which means and effects are taken; those that it was trained with if not given. Where
+            nothing is known of them, the files alone are looked at.
+        root: Where those images are, if they have moved.
+        split: Which part of them.
+        batch_size: Images in one batch.
+        cuts: What is cut, see `mrla.explain`; if not given, mixers and links of a classifier whose images are known.
+        max_images: How many images at most; None for all.
+        machine: Where it is computed.
+        overwrite: Whether what lies in the folder is replaced.
+        command: The command line, for the record.
+        on_progress: Called with the passes over a batch done and those in all.
+
+    Returns:
+        The explanation.
+
+    Raises:
+        ValueError: If the checkpoint or an image cannot be read, the network has no mixers, it is not known what images
+            to look at, or an argument is not as described.
+    """
+    machine = machine or Machine()
+    files = checked_files(images)
+    model, recipe, class_names = load_trained(checkpoint)
+    try:
+        mixed_chains(model)
+    except ValueError as error:
+        raise ValueError(
+            f"{checkpoint} has no mixers, so nothing is heard in it: mrla.attach(mrla.load({str(checkpoint)!r})) adds "
+            f"them, mrla train --model {checkpoint} trains with them"
+        ) from error
+    batches, origin = None, Origin(checkpoint=str(checkpoint), command=command, source=f"{len(files)} image files")
+    if data is not None or recipe is not None or not files:
+        shown = shown_images(
+            checkpoint, model, recipe, class_names, data=data, root=root, split=split, batch_size=batch_size
+        )
+        batches, class_names = shown.batches, class_names or shown.class_names
+        origin = Origin(checkpoint=str(checkpoint), command=command, source=shown.words)
+    if cuts is None:
+        cuts = () if batches is None or hasattr(model, "built_as") else ("mixers", "links")
+    prepared = recipe.data if recipe is not None and isinstance(recipe.data, Folder) else None
+    prepare = _input_of(model, prepared)
+    model.to(timing_device(machine.accelerator))
+    with thread_limit(machine.threads):
+        return explain(
+            model,
+            batches,
+            pictures=[Picture(name=str(file), input=prepare(upright_image(file))) for file in files],
+            cuts=cuts,
+            max_images=max_images,
+            class_names=class_names,
+            out=out if out is not None else Path("runs") / f"explain-{_name_of(Path(checkpoint))}",
+            overwrite=overwrite,
+            origin=origin,
+            on_progress=on_progress,
+        )
+
+
+def _input_of(model: nn.Module, prepared: Folder | None) -> Callable[[Any], Any]:
+    if not hasattr(model, "built_as"):
+        return classifier_input(getattr(model, "pretrained_cfg", None) or {}, prepared)
+    from torchvision.transforms.v2.functional import pil_to_tensor
+
+    return lambda picture: pil_to_tensor(picture).float() / 255
+
+
+def _name_of(checkpoint: Path) -> str:
+    """The run's name: of a ``.ckpt`` that of the folder in which its checkpoints lie."""
+    return checkpoint.parent.parent.name if checkpoint.suffix == ".ckpt" else checkpoint.name

@@ -1,0 +1,313 @@
+"""What a network's blocks hear of one another, whether it does anything, and where the network looks."""
+
+import copy
+import shutil
+import tempfile
+import time
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import nn
+
+from mrla.dense import DETECTORS
+from mrla.models import Recording, attach_recipe, detach, recording
+from mrla.models.atomic_write import make_folder, write_json
+from mrla.models.modes import in_eval_mode
+from mrla.train.runs import versions
+
+from .effects import Batches, changes, limited, measure_cuts, outcomes, possible_cuts, without_mixers
+from .looked_at import Picture, draw_looked_at
+from .report import write_report
+from .retrieval_maps import RetrievalStatistics, draw_retrieval, per_image
+from .verdicts import verdict_of
+
+EXPLANATION = "explain.json"
+MAPS = "retrieval.png"
+TERM_IMAGES = 64
+"""Over how many images the lengths of light's two terms are taken: each value is made a second time for that."""
+NOTE = (
+    "Intervals are those of paired t tests over the images, with Bonferroni's correction over the cuts of one kind; "
+    "they say nothing of other images, nor of a network trained with another seed. A mixer whose cut changes nothing "
+    "may still have helped in training. Cuts are made one at a time: two that are harmless alone need not be so "
+    "together."
+)
+OnProgress = Callable[[int, int], None]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Explanation:
+    """What was found out about a network.
+
+    Attributes:
+        folder: Where it was written; None where it was not.
+        content: What ``explain.json`` holds; the README of `analysis` lists its keys.
+    """
+
+    folder: Path | None
+    content: dict[str, Any]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Origin:
+    """Where a network and its images come from, for the record.
+
+    Attributes:
+        checkpoint: What it was loaded from.
+        command: The command line that does the same again.
+        source: The images, in words.
+    """
+
+    checkpoint: str | None = None
+    command: str | None = None
+    source: str = "the caller's loader"
+
+
+def explain(
+    model: nn.Module,
+    loader: Batches | None = None,
+    *,
+    pictures: Sequence[Picture] = (),
+    cuts: Sequence[str] = ("mixers", "links"),
+    max_images: int | None = 1000,
+    class_names: Sequence[str] | None = None,
+    out: str | Path | None = None,
+    overwrite: bool = False,
+    origin: Origin | None = None,
+    on_progress: OnProgress | None = None,
+) -> Explanation:
+    """Records what each block of a network hears of the others, cuts it out bit by bit, and looks where it looks.
+
+    - Retrieval: for each chain how much block t hears block s, by `mrla.ops.retrieval`, in the mean over images with
+      its spread, by head, and for each picture.
+    - Effect: loss and accuracy with one mixer, link or head cut, and with all mixers, on the same images.
+    - Terms: how long the attention term and the lambda term of light's updates are.
+    - Class activation maps of each picture, with the mixers and without, by captum.
+
+    Args:
+        model: A network with mixers; a classifier for all but the first.
+        loader: Batches of images (b, c, h, w) and labels (b,), the same ones in the same order each time; of a
+            detector lists of images. May be left out where there are pictures.
+        pictures: Images to look at one by one. Without any, the loader's first four.
+        cuts: What is cut, of ``mixers``, ``links`` and ``heads``; each is a pass over the images. Empty for nothing.
+        max_images: How many of the loader's images are used; None for all.
+        class_names: Names of the classes.
+        out: A new or empty folder for ``explain.json``, ``report.html`` and pictures; None to write nothing.
+        overwrite: Whether what lies in that folder is replaced.
+        origin: Where it all comes from, for the record.
+        on_progress: Called with the passes over a batch done and those in all.
+
+    Returns:
+        The explanation.
+
+    Raises:
+        ValueError: If the network has no mixers, there is neither loader nor picture, an argument is not as described,
+            or the loader gives other images each time.
+
+    Example:
+        >>> import mrla, timm
+        >>> from torch.utils.data import DataLoader, TensorDataset
+        >>> model = mrla.attach(timm.create_model("resnet18", channels=(8, 8, 16, 16), num_classes=3), "base")
+        >>> data = TensorDataset(torch.randn(6, 3, 32, 32), torch.arange(6) % 3)
+        >>> found = mrla.explain(model, DataLoader(data, batch_size=3), cuts=["mixers"])
+        >>> [chain["name"] for chain in found.content["chains"]]
+        ['layer1', 'layer2', 'layer3', 'layer4']
+        >>> len(found.content["cuts"]["mixers"])
+        8
+    """
+    start = time.monotonic()
+    _check(model, loader, pictures, cuts, max_images)
+    chosen = {kind: possible_cuts(model, [kind]) for kind in dict.fromkeys(cuts)}
+    with _written_folder(out, overwrite) as folder:
+        statistics, origin = RetrievalStatistics(), origin or Origin()
+        baseline, effect, terms = None, None, None
+        if loader is not None:
+            detects = hasattr(model, "built_as")
+            passes = _Passes(loader, max_images, 2 + sum(map(len, chosen.values())) if chosen else 1, on_progress)
+            whole = None
+            with recording(model) as heard:
+                if detects:
+                    for shown, _ in limited(loader, max_images):
+                        with in_eval_mode(model), torch.inference_mode():
+                            model([image.to(_device(model)) for image in shown])
+                        _take(statistics, heard)
+                        passes.step()
+                else:
+
+                    def after_batch() -> None:
+                        _take(statistics, heard)
+                        passes.step()
+
+                    whole = outcomes(model, loader, images=max_images, on_batch=after_batch)
+                    baseline = whole.scores()
+            if whole is not None:
+                terms = _terms(model, loader)
+                if chosen:
+                    with without_mixers(model):
+                        bare = outcomes(model, loader, images=max_images, on_batch=passes.step)
+                    effect = {"images": len(whole.labels), "all": {"block": "all mixers", **changes(whole, bare)}}
+                    for kind, found in chosen.items():
+                        effect[kind] = measure_cuts(
+                            model, loader, whole, found, images=max_images, on_batch=passes.step
+                        )
+            passes.end()
+        looked_at = list(pictures) or _first_pictures(model, loader, class_names)
+        found = _look(model, looked_at, statistics if loader is None else None, class_names, folder)
+        recipe = attach_recipe(model) or {}
+        content: dict[str, Any] = {
+            "checkpoint": origin.checkpoint,
+            "model": (getattr(model, "pretrained_cfg", None) or {}).get("architecture") or type(model).__name__,
+            "method": recipe.get("method"),
+            "attach": recipe,
+            "task": "detection" if hasattr(model, "built_as") else "classification",
+            "images": {"count": statistics.images, "source": origin.source},
+            "baseline": baseline,
+            "chains": statistics.records(model),
+            "terms": terms,
+            "cuts": effect,
+            "pictures": found,
+            "configuration": {"cuts": list(chosen), "max_images": max_images, "device": str(_device(model))}
+            | {"threads": torch.get_num_threads()},
+            "versions": versions(),
+            "command": origin.command or f"mrla.explain(model, loader, cuts={list(chosen)}, max_images={max_images})",
+            "note": NOTE,
+        }
+        content["verdict"] = verdict_of(content)
+        content["seconds"] = time.monotonic() - start
+        if folder is not None:
+            title = f"{content['model']}, {content['method']}: {statistics.images} images"
+            draw_retrieval(content["chains"], folder / MAPS, title=title)
+            write_json(folder / EXPLANATION, content)
+            write_report(folder, content, kind="explain")
+    return Explanation(folder=None if out is None else Path(out), content=content)
+
+
+class _Passes:
+    """Counts passes over batches for whoever watches."""
+
+    def __init__(self, loader: Batches, max_images: int | None, passes: int, on_progress: OnProgress | None):
+        self._done, self._on_progress = 0, on_progress
+        batches = len(loader) if hasattr(loader, "__len__") else 1  # type: ignore[arg-type]
+        size = getattr(loader, "batch_size", None)
+        if max_images is not None and size:
+            batches = min(batches, -(-max_images // size))
+        self._total = batches * passes
+
+    def step(self) -> None:
+        self._done += 1
+        if self._on_progress is not None:
+            self._on_progress(self._done, max(self._done, self._total))
+
+    def end(self) -> None:
+        if self._on_progress is not None:
+            self._on_progress(self._done, self._done)
+
+
+def _check(
+    model: nn.Module, loader: Any, pictures: Sequence[Picture], cuts: Sequence[str], max_images: int | None
+) -> None:
+    if loader is None and not pictures:
+        raise ValueError("there must be images to look at: got neither a loader nor pictures; give one of them")
+    if max_images is not None and max_images < 1:
+        raise ValueError(f"max_images must be at least 1, or None for all: got {max_images}")
+    built_as = getattr(model, "built_as", None)
+    if built_as is not None and built_as["name"] not in DETECTORS:
+        raise ValueError(f"only classifiers and detectors are explained so far: got a segmenter, {built_as['name']}")
+    if cuts and (built_as is not None or loader is None):
+        what = "of this detector what it hears is recorded" if built_as is not None else "there are pictures alone"
+        raise ValueError(
+            f"cuts are measured on classifiers, over a loader's images and labels: {what}; leave the cuts out (cuts=[])"
+        )
+
+
+def _take(statistics: RetrievalStatistics, heard: Recording) -> None:
+    statistics.add(heard.retrieval())
+    heard.clear()
+
+
+def _device(model: nn.Module) -> torch.device:
+    return next(model.parameters()).device
+
+
+def _terms(model: nn.Module, loader: Batches) -> list[dict[str, Any]] | None:
+    """The two terms of each light mixer's update over the first images; None of other methods."""
+    with recording(model, terms=True) as heard, in_eval_mode(model), torch.inference_mode():
+        for shown, _ in limited(loader, TERM_IMAGES):
+            model(shown.to(_device(model)))
+    records = []
+    for block, terms in heard.terms().items():
+        attention, carried = terms.attention.double(), terms.carried.double()
+        share = attention / (attention + carried).clamp_min(1e-300)
+        records.append(
+            {
+                "block": block,
+                "attention": float(attention.mean()),
+                "carried": float(carried.mean()),
+                "share": float(share.mean()),
+                "share_sd": float(share.std()) if len(share) > 1 else None,
+            }
+        )
+    return records or None
+
+
+def _first_pictures(model: nn.Module, loader: Batches | None, class_names: Sequence[str] | None) -> list[Picture]:
+    if loader is None or hasattr(model, "built_as"):
+        return []
+    found = []
+    for shown, right in limited(loader, 4):
+        for image, label in zip(shown, right.tolist(), strict=True):
+            name = class_names[label] if class_names else f"class {label}"
+            found.append(Picture(name=f"image {len(found) + 1} ({name})", input=image))
+    return found
+
+
+def _look(
+    model: nn.Module,
+    pictures: Sequence[Picture],
+    statistics: RetrievalStatistics | None,
+    class_names: Sequence[str] | None,
+    folder: Path | None,
+) -> list[dict[str, Any]]:
+    """What is heard in each picture, and where the network looks; where there is no loader the pictures are counted."""
+    if not pictures:
+        return []
+    plain = detach(copy.deepcopy(model)) if not hasattr(model, "built_as") else None
+    records = []
+    for index, picture in enumerate(pictures):
+        with recording(model) as heard, in_eval_mode(model), torch.inference_mode():
+            image = picture.input.to(_device(model))
+            model([image] if plain is None else image[None])
+        if statistics is not None:
+            statistics.add(heard.retrieval())
+        record = {"file": picture.name, "drawing": None, "caption": picture.name, "retrieval": per_image(heard)[0]}
+        if plain is not None and folder is not None:
+            name = f"looked-at-{index + 1}.png"
+            record |= {"caption": draw_looked_at(model, plain, picture, class_names, folder / name), "drawing": name}
+        records.append(record)
+    return records
+
+
+@contextmanager
+def _written_folder(out: str | Path | None, overwrite: bool) -> Iterator[Path | None]:
+    """A folder beside `out` that takes its place when the body succeeds."""
+    if out is None:
+        yield None
+        return
+    target = Path(out)
+    if target.exists() and not target.is_dir():
+        raise ValueError(f"out must be a folder: {target} is a file; choose another")
+    if target.is_dir() and any(target.iterdir()) and not overwrite:
+        raise ValueError(
+            f"out must be a new or empty folder: {target} holds {len(list(target.iterdir()))} entries; choose another "
+            f"--out, or replace it with --overwrite true"
+        )
+    make_folder(target.parent)
+    with tempfile.TemporaryDirectory(prefix=f".{target.name}-", dir=target.parent) as scratch:
+        beside = make_folder(Path(scratch) / "whole")
+        yield beside
+        if target.is_dir():
+            shutil.rmtree(target)
+        beside.rename(target)

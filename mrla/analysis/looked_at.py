@@ -1,0 +1,82 @@
+"""One image: where a classifier looks in it, with its mixers and without."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+from torch import Tensor, nn
+
+from mrla.models.modes import in_eval_mode
+
+from .activation_maps import activation_maps, draw_activation_maps
+
+
+@dataclass(frozen=True, kw_only=True)
+class Picture:
+    """An image to look at.
+
+    Attributes:
+        name: What it is called.
+        input: (c, h, w), as the network takes it.
+    """
+
+    name: str
+    input: Tensor
+
+
+def draw_looked_at(
+    model: nn.Module, plain: nn.Module, picture: Picture, class_names: Sequence[str] | None, path: Path
+) -> str:
+    """Draws the class activation maps of an image, for the class that the network with mixers says.
+
+    Args:
+        model: A classifier with mixers.
+        plain: The same without.
+        picture: The image.
+        class_names: Names of the classes.
+        path: The PNG.
+
+    Returns:
+        What both say, in words.
+
+    Raises:
+        ValueError: If the networks are no classifiers, or none of their modules gives the maps.
+    """
+    device = next(model.parameters()).device
+    image = picture.input[None].to(device)
+    said = []
+    with in_eval_mode(model, plain), torch.no_grad():
+        for network in (model, plain):
+            chances = network(image)[0].float().softmax(-1)
+            label = int(chances.argmax())
+            said.append((label, f"{_named(label, class_names)} {100 * float(chances[label]):.0f} %"))
+    (label, with_mixers), (_, without) = said
+    maps = {
+        name: activation_maps(network, image, label)[0].cpu()
+        for name, network in (("with mixers", model), ("without", plain))
+    }
+    words = {"with mixers": with_mixers, "without": without}
+    # Dollars would begin a formula in matplotlib.
+    captions = {name: _shortened(text).replace("$", r"\$") for name, text in words.items()}
+    draw_activation_maps(_shown(picture.input), maps, path, captions=captions)
+    return (
+        f"{picture.name}: {with_mixers} with mixers, {without} without; both maps are for {_named(label, class_names)}"
+    )
+
+
+def _named(label: int, class_names: Sequence[str] | None) -> str:
+    return class_names[label] if class_names and label < len(class_names) else f"class {label}"
+
+
+def _shortened(text: str, length: int = 40) -> str:
+    return text if len(text) <= length else f"{text[: length - 1]}…"
+
+
+def _shown(image: Tensor) -> Tensor:
+    """The image as it is looked at: its smallest number black, its largest white, whatever it was normalised with."""
+    image = image.detach().cpu().float()
+    if image.shape[0] not in (1, 3):
+        image = image.mean(0, keepdim=True)
+    low, high = image.min(), image.max()
+    return (image - low) / (high - low) if high > low else torch.zeros_like(image)

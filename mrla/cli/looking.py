@@ -1,0 +1,136 @@
+"""The commands that look at networks: what they find, what they are made of."""
+
+import shlex
+from collections.abc import Sequence
+
+from rich.table import Table
+
+from mrla.train.recipes import Machine
+
+from .parsing import add_data_flags, add_switch, command_parser, listed, parse, shown_data
+from .printing import console_of_width, progress_bar
+
+
+def predict_command(words: Sequence[str]) -> int:
+    """Draw what a trained network finds in images: boxes and masks with names, or the most likely classes."""
+    parser = command_parser("predict", predict_command)
+    parser.add_argument("checkpoint", type=str, help="A folder of a run or of mrla.save, or a .ckpt")
+    parser.add_argument("images", type=str, nargs="+", help="Image files")
+    parser.add_argument("--out", type=str, default="predictions", help="Folder for the drawings and predictions.json")
+    parser.add_argument("--score_thresh", type=float, default=0.5, help="Below what score a detection is left out")
+    parser.add_argument("--top", type=int, default=5, help="How many classes are given")
+    parser.add_class_arguments(Machine, "machine")
+    add_switch(parser, "--progress", "Whether a progress bar is shown")
+    options = parse(parser, words)
+    from mrla.analysis.prediction import predict
+
+    with progress_bar(options["progress"], "images") as on_progress:
+        found = predict(
+            options["checkpoint"],
+            options["images"],
+            options["out"],
+            score_thresh=options["score_thresh"],
+            top=options["top"],
+            machine=Machine(**options["machine"]),
+            on_progress=on_progress,
+        )
+    table = Table(title=f"{options['checkpoint']}: {len(found)} images")
+    table.add_column("image")
+    table.add_column("found" if "labels" in found[0] else "most likely")
+    for entry in found:
+        shown = [f"{name} {100 * score:.0f} %" for name, score in zip(entry["names"], entry["scores"], strict=True)]
+        table.add_row(entry["file"], ", ".join(shown) or "nothing")
+    console = console_of_width()
+    console.print(table)
+    console.print(f"Drawn in {options['out']}/", highlight=False)
+    return 0
+
+
+def explain_command(words: Sequence[str]) -> int:
+    """Show what each block hears of the others, what cutting it costs, and where the network looks; as a page."""
+    parser = command_parser("explain", explain_command)
+    parser.add_argument("checkpoint", type=str, help="A folder of a run or of mrla.save, or a .ckpt, with mixers")
+    parser.add_argument(
+        "images", type=str, nargs="*", help="Image files to look at one by one (four validation images)"
+    )
+    parser.add_argument("--out", type=str, default=None, help="New folder of the explanation (runs/explain-CHECKPOINT)")
+    parser.add_argument("--overwrite", type=bool, default=False, help="Whether what lies in that folder is replaced")
+    parser.add_argument(
+        "--cuts",
+        type=str | None,
+        default=None,
+        help="What is cut, of mixers,links,heads (mixers,links); '' for nothing",
+    )
+    parser.add_argument("--max_images", type=int, default=1000, help="How many annotated images at most")
+    add_data_flags(parser, words)
+    parser.add_class_arguments(Machine, "machine")
+    add_switch(parser, "--progress", "Whether a progress bar is shown")
+    options = parse(parser, words)
+    from mrla.analysis.explained_checkpoints import explain_checkpoint
+
+    with progress_bar(options["progress"], "passes over batches") as on_progress:
+        found = explain_checkpoint(
+            options["checkpoint"],
+            options["images"],
+            out=options["out"],
+            **shown_data(options, words),
+            cuts=None if options["cuts"] is None else listed(options["cuts"]),
+            max_images=options["max_images"],
+            machine=Machine(**options["machine"]),
+            overwrite=options["overwrite"],
+            command=shlex.join(["mrla", "explain", *words]),
+            on_progress=on_progress,
+        )
+    console = console_of_width()
+    headline, *more = found.content["verdict"]
+    console.print(headline, style="bold", highlight=False, markup=False)
+    for sentence in more:
+        console.print(sentence, highlight=False, markup=False)
+    console.print(f"\n{found.content['note']}", style="dim", markup=False)
+    files = f"{found.folder}/report.html, explain.json, retrieval.png"
+    console.print(f"{found.content['seconds']:.0f} s. {files}", highlight=False, markup=False)
+    return 0
+
+
+def models_command(words: Sequence[str]) -> int:
+    """List the named networks with their parameters and multiply-accumulates."""
+    parser = command_parser("models", models_command)
+    parser.add_argument("filter", type=str, nargs="?", default="*", help="Names to list, such as 'resnet50*'")
+    options = parse(parser, words)
+    from mrla.analysis.catalogue import list_networks
+
+    table = Table(title="Networks of mrla, for timm.create_model after `import mrla`")
+    table.add_column("name", no_wrap=True)
+    for heading in ("image", "parameters", "with BN statistics", "MACs (G)"):
+        table.add_column(heading, justify="right")
+    for network in list_networks(options["filter"]):
+        counts = network["parameters"]
+        table.add_row(
+            network["name"],
+            "x".join(map(str, network["input_size"][1:])),
+            *(f"{counts['trainable']:,}", f"{counts['with_statistics']:,}", f"{network['macs'] / 1e9:.3f}"),
+        )
+    console_of_width().print(table)
+    return 0
+
+
+def chains_command(words: Sequence[str]) -> int:
+    """Show the chains of blocks that mrla.attach finds in a network, and which blocks would get a mixer."""
+    parser = command_parser("chains", chains_command)
+    parser.add_argument(
+        "model", type=str, help="A name of timm, torchvision/NAME, a folder of mrla.save or hf-hub:owner/name"
+    )
+    parser.add_argument("--blocks", type=str, default=None, help="Containers to look at, such as 'stages.*.blocks'")
+    options = parse(parser, words)
+    from mrla.analysis.catalogue import describe_chains
+
+    table = Table(title=f"Chains of {options['model']}, for a batch of two images")
+    for heading in ("container", "blocks with a mixer", "output", "layout", "prefix", "shortcut"):
+        table.add_column(heading)
+    for chain in describe_chains(options["model"], options["blocks"]):
+        known = {chain.shortcuts.get(name, "not known") for name in chain.served}
+        shape = "x".join(map(str, chain.shape))
+        prefix = str(chain.num_prefix_tokens) if chain.layout == "NLC" else ""
+        table.add_row(chain.name, ", ".join(chain.served), shape, chain.layout, prefix, ", ".join(sorted(known)))
+    console_of_width().print(table)
+    return 0

@@ -1,0 +1,80 @@
+"""One command is chosen and run, and what it cannot do is said in one line."""
+
+import sys
+from collections.abc import Callable, Sequence
+from importlib.metadata import version
+
+from jsonargparse import ArgumentError
+
+from mrla.models.near_names import nearest
+from mrla.train.recipes import RECIPES
+
+from .benching import bench_command
+from .looking import chains_command, explain_command, models_command, predict_command
+from .shipping import convert_command
+from .training import compare_command, eval_command, train_command
+
+COMMANDS: dict[str, Callable[[Sequence[str]], int]] = {
+    "compare": compare_command,
+    "train": train_command,
+    "eval": eval_command,
+    "bench": bench_command,
+    "predict": predict_command,
+    "explain": explain_command,
+    "models": models_command,
+    "chains": chains_command,
+    "convert": convert_command,
+}
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Runs one command.
+
+    Args:
+        arguments: Words of the command line after ``mrla``; those of this process if not given.
+
+    Returns:
+        The exit code: 0, or 2 after one line on standard error.
+    """
+    words = list(sys.argv[1:] if arguments is None else arguments)
+    try:
+        return _dispatch(words)
+    except (ArgumentError, ValueError, TypeError) as error:
+        return _fail(str(error))
+    except OSError as error:
+        return _fail(f"{error.strerror or error}: {error.filename}" if error.filename else str(error))
+    except ModuleNotFoundError as error:
+        extra = "dense" if error.name in ("pycocotools", "faster_coco_eval") else "train"
+        return _fail(f"{error.name} is not installed, and this command needs it: pip install 'mrla[{extra}]'")
+    except KeyboardInterrupt:
+        print("mrla: interrupted; the same command goes on after the last finished epoch", file=sys.stderr)
+        return 130
+
+
+def _dispatch(words: list[str]) -> int:
+    if not words or words[0] in ("-h", "--help"):
+        _print_overview()
+        return 0
+    if words[0] == "--version":
+        print(f"mrla {version('mrla')}")
+        return 0
+    if words[0] not in COMMANDS:
+        raise ValueError(
+            f"the command must be one of {', '.join(COMMANDS)}: got {words[0]!r}{nearest(words[0], COMMANDS)}"
+        )
+    try:
+        return COMMANDS[words[0]](words[1:])
+    except SystemExit as leave:  # --help and --print_config
+        return int(leave.code or 0)
+
+
+def _print_overview() -> None:
+    print("usage: mrla COMMAND [OPTIONS]\n\nLayer attention for vision networks: train it, and see whether it helps.\n")
+    for name, command in COMMANDS.items():
+        print(f"  mrla {name:<8} {(command.__doc__ or '').splitlines()[0]}")
+    print("\nRecipes: " + ", ".join(RECIPES) + "\nOptions of a command: mrla COMMAND --help")
+
+
+def _fail(message: str) -> int:
+    print(f"mrla: error: {' '.join(message.split())}", file=sys.stderr)
+    return 2

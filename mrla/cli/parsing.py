@@ -1,0 +1,139 @@
+"""How words of the command line become options."""
+
+import re
+import sys
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from jsonargparse import ArgumentError, ArgumentParser
+
+from mrla.models.near_names import nearest
+from mrla.train.recipes import ALL_DATA_KINDS, RECIPES, DetectorOptions, Recipe, as_dict, from_dict, get_recipe
+
+DEFAULT_RECIPE = "digits_resnet18"
+
+
+def command_parser(name: str, command: Callable[..., int]) -> ArgumentParser:
+    """A parser of a command's words; the command's docstring is its help."""
+    return ArgumentParser(prog=f"mrla {name}", description=command.__doc__, exit_on_error=False)
+
+
+def recipe_parser(
+    name: str, words: Sequence[str], command: Callable[..., int], skip: set[str] | None = None
+) -> ArgumentParser:
+    """A parser of every field of a recipe; which recipe, and which images, must be known before it is made."""
+    parser = command_parser(name, command)
+    parser.add_argument("--config", action="config", help="A YAML file, as --print_config prints it")
+    given = _config_of(words)
+    recipe = get_recipe(word_after(words, "--recipe") or given.get("recipe") or DEFAULT_RECIPE)
+    defaults = as_dict(recipe)
+    data = given.get("data")
+    kind = word_after(words, "--data.kind") or (data.get("kind") if isinstance(data, dict) else None)
+    if kind is not None and kind != recipe.data.kind:
+        defaults["data"] = vars(data_class(kind)())
+    parser.add_argument("--recipe", type=str, default=recipe.recipe, help=f"One of {', '.join(RECIPES)}")
+    parser.add_class_arguments(Recipe, None, skip={"recipe", "data", "detector", *(skip or ())})
+    if recipe.detector is not None:
+        parser.add_class_arguments(DetectorOptions, "detector")
+    else:
+        del defaults["detector"]
+    parser.add_class_arguments(data_class(defaults["data"]["kind"]), "data")
+    parser.set_defaults({key: value for key, value in defaults.items() if key not in (skip or ())})
+    return parser
+
+
+def recipe_from(options: Mapping[str, Any]) -> Recipe:
+    """The recipe that parsed options make."""
+    return from_dict({name: options.get(name) for name in as_dict(get_recipe(DEFAULT_RECIPE))})
+
+
+def parse(parser: ArgumentParser, words: Sequence[str]) -> dict[str, Any]:
+    """Options by name; what cannot be parsed is a ValueError of one line, with the flag or value that was meant."""
+    try:
+        return parser.parse_args(list(words)).as_dict()
+    except ArgumentError as error:
+        message = " ".join(str(error).split())
+        if unknown := re.search(r"unrecognized arguments: (--[^\s=]+)", message, flags=re.IGNORECASE):
+            flags = [flag for action in parser._actions for flag in action.option_strings if flag.startswith("--")]
+            raise ValueError(f"{parser.prog} has no flag {unknown[1]}{nearest(unknown[1], flags)}") from error
+        if wrong := re.search(r'Parser key "([\w.]+)": Expected a (.+)\. Got value: (.*)$', message):
+            key, rule, given = wrong.groups()
+            names = re.findall(r"'([^']*)'", rule) if "Literal" in rule else []
+            rule = f"one of {', '.join(names)}" if names else re.sub(r"<class '(\w+)'>", r"\1", rule)
+            raise ValueError(f"{key} must be {rule}: got {given!r}{nearest(given, names)}") from error
+        raise ValueError(message) from error
+
+
+def word_after(words: Sequence[str], flag: str) -> str | None:
+    """What a flag is given, before the parser is made that knows it."""
+    for index, word in enumerate(words):
+        if word.startswith(f"{flag}="):
+            return word.partition("=")[2]
+        if word == flag and index + 1 < len(words):
+            return words[index + 1]
+    return None
+
+
+def data_class(kind: str) -> Any:
+    """The data description of a kind of images."""
+    if kind not in ALL_DATA_KINDS:
+        known = ", ".join(ALL_DATA_KINDS)
+        raise ValueError(f"data.kind must be one of {known}: got {kind!r}{nearest(kind, ALL_DATA_KINDS)}")
+    return ALL_DATA_KINDS[kind]
+
+
+def whole_numbers(flag: str, text: str) -> list[int]:
+    """Whole numbers between commas."""
+    try:
+        return [int(number) for number in text.split(",")]
+    except ValueError as error:
+        raise ValueError(f"{flag} takes whole numbers, such as 1,8,64: got {text!r}") from error
+
+
+def add_switch(parser: ArgumentParser, flag: str, text: str) -> None:
+    """Adds a flag that is true on a terminal if it is not given."""
+    parser.add_argument(flag, type=bool, default=sys.stderr.isatty(), help=f"{text} (true on a terminal)")
+
+
+def _config_of(words: Sequence[str]) -> dict[str, Any]:
+    path = word_after(words, "--config")
+    if path is None:
+        return {}
+    import yaml
+
+    try:
+        content = yaml.safe_load(Path(path).read_text())
+    except (OSError, yaml.YAMLError) as error:
+        raise ValueError(f"--config must be a YAML file: {path} cannot be read ({error})") from error
+    if not isinstance(content, dict):
+        raise ValueError(f"--config must be a YAML file as --print_config prints it: {path} holds no settings")
+    return content
+
+
+def listed(text: str) -> list[str]:
+    """Words between commas; none of an empty text."""
+    return [word.strip() for word in text.split(",")] if text.strip() else []
+
+
+def add_data_flags(parser: ArgumentParser, words: Sequence[str]) -> None:
+    """Adds the flags that say what annotated images a trained network is shown, for `shown_data`."""
+    kind = word_after(words, "--data.kind")
+    parser.add_argument("--split", type=str, default="val", help="val, test or train")
+    parser.add_argument("--batch_size", type=int, default=64, help="Images in one batch")
+    if kind is not None:
+        parser.add_class_arguments(data_class(kind), "data")
+    else:
+        parser.add_argument("--data.root", type=str, default=None, help="Where the images are, if they have moved")
+        parser.add_argument("--data.kind", type=str, default=None, help=f"Other images: {', '.join(ALL_DATA_KINDS)}")
+
+
+def shown_data(options: Mapping[str, Any], words: Sequence[str]) -> dict[str, Any]:
+    """The images that `add_data_flags` asks for, as keywords of what shows them to a network."""
+    kind = word_after(words, "--data.kind")
+    return {
+        "data": data_class(kind)(**options["data"]) if kind is not None else None,
+        "root": None if kind is not None else options["data"]["root"],
+        "split": options["split"],
+        "batch_size": options["batch_size"],
+    }

@@ -1,0 +1,109 @@
+"""What the commands print: tables, verdicts, and bars while they work."""
+
+import os
+import sys
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any
+
+from rich.console import Console
+from rich.table import Table
+
+
+def print_comparison(content: Mapping[str, Any], folder: Path) -> None:
+    """Prints what ``compare.json`` holds: the table, the differences and the verdict.
+
+    Args:
+        content: The content of ``compare.json``.
+        folder: Where it is.
+    """
+    console = console_of_width()
+    recipe = content["recipe"]
+    table = Table(
+        title=f"{recipe['recipe']}: {recipe['model']}, {len(content['seeds'])} seeds, {recipe['epochs']} epochs"
+    )
+    table.add_column("arm", no_wrap=True)
+    columns = {
+        "train_accuracy": "train acc. (%)",
+        "val_accuracy": "val acc. (%), last epoch",
+        "best_val_accuracy": "val acc. (%), best epoch",
+        "val_box_ap": "box AP (%), last epoch",
+        "best_val_box_ap": "box AP (%), best epoch",
+        "val_box_ap50": "box AP50 (%)",
+        "val_mask_ap": "mask AP (%)",
+    }
+    columns = {name: heading for name, heading in columns.items() if name in content["table"][content["arms"][0]]}
+    for heading in (*columns.values(), "params", "MACs (M)", "images/s (10 to 90 %)"):
+        table.add_column(heading, justify="right", overflow="fold")
+    for arm in content["arms"]:
+        entry = content["table"][arm]
+        rate = entry["images_per_second"]
+        table.add_row(
+            arm,
+            *(_percent(entry[name]) for name in columns),
+            f"{entry['parameters']['trainable']:,}",
+            "-" if entry["macs"] is None else f"{entry['macs'] / 1e6:.2f}",
+            f"{rate['median']:,.0f} ({rate['p10']:,.0f} to {rate['p90']:,.0f})",
+        )
+    console.print(table)
+    for arm, difference in content["differences"].items():
+        console.print(f"[bold]{arm} against {difference['baseline']}:[/bold] {difference['reason']}", highlight=False)
+    console.print(f"\n{content['note']}", style="dim")
+    console.print(
+        f"{content['seconds']:.0f} s. {folder}/report.html, compare.json, table.csv, history.csv, curves.png",
+        highlight=False,
+    )
+
+
+def print_benchmark(content: Mapping[str, Any], folder: Path) -> None:
+    """Prints what ``bench.json`` holds as one table.
+
+    Args:
+        content: The content of ``bench.json``.
+        folder: Where it is.
+    """
+    from mrla.analysis.benchmark_tables import table, title
+
+    headings, lines = table(content)
+    console = console_of_width()
+    shown = Table(title=title(content))
+    for heading in headings:
+        shown.add_column(heading, justify="left" if heading == "arm" else "right", no_wrap=True)
+    sweep = content["configuration"]["sweep"] is not None
+    arms = len(content["configuration"]["arms"])
+    for index, line in enumerate(lines):
+        shown.add_row(*line, end_section=sweep and (index + 1) % arms == 0)
+    console.print(shown)
+    for note in content["notes"]:
+        console.print(note, highlight=False, soft_wrap=True, markup=False)
+    console.print(f"\n{content['note']}", style="dim")
+    console.print(f"{content['seconds']:.0f} s. {folder}/bench.json, bench.png, bench.svg", highlight=False)
+
+
+class progress_bar:
+    """A bar over all epochs of all runs, or all rounds, with the time that is left."""
+
+    def __init__(self, shown: bool, text: str = "epochs of all runs"):
+        from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+
+        columns = TextColumn(text), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn()
+        self.bar = Progress(*columns, console=Console(stderr=True), disable=not shown, transient=True)
+
+    def __enter__(self) -> Callable[[int, int], None]:
+        self.bar.start()
+        task = self.bar.add_task("", total=None)
+        return lambda done, total: self.bar.update(task, completed=done, total=total)
+
+    def __exit__(self, *_: object) -> None:
+        self.bar.stop()
+
+
+def console_of_width() -> Console:
+    """A console as wide as the terminal, or as COLUMNS says."""
+    # A pipe or a log has no width of its own; a table squeezed into 80 columns loses its numbers.
+    return Console(width=None if sys.stdout.isatty() else int(os.environ.get("COLUMNS", "140")))
+
+
+def _percent(spread: Mapping[str, Any]) -> str:
+    sd = "" if spread["sd"] is None else f" ± {100 * spread['sd']:.2f}"
+    return f"{100 * spread['mean']:.2f}{sd}"

@@ -1,0 +1,125 @@
+"""The commands that train and score networks."""
+
+from collections.abc import Sequence
+from pathlib import Path
+
+from rich.table import Table
+
+from mrla.train.recipes import ARMS, Machine
+
+from .parsing import (
+    add_data_flags,
+    add_switch,
+    command_parser,
+    listed,
+    parse,
+    recipe_from,
+    recipe_parser,
+    shown_data,
+)
+from .printing import console_of_width, print_comparison, progress_bar
+
+_RUN_COLUMNS = {
+    "train_loss": "train loss",
+    "train_accuracy": "train accuracy",
+    "val_loss": "val loss",
+    "val_accuracy": "val accuracy",
+    "val_box_ap": "box AP",
+    "val_box_ap50": "box AP50",
+    "val_mask_ap": "mask AP",
+    "val_mask_ap50": "mask AP50",
+}
+
+
+_SCORES = {"accuracy": "top-1 accuracy", "accuracy_top5": "top-5 accuracy", "loss": "loss"} | {
+    f"{kind}_{name}": f"{kind} {words}"
+    for kind in ("box", "mask")
+    for name, words in {
+        "ap": "AP",
+        "ap50": "AP50",
+        "ap75": "AP75",
+        "ap_small": "AP, small (-1: none)",
+        "ap_medium": "AP, medium (-1: none)",
+        "ap_large": "AP, large (-1: none)",
+    }.items()
+}
+
+
+def train_command(words: Sequence[str]) -> int:
+    """Train one network from a recipe; started again with the same --out it goes on where it stopped."""
+    parser = recipe_parser("train", words, train_command)
+    parser.add_argument("--out", type=str, default=None, help="Folder of the run (runs/RECIPE-ARM-seedN)")
+    add_switch(parser, "--progress", "Whether a progress bar is shown")
+    options = parse(parser, words)
+    recipe = recipe_from(options)
+    from mrla.train.fitting import train
+
+    out = Path(options["out"] or Path("runs") / f"{recipe.recipe}-{recipe.arm}-seed{recipe.seed}")
+    run = train(recipe, out, progress=options["progress"])
+    if not run.is_main_process:
+        return 0
+    table = Table(title=f"{recipe.arm}, {recipe.model}, seed {recipe.seed}")
+    shown = [name for name in _RUN_COLUMNS if name in run.result["last"]]
+    for heading in ("epoch", *(_RUN_COLUMNS[name] for name in shown)):
+        table.add_column(heading, justify="right")
+    for name in ("best", "last"):
+        row = run.result[name]
+        table.add_row(f"{name} ({row['epoch']})", *(f"{row[key]:.4f}" for key in shown))
+    console = console_of_width()
+    console.print(table)
+    console.print(f"{run.result['seconds']:.1f} s. Weights, history and checkpoints are in {out}/", highlight=False)
+    console.print(f"Look at it again: mrla eval {out}", highlight=False)
+    return 0
+
+
+def compare_command(words: Sequence[str]) -> int:
+    """Train with and without layer attention over several seeds and say which is better, or that it is not resolved."""
+    parser = recipe_parser("compare", words, compare_command, skip={"arm"})
+    parser.add_argument("--arms", type=str, default="plain,light", help=f"Baseline first, of {', '.join(ARMS)}")
+    parser.add_argument("--seeds", type=int, default=5, help="Seeds of each arm, counted up from --seed")
+    parser.add_argument("--out", type=str, default=None, help="Folder of the comparison (runs/compare-RECIPE)")
+    parser.add_argument("--jobs", type=int, default=None, help="Runs at once (as many as there are cores for)")
+    add_switch(parser, "--progress", "Whether a progress bar is shown")
+    options = parse(parser, words)
+    from mrla.analysis import compare
+
+    with progress_bar(options["progress"]) as on_progress:
+        result = compare(
+            recipe_from({**options, "arm": "plain"}),
+            arms=listed(options["arms"]),
+            seeds=options["seeds"],
+            out=options["out"],
+            jobs=options["jobs"],
+            on_progress=on_progress,
+        )
+    print_comparison(result.content, result.folder)
+    return 0
+
+
+def eval_command(words: Sequence[str]) -> int:
+    """Accuracy, loss and cost of a trained network, on the data it was trained with or on others."""
+    parser = command_parser("eval", eval_command)
+    parser.add_argument("checkpoint", type=str, help="A folder of a run or of mrla.save, hf-hub:owner/name, or a .ckpt")
+    add_data_flags(parser, words)
+    parser.add_class_arguments(Machine, "machine")
+    options = parse(parser, words)
+    from mrla.analysis.evaluation import evaluate_checkpoint
+
+    report = evaluate_checkpoint(
+        options["checkpoint"], **shown_data(options, words), machine=Machine(**options["machine"])
+    )
+    table = Table(
+        title=f"{options['checkpoint']}: {report['split']} part, {report['images']} images", show_header=False
+    )
+    rate = report["images_per_second"]
+    for name, value in {
+        **{words: f"{report[name]:.4f}" for name, words in _SCORES.items() if name in report},
+        "parameters (trainable)": f"{report['parameters']['trainable']:,}",
+        "with BatchNorm statistics": f"{report['parameters']['with_statistics']:,}",
+        **({"MACs an image": f"{report['macs'] / 1e6:,.2f} M"} if "macs" in report else {}),
+        "images a second": f"{rate['median']:,.0f} ({rate['p10']:,.0f} to {rate['p90']:,.0f}, 10 to 90 %)",
+        "measured with": f"batch {rate['batch_size']}, {rate['threads']} threads, {rate['rounds']} rounds",
+    }.items():
+        table.add_row(name, value)
+    console_of_width().print(table)
+    return 0
