@@ -156,10 +156,10 @@ def explain(
             passes.end()
         looked_at = list(pictures) or _first_pictures(model, loader, class_names)
         found = _look(model, looked_at, statistics if loader is None else None, class_names, folder)
-        recipe = attach_recipe(model) or {}
+        recipe = _recipe_of(model)
         content: dict[str, Any] = {
             "checkpoint": origin.checkpoint,
-            "model": (getattr(model, "pretrained_cfg", None) or {}).get("architecture") or type(model).__name__,
+            "model": _name_of(model),
             "method": recipe.get("method"),
             "attach": recipe,
             "task": "detection" if hasattr(model, "built_as") else "classification",
@@ -226,6 +226,18 @@ def _check(
 def _take(statistics: RetrievalStatistics, heard: Recording) -> None:
     statistics.add(heard.retrieval())
     heard.clear()
+
+
+def _recipe_of(model: nn.Module) -> dict[str, Any]:
+    """How the mixers were attached; of a detector to its backbone."""
+    return next((recipe for module in model.modules() if (recipe := attach_recipe(module))), {})
+
+
+def _name_of(model: nn.Module) -> str:
+    known = (getattr(module, "pretrained_cfg", None) or {} for module in model.modules())
+    architecture = next((facts["architecture"] for facts in known if facts.get("architecture")), type(model).__name__)
+    built_as = getattr(model, "built_as", None)
+    return architecture if built_as is None else f"{built_as['name']} on {architecture}"
 
 
 def _device(model: nn.Module) -> torch.device:

@@ -1,15 +1,19 @@
 """One image: where a classifier looks in it, with its mixers and without."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 
+from mrla.models import Chain, attach_recipe, find_chains
 from mrla.models.modes import in_eval_mode
 
 from .activation_maps import activation_maps, draw_activation_maps
+
+_ROOM = 4
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -38,7 +42,7 @@ def draw_looked_at(
         path: The PNG.
 
     Returns:
-        What both say, in words.
+        What both say and where the maps are taken, in words.
 
     Raises:
         ValueError: If the networks are no classifiers, or none of their modules gives the maps.
@@ -52,17 +56,30 @@ def draw_looked_at(
             label = int(chances.argmax())
             said.append((label, f"{_named(label, class_names)} {100 * float(chances[label]):.0f} %"))
     (label, with_mixers), (_, without) = said
+    chain = _chain_with_room(plain, image, attach_recipe(model) or {})
     maps = {
-        name: activation_maps(network, image, label)[0].cpu()
+        name: activation_maps(network, image, label, chain=chain)[0].cpu()
         for name, network in (("with mixers", model), ("without", plain))
     }
     words = {"with mixers": with_mixers, "without": without}
     # Dollars would begin a formula in matplotlib.
     captions = {name: _shortened(text).replace("$", r"\$") for name, text in words.items()}
     draw_activation_maps(_shown(picture.input), maps, path, captions=captions)
-    return (
-        f"{picture.name}: {with_mixers} with mixers, {without} without; both maps are for {_named(label, class_names)}"
-    )
+    named = _named(label, class_names)
+    return f"{with_mixers} with mixers, {without} without; both maps are for {named}, behind {chain.name}"
+
+
+def _chain_with_room(plain: nn.Module, image: Tensor, recipe: Mapping[str, Any]) -> Chain:
+    """The last chain whose maps have at least four rows and columns; a map of one pixel tells no place."""
+    chains = find_chains(plain, recipe.get("blocks"), image.shape)
+
+    def side(chain: Chain) -> int:
+        if chain.layout == "NLC":
+            return _ROOM
+        return min(chain.shape[2:] if chain.layout == "NCHW" else chain.shape[1:3])
+
+    roomy = [chain for chain in chains if side(chain) >= _ROOM]
+    return roomy[-1] if roomy else max(chains, key=side)
 
 
 def _named(label: int, class_names: Sequence[str] | None) -> str:

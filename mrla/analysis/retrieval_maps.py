@@ -9,11 +9,10 @@ import torch
 from torch import Tensor, nn
 
 from mrla.models import MixedChain, Recording
-from mrla.models.atomic_write import written_whole
 from mrla.models.stage import MIXER
 from mrla.ops import MRLALight
 
-from .curves import STYLE
+from .curves import STYLE, save_figure
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -111,21 +110,19 @@ def draw_retrieval(chains: Sequence[Mapping[str, Any]], path: Path, *, title: st
     columns = min(2, len(chains))
     lines = -(-len(chains) // columns)
     heights = [max(len(chain["blocks"]) for chain in chains[at * columns : (at + 1) * columns]) for at in range(lines)]
-    with matplotlib.rc_context(STYLE | {"axes.grid": False}):
+    with matplotlib.rc_context({**STYLE, "axes.grid": False}):
         figure = Figure(
             figsize=(6.4 * columns, 0.6 + sum(1.7 + 0.55 * height for height in heights)),
             layout=ConstrainedLayoutEngine(h_pad=0.12, w_pad=0.12),
         )
-        figure.suptitle(title, fontsize=13)
+        figure.suptitle(f"{title}; mean ± standard deviation over images", fontsize=12)
         ratios = [1.2 + 0.55 * height for height in heights]
         panels = figure.subplots(lines, columns, squeeze=False, gridspec_kw={"height_ratios": ratios})
         for axes, chain in zip(panels.flat, chains, strict=False):
             _draw_map(axes, chain)
         for axes in panels.flat[len(chains) :]:
             axes.set_axis_off()
-        with written_whole(path) as beside:
-            figure.savefig(beside, dpi=110, metadata={"Software": None})
-    return path
+        return save_figure(figure, path, dpi=110)
 
 
 def _draw_map(axes: "Axes", chain: Mapping[str, Any]) -> None:

@@ -1,0 +1,309 @@
+"""`mrla.explain` and `mrla explain`: what they record, write and refuse."""
+
+import json
+from pathlib import Path
+
+import numpy as np
+import pytest
+import timm
+import torch
+from PIL import Image
+from test_effects import awake, batches, network
+from torch import nn
+
+import mrla
+from mrla.analysis import explaining
+from mrla.analysis.explained_checkpoints import explain_checkpoint
+from mrla.analysis.explaining import Origin
+from mrla.analysis.looked_at import Picture
+from mrla.analysis.retrieval_maps import draw_retrieval
+from mrla.cli import main
+from mrla.dense import detector
+from mrla.dense import save as save_detector
+from mrla.models import mixed_chains, recording
+from mrla.train import Machine
+from mrla.train.detection_data import Shapes
+
+CPU = Machine(accelerator="cpu", threads=1)
+
+
+@pytest.fixture(scope="module")
+def base_explained():
+    torch.manual_seed(0)
+    model = awake(network("base", init="released"), "layer3.1")
+    return model, mrla.explain(model, batches(), cuts=["mixers", "links", "heads"]).content
+
+
+def test_means_and_spread_are_those_over_images(base_explained):
+    model, content = base_explained
+    with torch.no_grad(), recording(model) as heard:
+        for shown, _ in batches():
+            model(shown)
+    assert content["images"] == {"count": 12, "source": "the caller's loader"}
+    for chain, (mixed, weights) in zip(content["chains"], heard.retrieval(), strict=True):
+        assert (chain["name"], tuple(chain["blocks"])) == (mixed.name, mixed.blocks)
+        assert chain["heads"] * chain["head_dim"] == {"layer1": 8, "layer2": 8}.get(mixed.name, 16)
+        for found, expected in (
+            (chain["mean"], weights.mean((0, 1))),
+            (chain["sd"], weights.mean(1).std(0)),
+            (chain["by_head"], weights.mean(0)),
+        ):
+            assert np.allclose(np.array(found, dtype=float), expected, equal_nan=True, atol=1e-5)
+    assert len(content["pictures"]) == 4
+    first = np.array(content["pictures"][0]["retrieval"][2], dtype=float)
+    assert np.allclose(first, heard.retrieval()[2][1][0].mean(0), equal_nan=True, atol=1e-5)
+
+
+def test_the_rest_of_what_is_found(base_explained):
+    _, content = base_explained
+    assert (content["model"], content["method"], content["task"]) == ("resnet18", "base", "classification")
+    assert content["terms"] is None  # there is no lambda
+    assert {kind: len(content["cuts"][kind]) for kind in ("mixers", "links", "heads")} == {
+        "mixers": 8,
+        "links": 4,
+        "heads": 8,
+    }
+    everything = content["cuts"]["all"]
+    assert everything["loss"] == pytest.approx(content["baseline"]["loss"] + everything["loss_change"]["mean"])
+    assert content["verdict"][0].endswith("mrla compare measures.")
+    assert json.loads(json.dumps(content, allow_nan=False)) == content
+
+
+def test_of_light_the_terms_and_the_recurrence():
+    model = awake(network(init="released"), "layer2.1")
+    content = mrla.explain(model, batches(), cuts=[], max_images=7).content
+    assert content["cuts"] is None
+    assert content["images"]["count"] == 7
+    assert [record["block"] for record in content["terms"]] == [b for c in mixed_chains(model) for b in c.mixers]
+    for record in content["terms"]:
+        assert 0 < record["share"] < 1
+        assert record["attention"] > 0
+        assert record["carried"] > 0
+    decay = model.layer1[1].mrla.decay.detach().abs()
+    chain = content["chains"][0]
+    assert chain["mean"][0][0] == pytest.approx(float(model.layer1[0].mrla.decay.detach().abs().mean()), rel=1e-5)
+    assert chain["mean"][1][1] > float(decay.mean())  # the output of the block before, and its value in it
+    assert chain["sd"][0][0] == pytest.approx(0, abs=1e-6)  # lambda is the same for every image
+    assert any("lambda term is" in sentence for sentence in content["verdict"])
+
+
+def test_a_network_that_hears_one_known_block_is_explained_so():
+    model = network("base", init="released", heads=1)
+    for at in (3, 4):
+        mixers = [block.mrla for block in model.get_submodule(f"layer{at}").children()]
+        for index, mixer in enumerate(mixers):
+            for weight, value in ((mixer.query_weight, 1e4), (mixer.key_weight, -1e4 if index else 1e4)):
+                nn.init.zeros_(weight)
+                with torch.no_grad():
+                    weight[..., weight.shape[-1] // 2] = value
+    content = mrla.explain(model, batches(), cuts=[]).content
+    for chain in content["chains"][2:]:
+        assert chain["mean"] == [[None, 1.0, None], [None, 1.0, 0.0]]
+        assert chain["sd"] == [[None, 0.0, None], [None, 0.0, 0.0]]
+    assert "layer3.0 (1)" in content["verdict"][0]
+
+
+def test_the_network_is_left_as_it_was():
+    model = network(init="released").train()
+    before = {name: value.clone() for name, value in model.state_dict().items()}
+    mrla.explain(model, batches(), cuts=["mixers"])
+    assert all(module.training for module in model.modules())
+    assert all(torch.equal(value, before[name]) for name, value in model.state_dict().items())
+    assert not any(module._forward_hooks or module._forward_pre_hooks for module in model.modules())
+    assert all(parameter.grad is None for parameter in model.parameters())
+
+
+def test_what_is_written(tmp_path):
+    model, calls = network(init="released"), []
+    found = mrla.explain(
+        model,
+        batches(),
+        pictures=[Picture(name="one <b>", input=torch.randn(3, 64, 64))],
+        class_names=["<i>a", "$b$", "c" * 60],
+        out=tmp_path / "out",
+        origin=Origin(command="mrla explain x", source="some"),
+        on_progress=lambda done, total: calls.append((done, total)),
+    )
+    assert sorted(path.name for path in (tmp_path / "out").iterdir()) == [
+        "explain.json",
+        "looked-at-1.png",
+        "report.html",
+        "retrieval.png",
+    ]
+    assert list(tmp_path.iterdir()) == [tmp_path / "out"]
+    assert json.loads((tmp_path / "out" / "explain.json").read_text()) == found.content
+    assert found.folder == tmp_path / "out"
+    page = (tmp_path / "out" / "report.html").read_text()
+    assert "one &lt;b&gt;" in page
+    assert "<i>a" not in page
+    # Three batches, of the whole network, without all mixers, and without each of 8 mixers and 8 links.
+    assert calls[-1] == (3 * 18, 3 * 18)
+    assert {total for _, total in calls} == {54}
+    for name in ("looked-at-1.png", "retrieval.png"):
+        with Image.open(tmp_path / "out" / name) as picture:
+            assert picture.width > 300
+
+
+def test_a_folder_that_is_not_empty_is_refused_or_replaced_whole(tmp_path, monkeypatch):
+    model, out = network(), tmp_path / "out"
+    out.mkdir()
+    (out / "mine.txt").write_text("keep")
+    with pytest.raises(
+        ValueError, match=r"new or empty folder: .*out holds 1 entries; choose another --out, or replace"
+    ):
+        mrla.explain(model, batches(), cuts=[], out=out)
+    with pytest.raises(ValueError, match=r"out must be a folder: .*mine.txt is a file"):
+        mrla.explain(model, batches(), cuts=[], out=out / "mine.txt")
+
+    def broken(*_: object, **__: object):
+        raise ValueError("no page")
+
+    with monkeypatch.context() as patch:
+        patch.setattr(explaining, "write_report", broken)
+        with pytest.raises(ValueError, match="no page"):
+            mrla.explain(model, batches(), cuts=[], out=out, overwrite=True)
+    assert [path.name for path in tmp_path.rglob("*")] == ["out", "mine.txt"]
+    mrla.explain(model, batches(), cuts=[], out=out, overwrite=True)
+    assert not (out / "mine.txt").exists()
+    assert (out / "explain.json").is_file()
+
+
+def test_pictures_alone(tmp_path):
+    model = network("base", init="released")
+    pictures = [Picture(name=str(at), input=torch.randn(3, 32, 32)) for at in range(3)]
+    content = mrla.explain(model, pictures=pictures, cuts=[]).content
+    assert content["images"]["count"] == 3
+    assert content["baseline"] is None
+    assert len(content["pictures"]) == 3
+    spread = [[row, column] for row, column in np.argwhere(np.array(content["chains"][2]["sd"], dtype=float) > 0)]
+    assert spread
+
+
+def test_a_detector_is_heard():
+    torch.manual_seed(0)
+    options = {"fpn_channels": 16, "box_head_dim": 16}
+    backbone = mrla.attach(timm.create_model("test_resnet"), "base", init="released")
+    model = detector("faster_rcnn", backbone, 3, min_size=64, max_size=64, **options).eval()
+    images = [[torch.rand(3, 64, 64), torch.rand(3, 64, 48)], [torch.rand(3, 48, 64)]]
+    content = mrla.explain(model, [(batch, [{}] * len(batch)) for batch in images], cuts=[]).content
+    assert content["task"] == "detection"
+    assert (content["model"], content["method"]) == ("faster_rcnn on test_resnet", "base")
+    assert content["images"]["count"] == 3
+    assert content["chains"][0]["name"].startswith("backbone.body.")
+    with pytest.raises(ValueError, match=r"cuts are measured on classifiers.*leave the cuts out"):
+        mrla.explain(model, [], cuts=["mixers"])
+
+
+def test_bad_calls():
+    model = network()
+    with pytest.raises(ValueError, match="neither a loader nor pictures"):
+        mrla.explain(model, cuts=[])
+    with pytest.raises(ValueError, match=r"max_images must be at least 1.*got 0"):
+        mrla.explain(model, batches(), max_images=0)
+    with pytest.raises(ValueError, match=r"this ResNet has no mixers.*mrla.attach"):
+        mrla.explain(timm.create_model("resnet18"), batches())
+    with pytest.raises(ValueError, match="cuts must be of mixers, links, heads"):
+        mrla.explain(model, batches(), cuts=["mixer"])
+    with pytest.raises(ValueError, match="there are pictures alone; leave the cuts out"):
+        mrla.explain(model, pictures=[Picture(name="x", input=torch.randn(3, 32, 32))])
+
+
+def test_a_map_with_many_columns_is_drawn(tmp_path):
+    blocks = [f"layer3.{at}" for at in range(16)]
+    mean = [[None, *([0.5] * (at + 1)), *([None] * (15 - at))] for at in range(16)]
+    chain = {
+        "name": "layer3",
+        "blocks": blocks,
+        "sources": ["input", *blocks],
+        "quantity": "q",
+        "mean": mean,
+        "sd": mean,
+    }
+    with Image.open(draw_retrieval([chain, chain, chain], tmp_path / "map.png", title="many")) as picture:
+        assert picture.height > picture.width / 2
+
+
+# The command.
+
+
+@pytest.fixture(scope="module")
+def run(tmp_path_factory) -> Path:
+    """A run on the digits, of one epoch."""
+    folder = tmp_path_factory.mktemp("runs") / "light"
+    words = [
+        "--arm",
+        "light",
+        "--epochs",
+        "1",
+        "--optim.warmup_epochs",
+        "0",
+        "--out",
+        str(folder),
+        "--progress",
+        "false",
+        "--machine.threads",
+        "1",
+    ]
+    assert main(["train", *words]) == 0
+    return folder
+
+
+def test_the_command(run, tmp_path, capsys):
+    picture = tmp_path / "a picture.png"
+    Image.fromarray((np.random.default_rng(0).random((20, 30, 3)) * 255).astype("uint8")).save(picture)
+    words = [str(run), str(picture), "--out", str(tmp_path / "out"), "--cuts", "mixers", "--max_images", "64"]
+    assert main(["explain", *words, "--machine.threads", "1"]) == 0
+    content = json.loads((tmp_path / "out" / "explain.json").read_text())
+    assert content["images"] == {"count": 64, "source": "digits, val part"}
+    assert [one["file"] for one in content["pictures"]] == [str(picture)]
+    assert content["command"].startswith("mrla explain ")
+    assert "'" in content["command"]  # the space in the file's name
+    said = " ".join(capsys.readouterr().out.split())
+    assert content["verdict"][0] in said
+    assert "report.html" in said
+
+
+def test_the_command_refuses_in_one_line(run, tmp_path, capsys):
+    def refused(*words: str) -> str:
+        assert main(["explain", *words]) == 2
+        said = capsys.readouterr().err
+        assert said.count("\n") == 1
+        return said
+
+    plain = mrla.save(timm.create_model("test_resnet", num_classes=3), tmp_path / "plain")
+    said = refused(str(plain))
+    assert "has no mixers" in said
+    assert "mrla.attach(mrla.load(" in said
+    other = mrla.save(mrla.attach(timm.create_model("test_resnet", num_classes=3)), tmp_path / "other")
+    assert "does not say what images it was trained with" in refused(str(other), "--out", str(tmp_path / "x"))
+    torn = tmp_path / "torn.png"
+    torn.write_bytes(b"\x89PNG\r\n\x1a\nno")
+    assert "torn.png" in refused(str(run), str(torn), "--out", str(tmp_path / "x"))
+    assert "does not exist" in refused(str(run), "nowhere.png")
+    (tmp_path / "full").mkdir()
+    (tmp_path / "full" / "file").touch()
+    assert "new or empty folder" in refused(str(run), "--out", str(tmp_path / "full"))
+    assert not (tmp_path / "x").exists()
+
+
+def test_a_saved_network_whose_images_are_not_known_is_explained_by_files(tmp_path):
+    folder = mrla.save(mrla.attach(timm.create_model("test_resnet", num_classes=3), init="released"), tmp_path / "net")
+    picture = tmp_path / "picture.png"
+    Image.new("L", (40, 50), 80).save(picture)
+    found = explain_checkpoint(folder, [picture], out=tmp_path / "out", machine=CPU)
+    assert found.content["images"]["count"] == 1
+    assert found.content["cuts"] is None
+
+
+@pytest.mark.slow
+def test_a_detectors_folder_is_explained_on_its_images(tmp_path):
+    torch.manual_seed(0)
+    options = {"fpn_channels": 16, "box_head_dim": 16}
+    backbone = mrla.attach(timm.create_model("test_resnet"), "base", init="released")
+    model = detector("faster_rcnn", backbone, 5, min_size=64, max_size=64, **options)
+    shapes = Shapes(images=1, val_images=3, image_size=64)
+    folder = save_detector(model, tmp_path / "net")
+    found = explain_checkpoint(folder, data=shapes, out=tmp_path / "out", batch_size=2, machine=CPU)
+    assert found.content["images"] == {"count": 3, "source": "shapes, val part"}
+    assert found.content["pictures"] == []
+    assert (tmp_path / "out" / "report.html").is_file()
