@@ -17,6 +17,7 @@ if TYPE_CHECKING:
     from .analysis import compare as compare
     from .analysis import explain as explain
     from .analysis import prune as prune
+    from .deploy import export as export
     from .deploy import fuse as fuse
     from .train import evaluate as evaluate
     from .train import fit as fit
@@ -25,7 +26,7 @@ if TYPE_CHECKING:
 _LATER = {
     **dict.fromkeys(("fit", "evaluate"), "train"),
     **dict.fromkeys(("compare", "benchmark", "explain", "prune"), "analysis"),
-    **dict.fromkeys(("fuse",), "deploy"),
+    **dict.fromkeys(("fuse", "export"), "deploy"),
 }
 
 

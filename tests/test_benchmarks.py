@@ -102,3 +102,15 @@ def test_detector_speed(tmp_path):
             assert entry[name]["n"] == 1
             assert entry[name]["ratio"]["median"] == own / plain
             assert f"{entry[name]['ratio']['median']:.3f}" in done.stdout
+
+
+def test_recording_cost(tmp_path):
+    out = tmp_path / "cost.json"
+    command = [sys.executable, str(BENCHMARKS / "recording_cost.py"), "--rounds", "1", "--model", "resnet18"]
+    words = ["--size", "64", "--batch_size", "2", "--out", str(out)]
+    done = subprocess.run([*command, *words], cwd=tmp_path, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    content = json.loads(out.read_text())
+    assert list(content["results"]["recorded"]) == ["light", "base"]
+    for method, entry in content["results"]["recorded"].items():
+        assert f"{method} {entry['ms']:.0f} ms, {entry['ratio']['median']:.3f}" in done.stdout

@@ -24,6 +24,7 @@ from mrla.train.runs import RESULT, load_any, open_run, versions
 from .comparison_runs import OwnRuns, RecipeRuns
 from .curves import draw_curves
 from .measure import count_macs, measure_throughput, timing_device
+from .report import write_report
 from .statistics import compare_arms, summary
 
 RESULTS = "compare.json"
@@ -89,8 +90,8 @@ def compare(
         on_progress: Called with the epochs finished and the epochs in all.
 
     Returns:
-        The comparison; its folder holds ``compare.json``, ``table.csv``, ``history.csv``, ``curves.png``,
-        ``curves.svg`` and every run.
+        The comparison; its folder holds ``report.html``, ``compare.json``, ``table.csv``, ``history.csv``,
+        ``curves.png``, ``curves.svg`` and every run.
 
     Raises:
         ValueError: If an argument is not as described, the folder is another comparison's, or a run fails.
@@ -215,6 +216,7 @@ def _write(folder: Path, content: Mapping[str, Any]) -> None:
     write_csv(folder / "history.csv", rows)
     title = f"{recipe['recipe']}: {recipe['model']}"
     draw_curves(content["epochs"], folder, title=title, baseline=arms[0], score=content["figure"])
+    write_report(folder, content, kind="compare")
 
 
 def _table_row(arm: str, content: Mapping[str, Any]) -> dict[str, Any]:

@@ -11,7 +11,7 @@ from mrla.train.recipes import RECIPES
 
 from .benching import bench_command
 from .looking import chains_command, explain_command, models_command, predict_command
-from .shipping import convert_command
+from .shipping import convert_command, export_command
 from .training import compare_command, eval_command, train_command
 
 COMMANDS: dict[str, Callable[[Sequence[str]], int]] = {
@@ -23,8 +23,17 @@ COMMANDS: dict[str, Callable[[Sequence[str]], int]] = {
     "explain": explain_command,
     "models": models_command,
     "chains": chains_command,
+    "export": export_command,
     "convert": convert_command,
 }
+
+
+_EXTRAS = {
+    **dict.fromkeys(("pycocotools", "faster_coco_eval"), "dense"),
+    **dict.fromkeys(("onnx", "onnxscript", "onnxruntime"), "export"),
+    "openvino": "openvino",
+}
+"""Which extra brings a package, where it is not ``train``."""
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -44,7 +53,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     except OSError as error:
         return _fail(f"{error.strerror or error}: {error.filename}" if error.filename else str(error))
     except ModuleNotFoundError as error:
-        extra = "dense" if error.name in ("pycocotools", "faster_coco_eval") else "train"
+        extra = _EXTRAS.get((error.name or "").partition(".")[0], "train")
         return _fail(f"{error.name} is not installed, and this command needs it: pip install 'mrla[{extra}]'")
     except KeyboardInterrupt:
         print("mrla: interrupted; the same command goes on after the last finished epoch", file=sys.stderr)

@@ -1,9 +1,64 @@
 """The commands that write networks in other forms."""
 
+import sys
 from collections.abc import Sequence
+from pathlib import Path
 from typing import Any
 
+from rich.table import Table
+
+from mrla.models.near_names import nearest
+
 from .parsing import command_parser, parse
+from .printing import console_of_width
+
+_SUFFIXES = {"onnx": ".onnx", "torch_export": ".pt2", "openvino": ".xml"}
+
+
+def export_command(words: Sequence[str]) -> int:
+    """Write a trained network as a file for another engine, run that file, and compare what it says."""
+    parser = command_parser("export", export_command)
+    parser.add_argument("checkpoint", type=str, help="A folder of a run or of mrla.save, hf-hub:owner/name, or a .ckpt")
+    parser.add_argument("--format", type=str, default="onnx", help=f"One of {', '.join(_SUFFIXES)}")
+    parser.add_argument("--out", type=str, default=None, help="The file (CHECKPOINT.onnx, .pt2 or .xml, here)")
+    parser.add_argument("--fuse", type=bool, default=False, help="Whether norms are folded first, as by mrla.fuse")
+    parser.add_argument(
+        "--dynamic_size", type=bool, default=True, help="Whether images may have any size, if the network can take it"
+    )
+    parser.add_argument(
+        "--tolerance", type=float | None, default=None, help="Largest difference, of the largest output"
+    )
+    parser.add_argument("--overwrite", type=bool, default=False, help="Whether a file that is there is replaced")
+    options = parse(parser, words)
+    if options["format"] not in _SUFFIXES:
+        near = nearest(options["format"], _SUFFIXES)
+        raise ValueError(f"--format must be one of {', '.join(_SUFFIXES)}: got {options['format']!r}{near}")
+    from mrla.analysis.exported_checkpoints import export_checkpoint
+    from mrla.deploy import ExportMismatch
+
+    checkpoint = Path(options["checkpoint"])
+    out = (
+        options["out"]
+        or f"{checkpoint.stem if checkpoint.is_file() else checkpoint.name}{_SUFFIXES[options['format']]}"
+    )
+    arguments = {name: options[name] for name in ("format", "fuse", "dynamic_size", "tolerance", "overwrite")}
+    try:
+        made = export_checkpoint(options["checkpoint"], out, **arguments)
+    except ExportMismatch as error:
+        print(f"mrla: {' '.join(str(error).split())}", file=sys.stderr)
+        return 1
+    table = Table(title=f"{made.path}: {made.format}, against the network")
+    table.add_column("input")
+    table.add_column("largest difference, of the largest output", justify="right")
+    for one in made.compared:
+        table.add_row("x".join(map(str, one.shape)), f"{one.difference:.1e}")
+    console = console_of_width()
+    console.print(table)
+    console.print(f"Allowed: {made.bound:.0e}. Of any size: {', '.join(made.facts.dynamic)}.", highlight=False)
+    if made.fixed_because is not None:
+        console.print(f"Height and width are fixed: {made.fixed_because}", highlight=False, markup=False)
+    console.print(f"Try it: mrla predict {made.path} IMAGE", highlight=False, markup=False)
+    return 0
 
 
 def convert_command(words: Sequence[str]) -> int:

@@ -1,0 +1,83 @@
+"""What does recording what a network hears add to the pass that it records?
+
+    python benchmarks/recording_cost.py [--rounds 25] [--model resnet50] [--size 224] [--batch_size 8] [--out FILE.json]
+
+One pass of an attached network in inference, alone and inside `mrla.models.recording` with the maps made of what was
+noted, as `mrla explain` does; both take turns in one process, for light and base. Two minutes on two quiet cores.
+"""
+
+import argparse
+from collections.abc import Callable
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any
+
+import timm
+import torch
+from detector_speed import CPU, RESULTS, measure, summarise
+
+import mrla
+from mrla.analysis.benchmark_record import hardware, versions
+from mrla.models import recording
+from mrla.models.atomic_write import write_json
+
+METHODS = ("light", "base")
+
+
+def passes(method: str, options: argparse.Namespace) -> tuple[Callable[[], Any], Callable[[], Any]]:
+    """A pass, and a recorded pass with its maps."""
+    torch.manual_seed(0)
+    model = mrla.attach(timm.create_model(options.model), method, init="released").eval()
+    images = torch.randn(options.batch_size, 3, options.size, options.size)
+
+    def plain() -> Any:
+        with torch.inference_mode():
+            return model(images)
+
+    def recorded() -> Any:
+        with torch.inference_mode(), recording(model) as heard:
+            return model(images), heard.retrieval()
+
+    if not torch.allclose(plain(), recorded()[0], rtol=1e-3, atol=1e-3 * float(plain().abs().max())):
+        raise RuntimeError("a recorded pass must give what the pass gives")
+    return plain, recorded
+
+
+def main() -> None:
+    """Measures, prints and writes."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--rounds", type=int, default=25)
+    parser.add_argument("--model", default="resnet50", help="a timm network")
+    parser.add_argument("--size", type=int, default=224, help="side of the images in pixels")
+    parser.add_argument("--batch_size", type=int, default=8)
+    parser.add_argument("--out", type=Path, default=None, help="JSON (results/recording_cost_HARDWARE_DATE.json)")
+    options = parser.parse_args()
+    if options.rounds < 1:
+        parser.error(f"rounds must be positive: got {options.rounds}")
+    started = datetime.now(UTC)
+    made = {method: passes(method, options) for method in METHODS}
+    arms = {
+        "plain": {method: plain for method, (plain, _) in made.items()},
+        "recorded": {method: recorded for method, (_, recorded) in made.items()},
+    }
+    seconds = measure(arms, options.rounds)
+    results = summarise(seconds)
+    for method, row in results["recorded"].items():
+        print("{} {:.0f} ms, {median:.3f} ({p10:.3f} to {p90:.3f})".format(method, row["ms"], **row["ratio"]))
+    out = options.out or RESULTS / f"recording_cost_amd-epyc-2-cores_{started:%Y-%m-%d}.json"
+    content = {
+        "theme": "recording_cost",
+        "date": started.isoformat(timespec="seconds"),
+        "hardware": hardware(CPU, torch.get_num_threads()),
+        "versions": versions(),
+        "options": {name: value for name, value in vars(options).items() if name != "out"},
+        "results": results,
+        "seconds": seconds,
+    }
+    out.parent.mkdir(parents=True, exist_ok=True)
+    write_json(out, content)
+    print(f"written: {out}")
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,29 @@
+"""A trained network written from its checkpoint as a file for another engine."""
+
+from pathlib import Path
+from typing import Any
+
+from mrla.deploy import Export, export
+from mrla.train.data import Folder
+from mrla.train.trained import load_trained
+
+
+def export_checkpoint(checkpoint: str | Path, path: str | Path, **options: Any) -> Export:
+    """Exports a trained network with its class names and the way its images are prepared.
+
+    Args:
+        checkpoint: A run's folder, a folder of `mrla.save`, or a ``.ckpt``.
+        path: The file to write.
+        options: Further arguments of `mrla.export`.
+
+    Returns:
+        What was written and compared.
+
+    Raises:
+        ExportMismatch: If the file says something else than the network.
+        ValueError: If the checkpoint cannot be read, or as `mrla.export` says.
+    """
+    model, recipe, class_names = load_trained(checkpoint)
+    if recipe is not None and isinstance(recipe.data, Folder):  # images are cropped as in its validation
+        options = {"crop_pct": recipe.data.crop_pct, "interpolation": recipe.data.interpolation} | options
+    return export(model, path, class_names=class_names, **options)
