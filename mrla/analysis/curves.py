@@ -2,7 +2,7 @@
 
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
 
@@ -35,6 +35,20 @@ STYLE: dict[Any, Any] = {
 
 SCORES = {"val_accuracy": "accuracy", "val_box_ap": "box AP"}
 """The numbers of validation that runs are judged by, in words."""
+
+
+class Scale(NamedTuple):
+    """What an axis shows.
+
+    Attributes:
+        low: Its lower end.
+        high: Its upper end.
+        log: Whether it is logarithmic.
+    """
+
+    low: float
+    high: float
+    log: bool
 
 
 def draw_curves(
@@ -96,7 +110,7 @@ def draw_curves(
                 if f"{part}_{quantity}" in needed
             }
             _draw_panel(axes, values, epochs, looks)
-            (_limit_loss if quantity == "loss" else _limit_accuracy)(axes, list(values.values()))
+            _apply((loss_scale if quantity == "loss" else score_scale)(list(values.values())), axes)
         panels[0].set_ylabel("loss" + (" (log scale)" if panels[0].get_yscale() == "log" else ""))
         panels[1].set_ylabel(f"{SCORES[score]} (%)")
         seeds = sorted({len(runs) for runs in histories.values()})
@@ -126,6 +140,43 @@ def arm_looks(arms: Sequence[str], baseline: str) -> dict[str, dict[str, Any]]:
         round_, colour = divmod(index, len(_COLOURS))
         looks[arm] = {"color": _COLOURS[colour], "marker": _MARKERS[round_ % len(_MARKERS)]}
     return {arm: looks[arm] for arm in arms}
+
+
+def score_scale(tables: Sequence[np.ndarray]) -> Scale | None:
+    """The part of the axis that shows late scores well, in percent.
+
+    Args:
+        tables: Scores in percent, seeds by epochs.
+
+    Returns:
+        The axis, or None if no score is finite.
+    """
+    late = _late(tables)
+    if not len(late):
+        return None
+    # A quantile, not the minimum: one epoch that went wrong must not squeeze all others into a line.
+    low, high = float(np.quantile(late, 0.03)), float(late.max())
+    span = max(high - low, 1.0)
+    return Scale(max(0.0, low - 0.5 * span), min(high + 0.08 * span, 100.0 + 0.02 * span), log=False)
+
+
+def loss_scale(tables: Sequence[np.ndarray]) -> Scale | None:
+    """The part of the axis that shows late losses well; logarithmic where they span much.
+
+    Args:
+        tables: Losses, seeds by epochs.
+
+    Returns:
+        The axis, or None if no loss is finite.
+    """
+    late = _late(tables)
+    if not len(late):
+        return None
+    low, high = float(late.min()), float(np.quantile(late, 0.97))
+    if low > 0 and high > 8 * low:
+        return Scale(low / 1.15, high * 3, log=True)
+    span = max(high - low, 0.01)
+    return Scale(low - 0.08 * span, high + 0.5 * span, log=False)
 
 
 def save_figure(figure: "Figure", path: Path, **options: Any) -> Path:
@@ -208,32 +259,17 @@ def _late(tables: Sequence[np.ndarray]) -> np.ndarray:
     return values[np.isfinite(values)]
 
 
-def _limit_accuracy(axes: "Axes", tables: Sequence[np.ndarray]) -> None:
-    late = _late(tables)
-    if not len(late):
-        return
-    # A quantile, not the minimum: one epoch that went wrong must not squeeze all others into a line.
-    low, high = float(np.quantile(late, 0.03)), float(late.max())
-    span = max(high - low, 1.0)
-    axes.set_ylim(max(0.0, low - 0.5 * span), min(high + 0.08 * span, 100.0 + 0.02 * span))
-
-
-def _limit_loss(axes: "Axes", tables: Sequence[np.ndarray]) -> None:
+def _apply(scale: Scale | None, axes: "Axes") -> None:
     from matplotlib.ticker import FuncFormatter, LogLocator, NullLocator
 
-    late = _late(tables)
-    if not len(late):
+    if scale is None:
         return
-    low, high = float(late.min()), float(np.quantile(late, 0.97))
-    if low > 0 and high > 8 * low:
+    if scale.log:
         axes.set_yscale("log")
-        axes.set_ylim(low / 1.15, high * 3)
         axes.yaxis.set_major_locator(LogLocator(subs=(1.0, 2.0, 5.0)))
         axes.yaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:g}"))
         axes.yaxis.set_minor_locator(NullLocator())
-    else:
-        span = max(high - low, 0.01)
-        axes.set_ylim(low - 0.08 * span, high + 0.5 * span)
+    axes.set_ylim(scale.low, scale.high)
 
 
 def _add_legend(

@@ -146,7 +146,7 @@ def _draw_map(axes: "Axes", chain: Mapping[str, Any]) -> None:
         return
     for row, column in np.argwhere(np.isfinite(mean)):
         value, sd = mean[row, column], spread[row, column]
-        text = f"{value:.2g}" + ("" if np.isnan(sd) else f"\n± {sd:.1g}")
+        text = f"{value:.2f}" + ("" if np.isnan(sd) else f"\n± {sd:.2f}")
         dark = value < 0.6 * top
         axes.text(column, row, text, ha="center", va="center", fontsize=8, color="white" if dark else "black")
 

@@ -17,34 +17,19 @@ def print_comparison(content: Mapping[str, Any], folder: Path) -> None:
         content: The content of ``compare.json``.
         folder: Where it is.
     """
+    from mrla.analysis.report_tables import comparison_table
+
     console = console_of_width()
     recipe = content["recipe"]
     table = Table(
         title=f"{recipe['recipe']}: {recipe['model']}, {len(content['seeds'])} seeds, {recipe['epochs']} epochs"
     )
     table.add_column("arm", no_wrap=True)
-    columns = {
-        "train_accuracy": "train acc. (%)",
-        "val_accuracy": "val acc. (%), last epoch",
-        "best_val_accuracy": "val acc. (%), best epoch",
-        "val_box_ap": "box AP (%), last epoch",
-        "best_val_box_ap": "box AP (%), best epoch",
-        "val_box_ap50": "box AP50 (%)",
-        "val_mask_ap": "mask AP (%)",
-    }
-    columns = {name: heading for name, heading in columns.items() if name in content["table"][content["arms"][0]]}
-    for heading in (*columns.values(), "params", "MACs (M)", "images/s (10 to 90 %)"):
+    headings, rows = comparison_table(content)
+    for heading in headings:
         table.add_column(heading, justify="right", overflow="fold")
-    for arm in content["arms"]:
-        entry = content["table"][arm]
-        rate = entry["images_per_second"]
-        table.add_row(
-            arm,
-            *(_percent(entry[name]) for name in columns),
-            f"{entry['parameters']['trainable']:,}",
-            "-" if entry["macs"] is None else f"{entry['macs'] / 1e6:.2f}",
-            f"{rate['median']:,.0f} ({rate['p10']:,.0f} to {rate['p90']:,.0f})",
-        )
+    for arm, cells in rows.items():
+        table.add_row(arm, *(cell.text for cell in cells))
     console.print(table)
     for arm, difference in content["differences"].items():
         console.print(f"[bold]{arm} against {difference['baseline']}:[/bold] {difference['reason']}", highlight=False)
@@ -102,8 +87,3 @@ def console_of_width() -> Console:
     """A console as wide as the terminal, or as COLUMNS says."""
     # A pipe or a log has no width of its own; a table squeezed into 80 columns loses its numbers.
     return Console(width=None if sys.stdout.isatty() else int(os.environ.get("COLUMNS", "140")))
-
-
-def _percent(spread: Mapping[str, Any]) -> str:
-    sd = "" if spread["sd"] is None else f" ± {100 * spread['sd']:.2f}"
-    return f"{100 * spread['mean']:.2f}{sd}"

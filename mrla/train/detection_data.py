@@ -223,6 +223,12 @@ def open_detection_split(
     if not report.images:
         remedy = "set data.skip_empty to false or add objects" if report.images_read else "add images"
         raise ValueError(f"{report.source} must have an image to use: of {report.images_read} none is left; {remedy}")
+    ignored = report.counts["crowd_ignored"] + report.counts["difficult_ignored"]
+    if split != "train" and report.objects == ignored:
+        raise ValueError(
+            f"{report.source} must have an object to measure by: of {report.objects_read} read, {ignored} do not count "
+            f"and the others were left out; add objects, or take other images"
+        )
     return DetectionSamples(source, report, facts, seed=seed, augment=augment)
 
 

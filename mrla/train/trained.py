@@ -33,6 +33,11 @@ def load_trained(checkpoint: str | Path) -> tuple[nn.Module, Recipe | None, tupl
     path = Path(checkpoint)
     if is_saved(checkpoint):
         model = load_any(checkpoint)
+        if getattr(model, "built_as", {}).get("made_by") == "segmenter":
+            raise ValueError(
+                f"a checkpoint must be of a classifier or a detector here: {checkpoint} is a segmenter's; load it with "
+                f"mrla.dense.load and call it"
+            )
         names = (read_config(checkpoint).get("pretrained_cfg") or {}).get("label_names")
         return model, _recipe_of(path), tuple(names) if names else None
     if not path.is_file():

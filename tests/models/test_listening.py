@@ -11,6 +11,7 @@ from torch import nn
 
 import mrla
 from mrla.models import Stage, cut, mixed_chains, recording, remove_mixers
+from mrla.models.attachment import close_up
 from mrla.models.stage import MIXER
 from mrla.ops import ChainPlace, LayerMixer, retrieval, use
 
@@ -265,6 +266,14 @@ def test_links_and_heads_are_cut_as_the_mixers_do_it():
             assert torch.equal(model(x), expected)
     with pytest.raises(ValueError, match="back must be from 1 to 3"), cut(model, "layer3.3", back=4):
         model(x)
+
+
+def test_those_behind_move_up_and_nobody_else_is_last():
+    """Only of the very last block are the patches unread."""
+    places = {"a": ChainPlace(0, 2), "b": ChainPlace(1, 2), "c": ChainPlace(0, 2, 1), "d": ChainPlace(1, 2, 1)}
+    assert close_up(places, ["b", "c", "d"]) == {"b": ChainPlace(0, 1), "c": places["c"], "d": places["d"]}
+    assert close_up(places, ["a", "c"]) == {"a": ChainPlace(0, 1), "c": ChainPlace(0, 1, 0)}
+    assert close_up(places, ["d"]) == {"d": ChainPlace(0, 1, 1)}
 
 
 def test_a_key_or_query_is_not_used_where_its_block_is_alone_after_the_cut():

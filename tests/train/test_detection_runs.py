@@ -8,8 +8,12 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
+from pycocotools import mask as coco_mask
+from pycocotools.coco import COCO
+from pycocotools.cocoeval import COCOeval
 from tiny_runs import CPU, SMALL, assert_same_run, result, rows, tiny_detection
 from torch import Tensor
 
@@ -19,7 +23,7 @@ from mrla.dense import detector, load, save
 from mrla.models import read_config
 from mrla.models.checkpoints import is_dense
 from mrla.train import Optim
-from mrla.train.detection_data import DetectionSamples, Shapes, collate_detection, open_detection_split
+from mrla.train.detection_data import DetectionSamples, Shapes, collate_detection, open_detection_split, write_coco
 from mrla.train.detection_task import PRECISIONS, AveragePrecision
 from mrla.train.fitting import evaluate_detector, train
 from mrla.train.history import History
@@ -64,11 +68,6 @@ def guesses(of: DetectionSamples, seed: int = 0) -> list[dict[str, Tensor]]:
 
 def by_hand(of: DetectionSamples, predictions: list[dict[str, Tensor]], kind: str) -> list[float]:
     """COCO's numbers of the same predictions, from pycocotools alone."""
-    import numpy as np
-    from pycocotools import mask as coco_mask
-    from pycocotools.coco import COCO
-    from pycocotools.cocoeval import COCOeval
-
     images, annotations, detections = [], [], []
     for index, found in enumerate(predictions):
         target = of[SampleKey(0, index)][1]
@@ -89,20 +88,7 @@ def by_hand(of: DetectionSamples, predictions: list[dict[str, Tensor]], kind: st
         for at in range(len(found["labels"])):
             x, y, right, bottom = found["boxes"][at].tolist()
             detections.append(
-                {
-                    "image_id": index + 1,
-                    "category_id": int(found["labels"][at]),
-                    "score": float(found["scores"][at]),
-                    **(
-                        {"bbox": [x, y, right - x, bottom - y]}
-                        if kind == "bbox"
-                        else {
-                            "segmentation": coco_mask.encode(
-                                np.asfortranarray((found["masks"][at, 0] > 0.5).numpy().astype("uint8"))
-                            )
-                        }
-                    ),
-                }
+                {"image_id": index + 1, "category_id": int(found["labels"][at]), **shown(found, at, kind)}
             )
     truth: Any = COCO()
     truth.dataset = {
@@ -111,9 +97,22 @@ def by_hand(of: DetectionSamples, predictions: list[dict[str, Tensor]], kind: st
         "annotations": annotations,
         "categories": [{"id": label, "name": str(label)} for label in range(1, 6)],
     }
+    with contextlib.redirect_stdout(io.StringIO()):
+        truth.createIndex()
+    return coco_numbers(truth, detections, kind)
+
+
+def shown(found: dict[str, Tensor], at: int, kind: str) -> dict[str, Any]:
+    """One detection in COCO's form."""
+    x, y, right, bottom = found["boxes"][at].tolist()
+    pixels = np.asfortranarray((found["masks"][at, 0] > 0.5).numpy().astype("uint8"))
+    place = {"bbox": [x, y, right - x, bottom - y]} if kind == "bbox" else {"segmentation": coco_mask.encode(pixels)}
+    return {"score": float(found["scores"][at]), **place}
+
+
+def coco_numbers(truth: COCO, detections: list[dict[str, Any]], kind: str) -> list[float]:
     with contextlib.redirect_stdout(io.StringIO()), warnings.catch_warnings():
         warnings.simplefilter("ignore")
-        truth.createIndex()
         evaluation = COCOeval(truth, truth.loadRes(detections), kind)
         evaluation.evaluate()
         evaluation.accumulate()
@@ -133,6 +132,41 @@ def test_average_precision_is_that_of_pycocotools():
         expected = by_hand(of, predictions, theirs)
         assert [found[f"{kind}_{name}"] for name in PRECISIONS] == pytest.approx(expected, abs=1e-6)
         assert 0.05 < found[f"{kind}_ap"] < 0.95
+
+
+def test_average_precision_of_files_is_that_of_pycocotools_on_the_files(tmp_path):
+    data = write_coco(Shapes(images=1, val_images=12, image_size=64), tmp_path / "coco")
+    path = tmp_path / "coco" / data.val_annotations
+    content = json.loads(path.read_text())
+    numbers = {1: 44, 2: 7, 3: 90, 4: 3, 5: 12}  # not in the order of the labels
+    for entry in content["categories"]:
+        entry["id"] = numbers[entry["id"]]
+    for at, entry in enumerate(content["annotations"]):
+        entry["category_id"] = numbers[entry["category_id"]]
+        entry["iscrowd"] = int(at % 4 == 1)
+        entry["area"] *= (1, 20)[at % 2]  # those that the file has decide on small, medium and large
+    content["annotations"] = [entry for entry in content["annotations"] if entry["image_id"] != 5]  # nothing is there
+    path.write_text(json.dumps(content))
+    of = open_detection_split(data, "val")
+    assert of.report.counts["crowd_ignored"] > 5
+    predictions = guesses(of)
+    predictions[4] = guesses(samples(1))[0]
+    measured = AveragePrecision(masks=True)
+    measured.update(predictions, [of[SampleKey(0, index)][1] for index in range(12)])
+    found = measured.compute()
+    ids = of.facts.category_ids
+    with contextlib.redirect_stdout(io.StringIO()):
+        truth = COCO(str(path))
+    for kind, theirs in (("box", "bbox"), ("mask", "segm")):
+        detections = [
+            {"image_id": at + 1, "category_id": ids[int(one["labels"][number]) - 1], **shown(one, number, theirs)}
+            for at, one in enumerate(predictions)
+            for number in range(len(one["labels"]))
+        ]
+        expected = coco_numbers(truth, detections, theirs)
+        assert [found[f"{kind}_{name}"] for name in PRECISIONS] == pytest.approx(expected, abs=1e-6)
+        assert 0.05 < found[f"{kind}_ap"] < 0.95
+        assert min(expected) > -1  # all three sizes are there
 
 
 def test_padding_does_not_count():
@@ -353,6 +387,68 @@ def test_a_comparison(tmp_path, monkeypatch, capsys):
     assert (tmp_path / "here" / "curves.png").is_file()
     header = (tmp_path / "here" / "table.csv").read_text().splitlines()[0]
     assert "val_mask_ap_mean" in header
+
+
+def broken(root: Path, how: str) -> None:
+    """A COCO folder whose training part has one thing wrong."""
+    path = root / "annotations" / "instances_train2017.json"
+    content = json.loads(path.read_text())
+    first = content["annotations"][0]
+    if how == "category":
+        first["category_id"] = 77
+    elif how == "polygon":
+        first["segmentation"] = [[1, 2, 3]]
+    elif how == "twice":
+        content["annotations"].append(first)
+    elif how == "image":
+        (root / "train2017" / "000000000002.png").unlink()
+    elif how == "clipped":
+        first["bbox"] = [-5, -5, 30, 30]
+    elif how == "crowd":
+        first["iscrowd"] = 1
+    path.write_text(json.dumps(content))
+
+
+TINY_WORDS = ["train", "--recipe", "shapes_mask_rcnn", "--data.kind", "coco", "--data.root", "coco", "--out", "run"]
+TINY_WORDS += ["--data.workers", "0", "--model", "test_resnet", "--model_args", "{}", "--epochs", "1"]
+TINY_WORDS += ["--batch_size", "4", "--detector.min_size", "64", "--detector.max_size", "64"]
+TINY_WORDS += ["--detector.fpn_channels", "16", "--optim.warmup_epochs", "0"]
+
+
+@pytest.mark.parametrize(
+    ("how", "said"),
+    [
+        ("category", "annotation 1 in coco/annotations/instances_train2017.json has 77"),
+        ("polygon", "annotation 1 in coco/annotations/instances_train2017.json has [1, 2, 3]"),
+        ("twice", "coco/annotations/instances_train2017.json has 1 twice"),
+        ("image", "coco/train2017/000000000002.png (image 2 in "),
+    ],
+)
+def test_training_on_a_folder_with_something_wrong_is_refused_before_it_begins(
+    how, said, tmp_path, monkeypatch, capsys
+):
+    monkeypatch.chdir(tmp_path)
+    broken(Path(write_coco(Shapes(images=4, val_images=2, image_size=64), "coco").root), how)
+    assert main(TINY_WORDS) == 2
+    error = capsys.readouterr().err
+    assert said in error
+    assert error.count("\n") == 1
+    assert not (tmp_path / "run").exists()
+
+
+@pytest.mark.parametrize(
+    ("how", "said"),
+    [
+        ("clipped", "1 boxes clipped to the image: annotation 1"),
+        ("crowd", "1 crowd regions left out of training: annotation 1"),
+    ],
+)
+def test_training_says_what_it_left_out_or_changed(how, said, tmp_path, monkeypatch, caplog):
+    monkeypatch.chdir(tmp_path)
+    broken(Path(write_coco(Shapes(images=4, val_images=2, image_size=64), "coco").root), how)
+    assert main(TINY_WORDS) == 0
+    assert said in caplog.text
+    assert len(rows(tmp_path / "run" / "history.csv")) == 1
 
 
 def test_a_recipe_without_a_detector_has_no_such_flag(capsys):

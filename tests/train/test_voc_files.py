@@ -116,8 +116,8 @@ def test_difficult_and_parts_may_be_left_out(voc):
     ],
 )
 def test_boxes_are_clipped_or_left_out_with_a_count(voc, box, expected, noted):
-    data = voc(document(thing(box=box)))
-    assert first(data)["boxes"].tolist() == ([] if expected is None else [expected])
+    data = voc(document(thing(box=box), thing(box=(3, 3, 6, 6))))
+    assert first(data)["boxes"].tolist() == ([] if expected is None else [expected]) + [[2, 2, 6, 6]]
     assert counts(data) == noted
 
 
