@@ -10,7 +10,9 @@ from typing import Any
 
 import numpy as np
 import pytest
+import timm
 import torch
+from PIL import Image
 from pycocotools import mask as coco_mask
 from pycocotools.coco import COCO
 from pycocotools.cocoeval import COCOeval
@@ -19,7 +21,7 @@ from torch import Tensor
 
 import mrla
 from mrla.cli import main
-from mrla.dense import detector, load, save
+from mrla.dense import detector, load, save, segmenter
 from mrla.models import read_config
 from mrla.models.checkpoints import is_dense
 from mrla.train import Optim
@@ -370,6 +372,30 @@ def test_eval_on_other_images(finished, capsys):
     assert "3 images" in " ".join(capsys.readouterr().out.split())  # a narrow table breaks its title
     assert main(["eval", str(finished), "--data.kind", "digits"]) == 2
     assert "must be of coco, voc, shapes for this network" in capsys.readouterr().err
+
+
+def test_eval_needs_an_object_to_measure_by(finished, tmp_path, capsys):
+    """Average precision of nothing is -1, which no table can show."""
+    write_coco(Shapes(images=1, val_images=2, image_size=64), tmp_path)
+    annotations = tmp_path / "annotations" / "instances_val2017.json"
+    content = json.loads(annotations.read_text())
+    annotations.write_text(json.dumps({**content, "annotations": []}))
+    words = ["eval", str(finished), "--data.kind", "coco", "--data.root", str(tmp_path)]
+    assert main([*words, "--machine.threads", "1"]) == 2
+    said = capsys.readouterr().err
+    assert said.count("\n") == 1
+    assert "must have an object to measure by: of 0 read, 0 do not count" in said
+
+
+@pytest.mark.parametrize("command", ["eval", "predict", "explain"])
+def test_segmenters_are_refused_in_one_line(command, tmp_path, capsys):
+    image = tmp_path / "image.png"
+    Image.new("RGB", (64, 64)).save(image)
+    folder = save(segmenter("fcn", timm.create_model("test_resnet"), 3), tmp_path / "net")
+    assert main([command, str(folder), *([str(image)] if command != "eval" else [])]) == 2
+    said = capsys.readouterr().err
+    assert said.count("\n") == 1
+    assert "is a segmenter's; load it with mrla.dense.load" in said
 
 
 def test_a_comparison(tmp_path, monkeypatch, capsys):
