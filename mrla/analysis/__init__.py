@@ -8,20 +8,20 @@ if TYPE_CHECKING:
     from .benchmarking import benchmark as benchmark
     from .comparison import Comparison as Comparison
     from .comparison import compare as compare
-    from .explaining import Explanation as Explanation
-    from .explaining import explain as explain
-    from .pruning import Pruning as Pruning
-    from .pruning import prune as prune
+    from .explanation.explaining import Explanation as Explanation
+    from .explanation.explaining import explain as explain
+    from .explanation.pruning import Pruning as Pruning
+    from .explanation.pruning import prune as prune
 
 _LATER = {
     "Benchmark": "benchmarking",
     "benchmark": "benchmarking",
     "Comparison": "comparison",
     "compare": "comparison",
-    "Explanation": "explaining",
-    "explain": "explaining",
-    "Pruning": "pruning",
-    "prune": "pruning",
+    "Explanation": "explanation.explaining",
+    "explain": "explanation.explaining",
+    "Pruning": "explanation.pruning",
+    "prune": "explanation.pruning",
 }
 
 

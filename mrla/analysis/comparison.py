@@ -24,7 +24,7 @@ from mrla.train.runs import RESULT, load_any, open_run, versions
 from .comparison_runs import OwnRuns, RecipeRuns
 from .curves import draw_curves
 from .measure import count_macs, measure_throughput, timing_device
-from .report import write_report
+from .report.page import write_report
 from .statistics import compare_arms, summary
 
 RESULTS = "compare.json"

@@ -66,7 +66,7 @@ def explain_command(words: Sequence[str]) -> int:
     parser.add_class_arguments(Machine, "machine")
     add_switch(parser, "--progress", "Whether a progress bar is shown")
     options = parse(parser, words)
-    from mrla.analysis.explained_checkpoints import explain_checkpoint
+    from mrla.analysis.explanation.checkpoints import explain_checkpoint
 
     with progress_bar(options["progress"], "passes over batches") as on_progress:
         found = explain_checkpoint(

@@ -17,7 +17,7 @@ def print_comparison(content: Mapping[str, Any], folder: Path) -> None:
         content: The content of ``compare.json``.
         folder: Where it is.
     """
-    from mrla.analysis.report_tables import comparison_table
+    from mrla.analysis.report.tables import comparison_table
 
     console = console_of_width()
     recipe = content["recipe"]

@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from torch.nn.functional import interpolate, layer_norm
 
 import mrla
-from mrla.analysis.activation_maps import activation_maps, draw_activation_maps
+from mrla.analysis.explanation.activation_maps import activation_maps, draw_activation_maps
 from mrla.models import find_chains
 
 SMALL = {

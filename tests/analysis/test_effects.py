@@ -11,7 +11,7 @@ from torch import nn
 from torch.utils.data import DataLoader, TensorDataset
 
 import mrla
-from mrla.analysis.effects import changes, limited, measure_cuts, outcomes, possible_cuts, without_mixers
+from mrla.analysis.explanation.effects import changes, limited, measure_cuts, outcomes, possible_cuts, without_mixers
 from mrla.models.stage import MIXER
 
 SMALL = {"channels": (8, 8, 16, 16), "num_classes": 3}

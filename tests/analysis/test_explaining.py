@@ -12,11 +12,11 @@ from test_effects import awake, batches, network
 from torch import nn
 
 import mrla
-from mrla.analysis import explaining
-from mrla.analysis.explained_checkpoints import explain_checkpoint
-from mrla.analysis.explaining import Origin
-from mrla.analysis.looked_at import Picture
-from mrla.analysis.retrieval_maps import draw_retrieval
+from mrla.analysis.explanation import explaining
+from mrla.analysis.explanation.checkpoints import explain_checkpoint
+from mrla.analysis.explanation.explaining import Origin
+from mrla.analysis.explanation.looked_at import Picture
+from mrla.analysis.explanation.retrieval_maps import draw_retrieval
 from mrla.cli import main
 from mrla.dense import detector
 from mrla.dense import save as save_detector

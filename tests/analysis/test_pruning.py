@@ -5,7 +5,7 @@ import torch
 from test_effects import awake, batches, network
 
 import mrla
-from mrla.analysis.effects import outcomes
+from mrla.analysis.explanation.effects import outcomes
 from mrla.models import is_attached, mixed_chains
 
 

@@ -15,13 +15,13 @@ import pytest
 from PIL import Image
 
 from mrla.analysis.comparison import NOTE
-from mrla.analysis.report import write_report
-from mrla.analysis.report_command import repeat_comparison
-from mrla.analysis.report_explain import cut_tables, retrieval_map
-from mrla.analysis.report_intervals import track
-from mrla.analysis.report_pictures import BUDGET, inlined
-from mrla.analysis.report_plots import curve_panels
-from mrla.analysis.report_tables import comparison_table
+from mrla.analysis.report.command import repeat_comparison
+from mrla.analysis.report.explanations import cut_tables, retrieval_map
+from mrla.analysis.report.intervals import track
+from mrla.analysis.report.page import write_report
+from mrla.analysis.report.pictures import BUDGET, inlined
+from mrla.analysis.report.plots import curve_panels
+from mrla.analysis.report.tables import comparison_table
 from mrla.analysis.statistics import compare_arms, summary
 from mrla.cli import main
 from mrla.train.data import Folder

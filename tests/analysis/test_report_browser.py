@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 from test_report import HOSTILE, compare_content, explain_content
 
-from mrla.analysis.report import write_report
+from mrla.analysis.report.page import write_report
 
 pytestmark = pytest.mark.unchecked
 

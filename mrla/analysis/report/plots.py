@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
 
-from .curves import SCORES, History, Scale, arm_looks, loss_scale, score_scale
+from ..curves import SCORES, History, Scale, arm_looks, loss_scale, score_scale
 
 if TYPE_CHECKING:
     from bokeh.plotting import figure

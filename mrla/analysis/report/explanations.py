@@ -4,7 +4,7 @@ from collections.abc import Mapping, Sequence
 from itertools import chain as joined
 from typing import Any
 
-from .report_intervals import track
+from .intervals import track
 
 Grid = Sequence[Sequence[float | None]]
 """Numbers by block and source, None where a block cannot hear a source."""

@@ -16,7 +16,7 @@ from mrla.models.grids import GridFromArgument, GridFromPatches, is_grid
 from mrla.models.modes import in_eval_mode
 from mrla.ops import Grid, to_map
 
-from .curves import STYLE, save_figure
+from ..curves import STYLE, save_figure
 
 _NORMS = (nn.LayerNorm, nn.RMSNorm, RmsNorm, RmsNorm2d)
 """What gives the same for features of any size, place by place."""

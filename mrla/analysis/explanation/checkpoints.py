@@ -13,11 +13,11 @@ from mrla.train.engine import thread_limit
 from mrla.train.recipes import Machine
 from mrla.train.trained import load_trained
 
-from .evaluation import shown_images
+from ..evaluation import shown_images
+from ..image_files import checked_files, classifier_input, upright_image
+from ..measure import timing_device
 from .explaining import Explanation, Origin, explain
-from .image_files import checked_files, classifier_input, upright_image
 from .looked_at import Picture
-from .measure import timing_device
 
 
 def explain_checkpoint(

@@ -12,7 +12,7 @@ from mrla.models import MixedChain, Recording
 from mrla.models.stage import MIXER
 from mrla.ops import MRLALight
 
-from .curves import STYLE, save_figure
+from ..curves import STYLE, save_figure
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes

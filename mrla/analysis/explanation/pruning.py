@@ -10,8 +10,8 @@ from torch import nn
 from mrla.models import detach, mixed_chains, remove_mixers
 from mrla.train.arms import count_parameters
 
+from ..measure import measure_throughput
 from .effects import Batches, Outcomes, changes, limited, measure_cuts, outcomes, possible_cuts
-from .measure import measure_throughput
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -9,13 +9,13 @@ from typing import TYPE_CHECKING, Any, Literal
 
 from mrla.models.atomic_write import written_whole
 
-from .curves import SCORES, arm_looks, draw_curves
-from .report_command import repeat_comparison
-from .report_explain import SHOWN, cut_tables, retrieval_map, term_rows
-from .report_intervals import track
-from .report_pictures import inlined
-from .report_plots import bokeh_script, curve_panels
-from .report_tables import comparison_table, flat, told
+from ..curves import SCORES, arm_looks, draw_curves
+from .command import repeat_comparison
+from .explanations import SHOWN, cut_tables, retrieval_map, term_rows
+from .intervals import track
+from .pictures import inlined
+from .plots import bokeh_script, curve_panels
+from .tables import comparison_table, flat, told
 
 if TYPE_CHECKING:
     from jinja2 import Environment

@@ -19,9 +19,9 @@ from mrla.models.atomic_write import make_folder, write_json
 from mrla.models.modes import in_eval_mode
 from mrla.train.runs import versions
 
+from ..report.page import write_report
 from .effects import Batches, changes, limited, measure_cuts, outcomes, possible_cuts, without_mixers
 from .looked_at import Picture, draw_looked_at
-from .report import write_report
 from .retrieval_maps import RetrievalStatistics, draw_retrieval, per_image
 from .verdicts import verdict_of
 
