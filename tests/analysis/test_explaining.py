@@ -168,6 +168,18 @@ def test_a_folder_that_is_not_empty_is_refused_or_replaced_whole(tmp_path, monke
     assert (out / "explain.json").is_file()
 
 
+def test_a_network_with_no_place_to_look_at_is_explained_without_maps(tmp_path, monkeypatch):
+    def none(*_: object, **__: object):
+        raise ValueError("needs a module that gives it")
+
+    monkeypatch.setattr(explaining, "draw_looked_at", none)
+    picture = Picture(name="one", input=torch.randn(3, 32, 32))
+    content = mrla.explain(network(), pictures=[picture], cuts=[], out=tmp_path / "out").content
+    assert content["pictures"][0]["drawing"] is None
+    assert content["pictures"][0]["caption"] == "no activation maps: needs a module that gives it"
+    assert "no activation maps" in (tmp_path / "out" / "report.html").read_text()
+
+
 def test_pictures_alone(tmp_path):
     model = network("base", init="released")
     pictures = [Picture(name=str(at), input=torch.randn(3, 32, 32)) for at in range(3)]

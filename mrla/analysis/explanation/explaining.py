@@ -297,7 +297,11 @@ def _look(
         record = {"file": picture.name, "drawing": None, "caption": picture.name, "retrieval": per_image(heard)[0]}
         if plain is not None and folder is not None:
             name = f"looked-at-{index + 1}.png"
-            record |= {"caption": draw_looked_at(model, plain, picture, class_names, folder / name), "drawing": name}
+            try:
+                record |= {"caption": draw_looked_at(model, plain, picture, class_names, folder / name)}
+                record |= {"drawing": name}
+            except ValueError as error:  # not every network has a place to look at
+                record["caption"] = f"no activation maps: {error}"
         records.append(record)
     return records
 
