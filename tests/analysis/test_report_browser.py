@@ -133,7 +133,7 @@ def test_explanation_opens_everywhere(opened, tmp_path, without):
     content = explain_content(tmp_path, lengths=(2, 9), signed=True)
     if without:
         content |= dict.fromkeys(without)
-        content["pictures"][0]["drawing"] = None
+        content["pictures"][0] |= {"drawing": None, "caption": None}
     path, _ = make(tmp_path, content, "explain")
     page = opened(path)
     assert page.locator("h2").count() == 4 + 3 * (not without)

@@ -294,7 +294,7 @@ def _look(
             model([image] if plain is None else image[None])
         if statistics is not None:
             statistics.add(heard.retrieval())
-        record = {"file": picture.name, "drawing": None, "caption": picture.name, "retrieval": per_image(heard)[0]}
+        record = {"file": picture.name, "drawing": None, "caption": None, "retrieval": per_image(heard)[0]}
         if plain is not None and folder is not None:
             name = f"looked-at-{index + 1}.png"
             try:

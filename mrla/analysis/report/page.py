@@ -115,6 +115,7 @@ def _explained(content: Mapping[str, Any], folder: Path) -> dict[str, Any]:
         "cuts": None if content["cuts"] is None else cut_tables(content["cuts"]),
         "shown": SHOWN,
         "pictures": [{**picture, "image": image} for picture, image in zip(drawn, images, strict=True)],
+        "undrawn": [picture for picture in pictures if picture["drawing"] is None and picture["caption"]],
         "repeat": content["command"],
         "configuration": list(flat({**content["configuration"], "attach": content["attach"]})),
         "scripts": [],
