@@ -114,3 +114,16 @@ def test_recording_cost(tmp_path):
     assert list(content["results"]["recorded"]) == ["light", "base"]
     for method, entry in content["results"]["recorded"].items():
         assert f"{method} {entry['ms']:.0f} ms, {entry['ratio']['median']:.3f}" in done.stdout
+
+
+@pytest.mark.unchecked
+def test_export_speed(tmp_path):
+    out = tmp_path / "speed.json"
+    command = [sys.executable, str(BENCHMARKS / "export_speed.py"), "--rounds", "1", "--model", "test_resnet"]
+    command += ["--size", "64", "--batches", "2", "--threads", "1", "--out", str(out)]
+    done = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    (rows,) = json.loads(out.read_text())["results"].values()
+    assert set(rows) == {"plain", "depthwise", "light", "light_engine", "base"}
+    assert rows["plain"]["ratio"] == {"median": 1.0, "p10": 1.0, "p90": 1.0}
+    assert all(row["n"] == 1 and row["difference"] < 1e-4 for row in rows.values())

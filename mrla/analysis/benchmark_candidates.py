@@ -5,7 +5,6 @@ import tempfile
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass
-from importlib import import_module
 from pathlib import Path
 from typing import Any, Literal
 
@@ -14,6 +13,7 @@ from torch import Tensor, nn
 from torch.nn.functional import cross_entropy
 
 import mrla.ops
+from mrla.deploy.exported_files import run_in_onnxruntime, run_in_openvino
 
 from .benchmark_arms import Arm
 
@@ -221,27 +221,16 @@ def _checked(arm: Arm, output: Any, expected: Tensor | None) -> float | None:
 
 
 def _in_onnxruntime(network: nn.Module, work: Work) -> Callable[[Tensor], Tensor]:
-    runtime = import_module("onnxruntime")
-    options = runtime.SessionOptions()
-    options.intra_op_num_threads = work.threads
-    options.log_severity_level = 3
     with tempfile.TemporaryDirectory() as folder:
-        path = _export(network, work, Path(folder))
-        session = runtime.InferenceSession(str(path), options, providers=["CPUExecutionProvider"])
-    name = session.get_inputs()[0].name
-    return lambda images: torch.from_numpy(session.run(None, {name: images.numpy()})[0])
+        _, run = run_in_onnxruntime(_export(network, work, Path(folder)), work.threads)
+    return lambda images: run(images)[0]
 
 
 def _in_openvino(network: nn.Module, work: Work) -> Callable[[Tensor], Tensor]:
-    core = import_module("openvino").Core()
-    # Without the hint a CPU that has bfloat16 would compute in it.
-    settings = {"INFERENCE_NUM_THREADS": work.threads, "INFERENCE_PRECISION_HINT": "f32"}
-    if work.images.dtype == torch.float16:
-        settings["INFERENCE_PRECISION_HINT"] = "f16"
+    precision = "f16" if work.images.dtype == torch.float16 else "f32"
     with tempfile.TemporaryDirectory() as folder:
-        compiled = core.compile_model(str(_export(network, work, Path(folder))), "CPU", settings)
-        request = compiled.create_infer_request()
-    return lambda images: torch.from_numpy(request.infer([images.numpy()], share_inputs=True)[0].copy())
+        _, run = run_in_openvino(_export(network, work, Path(folder)), work.threads, precision)
+    return lambda images: run(images)[0]
 
 
 def _export(network: nn.Module, work: Work, folder: Path) -> Path:

@@ -4,8 +4,9 @@ from pathlib import Path
 from typing import Any
 
 from mrla.deploy import Export, export
-from mrla.train.data import Folder
 from mrla.train.trained import load_trained
+
+from .image_files import validation_crop
 
 
 def export_checkpoint(checkpoint: str | Path, path: str | Path, **options: Any) -> Export:
@@ -24,6 +25,4 @@ def export_checkpoint(checkpoint: str | Path, path: str | Path, **options: Any) 
         ValueError: If the checkpoint cannot be read, or as `mrla.export` says.
     """
     model, recipe, class_names = load_trained(checkpoint)
-    if recipe is not None and isinstance(recipe.data, Folder):  # images are cropped as in its validation
-        options = {"crop_pct": recipe.data.crop_pct, "interpolation": recipe.data.interpolation} | options
-    return export(model, path, class_names=class_names, **options)
+    return export(model, path, class_names=class_names, **{**validation_crop(recipe), **options})

@@ -4,9 +4,11 @@ from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from torch import Tensor
+from torch import Tensor, nn
 
+from mrla.deploy.export_facts import preprocessing_of
 from mrla.train.data import Folder, open_image
+from mrla.train.recipes import Recipe
 
 
 def checked_files(images: Sequence[str | Path]) -> list[Path]:
@@ -45,23 +47,38 @@ def upright_image(file: Path) -> Any:
     return ImageOps.exif_transpose(open_image([str(file)], 0))
 
 
-def classifier_input(facts: Mapping[str, Any], prepared: Folder | None = None) -> Callable[[Any], Tensor]:
-    """How a classifier's images are prepared: size, crop, mean and std, and colours.
+def preparation(model: nn.Module, recipe: Recipe | None) -> dict[str, Any]:
+    """How images are prepared for a trained classifier.
 
     Args:
-        facts: What is known of the network, as timm's `pretrained_cfg`: ``input_size``, ``mean``, ``std`` and so on.
-        prepared: The data that it was trained with, where they tell how its validation crops.
+        model: The network.
+        recipe: What trained it, if known: images are cropped as in its validation.
 
     Returns:
-        A function from a PIL image in three colours to a tensor (c, h, w).
-    """
-    from timm.data import create_transform, resolve_data_config
+        The arguments of `timm.data.create_transform`.
 
-    config = resolve_data_config(pretrained_cfg=dict(facts), verbose=False)
-    grey = config["input_size"][0] == 1
-    if prepared is not None:  # cropped as in its validation
-        config |= {"crop_pct": prepared.crop_pct, "interpolation": prepared.interpolation}
-    if grey:  # what is not told of it is told of three colours
-        config |= {name: (sum(config[name]) / len(config[name]),) for name in ("mean", "std")}
-    transform: Any = create_transform(**config)
+    Example:
+        >>> import timm
+        >>> preparation(timm.create_model("test_resnet"), None)["input_size"]
+        (3, 160, 160)
+    """
+    return preprocessing_of(getattr(model, "pretrained_cfg", None), **validation_crop(recipe))
+
+
+def validation_crop(recipe: Recipe | None) -> dict[str, Any]:
+    """How a recipe's validation crops its images, where it says so."""
+    prepared = recipe.data if recipe is not None and isinstance(recipe.data, Folder) else None
+    return {} if prepared is None else {"crop_pct": prepared.crop_pct, "interpolation": prepared.interpolation}
+
+
+def classifier_input(prepared: Mapping[str, Any]) -> Callable[[Any], Tensor]:
+    """A function from a PIL image in three colours to a classifier's input (c, h, w).
+
+    Args:
+        prepared: As `preparation` gives it, or an exported file's facts.
+    """
+    from timm.data import create_transform
+
+    transform: Any = create_transform(**prepared)
+    grey = prepared["input_size"][0] == 1
     return lambda picture: transform(picture.convert("L") if grey else picture)

@@ -5,14 +5,15 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
+from mrla.deploy import is_exported, open_exported
 from mrla.models.atomic_write import make_folder, write_json, written_whole
-from mrla.train.data import Folder, open_image
 from mrla.train.engine import thread_limit
 from mrla.train.recipes import Machine
 from mrla.train.trained import load_trained
 
+from .image_files import checked_files, classifier_input, preparation, upright_image
 from .measure import timing_device
 
 PREDICTIONS = "predictions.json"
@@ -36,7 +37,8 @@ def predict(
     An image that lies on its side by its EXIF entry is turned upright first.
 
     Args:
-        checkpoint: A run's folder, a folder of `mrla.save` or `mrla.dense.save`, or a ``.ckpt``.
+        checkpoint: A run's folder, a folder of `mrla.save` or `mrla.dense.save`, a ``.ckpt``, or a classifier's file of
+            `mrla.deploy.export` (``.onnx``, ``.pt2``, ``.xml``), which runs on the CPU.
         images: Image files.
         out: Folder for ``NAME.png`` of each and ``predictions.json``.
         score_thresh: Below what score a detection is left out.
@@ -57,19 +59,19 @@ def predict(
         raise ValueError(f"score_thresh must be from 0 to 1: got {score_thresh}")
     if top < 1:
         raise ValueError(f"top must be at least 1: got {top}")
-    files = [Path(image) for image in images]
-    if missing := [file for file in files if not file.is_file()]:
-        what = "is a folder" if missing[0].is_dir() else "does not exist"
-        raise ValueError(f"images must be files: {missing[0]} {what}")
+    files = checked_files(images)
     machine = machine or Machine()
-    model, recipe, class_names = load_trained(checkpoint)
-    prepared = recipe.data if recipe is not None and isinstance(recipe.data, Folder) else None
-    device = timing_device(machine.accelerator)
-    model.to(device).eval()
+    if is_exported(checkpoint):
+        model, device = open_exported(checkpoint, threads=machine.threads), torch.device("cpu")
+        class_names, prepared = model.facts.class_names, model.facts.preprocessing()
+    else:
+        network, recipe, class_names = load_trained(checkpoint)
+        device = timing_device(machine.accelerator)
+        model, prepared = network.to(device).eval(), preparation(network, recipe)
     folder, found = make_folder(Path(out)), []
     with thread_limit(machine.threads), torch.inference_mode():
         for index, (file, name) in enumerate(zip(files, _different_names(files), strict=True)):
-            picture = _upright(open_image([str(file)], 0))
+            picture = upright_image(file)
             if hasattr(model, "built_as"):
                 entry, drawn = _found_objects(model, picture, class_names, score_thresh, device)
             else:
@@ -84,15 +86,17 @@ def predict(
 
 
 def _found_objects(
-    model: nn.Module, picture: Any, class_names: Sequence[str] | None, score_thresh: float, device: torch.device
+    model: Callable[[Any], Any],
+    picture: Any,
+    class_names: Sequence[str] | None,
+    score_thresh: float,
+    device: torch.device,
 ) -> tuple[dict[str, Any], Any]:
     from torchvision.transforms.v2.functional import pil_to_tensor, to_pil_image
     from torchvision.utils import draw_bounding_boxes, draw_segmentation_masks
 
     image = pil_to_tensor(picture)
     predicted = model([image.to(device).float() / 255])
-    if isinstance(predicted, dict):
-        raise ValueError("only detectors and classifiers can be drawn so far: this checkpoint is a segmenter's")
     kept = {name: entry[predicted[0]["scores"] >= score_thresh].cpu() for name, entry in predicted[0].items()}
     labels, scores = kept["labels"].tolist(), kept["scores"].tolist()
     # RetinaNet and FCOS have an output for label 0 too.
@@ -109,6 +113,8 @@ def _found_objects(
             text,
             colors=colours,
             width=width,
+            font=_font_file(),
+            font_size=_font_size(image.shape[2] * _scale(image), image.shape[1] * _scale(image)),
             label_colors="white",
             label_background_colors=colours,
             fill_labels=True,
@@ -118,41 +124,40 @@ def _found_objects(
 
 
 def _most_likely(
-    model: nn.Module,
+    model: Callable[[Tensor], Any],
     picture: Any,
     class_names: Sequence[str] | None,
-    prepared: Folder | None,
+    prepared: dict[str, Any],
     top: int,
     device: torch.device,
 ) -> tuple[dict[str, Any], Any]:
-    from PIL import Image, ImageDraw
-    from timm.data import create_transform, resolve_data_config
+    from PIL import Image, ImageDraw, ImageFont
 
-    config = resolve_data_config(pretrained_cfg=getattr(model, "pretrained_cfg", None) or {}, verbose=False)
-    grey = config["input_size"][0] == 1
-    if prepared is not None:  # cropped as in its validation
-        config |= {"crop_pct": prepared.crop_pct, "interpolation": prepared.interpolation}
-    if grey:  # what is not told of it is told of three colours
-        config |= {name: (sum(config[name]) / len(config[name]),) for name in ("mean", "std")}
-    transform: Any = create_transform(**config)
-    logits = model(transform(picture.convert("L") if grey else picture)[None].to(device))[0]
+    logits = model(classifier_input(prepared)(picture)[None].to(device))[0]
     scores, labels = logits.float().softmax(-1).cpu().topk(min(top, logits.numel()))
     names = [class_names[label] if class_names else f"class {label}" for label in labels.tolist()]
     lines = [f"{100 * score:5.1f} %  {name}" for score, name in zip(scores.tolist(), names, strict=True)]
     shown = picture.resize([side * _scale(picture) for side in picture.size], Image.Resampling.NEAREST)
-    margin, line = 8, 16
-    canvas = Image.new("RGB", (max(shown.width, 260), shown.height + 2 * margin + line * len(lines)), "white")
+    size = _font_size(*shown.size)
+    font, margin, line = ImageFont.truetype(_font_file(), size), 8, size + size // 3
+    canvas = Image.new("RGB", (max(shown.width, 20 * size), shown.height + 2 * margin + line * len(lines)), "white")
     canvas.paste(shown, (0, 0))
     pen = ImageDraw.Draw(canvas)
     for at, words in enumerate(lines):
-        pen.text((margin, shown.height + margin + at * line), words, fill="black")
+        pen.text((margin, shown.height + margin + at * line), words, fill="black", font=font)
     return {"names": names, "scores": scores.tolist()}, canvas
 
 
-def _upright(picture: Any) -> Any:
-    from PIL import ImageOps
+def _font_file() -> str:
+    """Matplotlib's own font: pillow's has no letters beyond ASCII."""
+    import matplotlib
 
-    return ImageOps.exif_transpose(picture)
+    return str(Path(matplotlib.get_data_path()) / "fonts" / "ttf" / "DejaVuSans.ttf")
+
+
+def _font_size(width: int, height: int) -> int:
+    """So that names can be read where a large picture is shown small."""
+    return max(11, min(width, height) // 40)
 
 
 def _scale(picture: Any) -> int:

@@ -14,7 +14,9 @@ from .printing import console_of_width, progress_bar
 def predict_command(words: Sequence[str]) -> int:
     """Draw what a trained network finds in images: boxes and masks with names, or the most likely classes."""
     parser = command_parser("predict", predict_command)
-    parser.add_argument("checkpoint", type=str, help="A folder of a run or of mrla.save, or a .ckpt")
+    parser.add_argument(
+        "checkpoint", type=str, help="A folder of a run or of mrla.save, a .ckpt, or a file of mrla export"
+    )
     parser.add_argument("images", type=str, nargs="+", help="Image files")
     parser.add_argument("--out", type=str, default="predictions", help="Folder for the drawings and predictions.json")
     parser.add_argument("--score_thresh", type=float, default=0.5, help="Below what score a detection is left out")

@@ -1,4 +1,14 @@
 """Networks made ready to be used: norms folded away, and files that other engines run."""
 
+from .engine_form import engine_form as engine_form
+from .export_check import Comparison as Comparison
+from .export_check import ExportMismatch as ExportMismatch
+from .export_check import check_export as check_export
+from .export_facts import Facts as Facts
+from .exported_files import Exported as Exported
+from .exported_files import is_exported as is_exported
+from .exported_files import open_exported as open_exported
+from .exporting import Export as Export
+from .exporting import export as export
 from .fusing import foldable as foldable
 from .fusing import fuse as fuse

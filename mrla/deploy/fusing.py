@@ -21,7 +21,7 @@ _TRANSPOSED = (nn.ConvTranspose1d, nn.ConvTranspose2d, nn.ConvTranspose3d)
 _LAYERS = {nn.Conv1d, nn.Conv2d, nn.Conv3d, *_TRANSPOSED, nn.Linear, Conv2dSame, Linear}
 _NORMS = {nn.BatchNorm1d, nn.BatchNorm2d, nn.BatchNorm3d, nn.SyncBatchNorm, FrozenBatchNorm2d}
 _NORMS |= {BatchNormAct2d, SyncBatchNormAct, FrozenBatchNormAct2d}
-_WRAPPERS = ("DistributedDataParallel", "FullyShardedDataParallel", "OptimizedModule", "DataParallel")
+WRAPPERS = ("DistributedDataParallel", "FullyShardedDataParallel", "OptimizedModule", "DataParallel")
 # Of the largest output. In float32 the 71 networks of benchmarks/attach_coverage.py that have norms and take its images
 # differ by 2e-6 at most, with random norms. In the other precisions, 14 of them: 8e-15, 5e-3, and 1e-2 but for one
 # (HardCoRe-NAS, 0.3, which bfloat16 alone puts 0.08 off).
@@ -124,7 +124,7 @@ def _check_fusable(model: Any, example: Any) -> None:
         raise TypeError(f"fuse needs a torch.nn.Module: got {type(model).__name__}")
     if isinstance(example, Tensor):
         raise TypeError(f"example is the shape of an input: got a tensor; pass example={tuple(example.shape)}")
-    if isinstance(model, torch.jit.ScriptModule) or type(model).__name__ in _WRAPPERS:
+    if isinstance(model, torch.jit.ScriptModule) or type(model).__name__ in WRAPPERS:
         raise ValueError(f"fuse before wrapping: {type(model).__name__} hides the layers; fuse first, then wrap")
     if any(tensor.is_meta for tensor in (*model.parameters(), *model.buffers())):
         raise ValueError(
@@ -142,8 +142,8 @@ class _Readings(TorchFunctionMode):
     def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         result = func(*args, **(kwargs or {}))
         # What gives no tensor asks for a shape or the like; but writing into a slice gives None.
-        if _tensors(result) or result is None:
-            self.tensors.extend(_tensors((args, kwargs)))
+        if tensors_in(result) or result is None:
+            self.tensors.extend(tensors_in((args, kwargs)))
         return result
 
 
@@ -191,11 +191,11 @@ def _own_tensors(module: nn.Module) -> list[Tensor]:
 
 def _seen_by_others(model: nn.Module, calls: list[Call]) -> set[int]:
     """Ids of the tensors that are given to the caller of the network, or to hooks."""
-    seen = {id(tensor) for tensor in _tensors(calls[0].output)}
+    seen = {id(tensor) for tensor in tensors_in(calls[0].output)}
     for call in calls:
         module = model.get_submodule(call.path)
         if module._forward_hooks or module._forward_pre_hooks:
-            seen |= {id(tensor) for tensor in _tensors((call.args, call.kwargs, call.output))}
+            seen |= {id(tensor) for tensor in tensors_in((call.args, call.kwargs, call.output))}
     return seen
 
 
@@ -257,7 +257,7 @@ def _answer(model: nn.Module, image: Tensor) -> list[Tensor]:
     # A network that draws random numbers in eval mode draws the same ones each time, and leaves no trace.
     with torch.random.fork_rng([image.device] if image.device.type == "cuda" else []):
         try:
-            answer = _tensors(model(image.clone()))
+            answer = tensors_in(model(image.clone()))
         except Exception as error:  # whatever a foreign network raises
             reason = " ".join(str(error).split())[:200]
             raise ValueError(
@@ -276,7 +276,7 @@ def _answer(model: nn.Module, image: Tensor) -> list[Tensor]:
 def _check_same(fused: nn.Module, image: Tensor, expected: list[Tensor], folded: int) -> None:
     found = _answer(fused, image)
     same_kind = [value.shape for value in found] == [value.shape for value in expected]
-    difference = max(map(_difference, found, expected)) if same_kind else float("inf")
+    difference = max(map(largest_difference, found, expected)) if same_kind else float("inf")
     floating = (tensor.dtype for tensor in (*fused.parameters(), *found) if tensor.is_floating_point())
     tolerance = max(_TOLERANCES.get(dtype, 0.0) for dtype in (*floating, torch.float64))
     if image.device.type != "cpu":  # convolutions in float32 may run in TF32 there, which rounds as float16 does
@@ -289,7 +289,7 @@ def _check_same(fused: nn.Module, image: Tensor, expected: list[Tensor], folded:
         )
 
 
-def _difference(found: Tensor, expected: Tensor) -> float:
+def largest_difference(found: Tensor, expected: Tensor) -> float:
     """The largest difference, of the largest number expected; what is infinite or not a number must be so in both."""
     a, b = (value.detach().cpu().to(torch.complex128) for value in (found, expected))  # it holds every dtype
     other = ~((a == b) | (a.isnan() & b.isnan()))
@@ -300,7 +300,7 @@ def _difference(found: Tensor, expected: Tensor) -> float:
     return float("inf") if not difference.isfinite().all() else float(difference.max() / largest)
 
 
-def _tensors(value: Any) -> list[Tensor]:
+def tensors_in(value: Any) -> list[Tensor]:
     """Every tensor in a structure of tuples, lists, mappings and dataclasses."""
     if isinstance(value, Tensor):
         return [value]
@@ -311,4 +311,4 @@ def _tensors(value: Any) -> list[Tensor]:
         parts = value
     elif is_dataclass(value) and not isinstance(value, type):
         parts = [getattr(value, field.name) for field in fields(value)]
-    return [tensor for part in parts for tensor in _tensors(part)]
+    return [tensor for part in parts for tensor in tensors_in(part)]

@@ -29,6 +29,7 @@ from mrla.analysis.benchmark_points import sweep_settings
 from mrla.analysis.benchmark_rounds import measure_memory, order, peak_bytes, saved_bytes, summarise, time_rounds
 from mrla.analysis.benchmark_tables import table, title
 from mrla.analysis.benchmarking import _checked
+from mrla.deploy import exported_files
 from mrla.ops import LayerMixer
 
 
@@ -400,6 +401,9 @@ class StandInRuntime:
     def get_inputs(self):
         return [SimpleNamespace(name="images")]
 
+    def get_modelmeta(self):
+        return SimpleNamespace(custom_metadata_map={})
+
     def run(self, outputs, feed):
         with torch.no_grad():
             return [self.network(torch.from_numpy(feed["images"])).numpy() + self.error]
@@ -410,7 +414,7 @@ def test_an_onnx_arm_has_the_threads_of_the_others_and_must_agree_with_them(erro
     work = Work(images=torch.randn(2, 3, 32, 32), objective=classify(torch.tensor([0, 1])), threads=3)
     network = settle_statistics(small(), work.images)
     runtime = StandInRuntime(copy.deepcopy(network).eval(), error)
-    monkeypatch.setattr(benchmark_candidates, "import_module", lambda name: runtime)
+    monkeypatch.setattr(exported_files, "import_module", lambda name: runtime)
     monkeypatch.setattr(torch.onnx, "export", lambda network, images, path, **options: Path(path).touch())
     arm = Arm("x+onnx", "x", ("onnx",))
     if error:

@@ -10,11 +10,13 @@ import torch
 from PIL import Image
 
 import mrla
-from mrla.analysis.prediction import predict
+from mrla.analysis.prediction import predict, preparation
 from mrla.cli import main
 from mrla.dense import detector, load, save
+from mrla.deploy import export
 from mrla.train import Machine
 from mrla.train.detection_data import Shapes, write_coco
+from mrla.train.recipes import Folder, Recipe
 
 CPU = Machine(accelerator="cpu", threads=1)
 
@@ -81,6 +83,52 @@ def test_a_network_of_grey_images(pictures, tmp_path):
     assert len(found[0]["names"]) == 3
 
 
+@pytest.fixture(scope="module")
+def exported(of_classes, tmp_path_factory) -> dict[str, Path]:
+    folder, model = tmp_path_factory.mktemp("exported"), mrla.load(of_classes)
+    suffixes = {"onnx": ".onnx", "torch_export": ".pt2", "openvino": ".xml"}
+    return {name: export(model, folder / f"net{end}", format=name).path for name, end in suffixes.items()}
+
+
+@pytest.mark.unchecked
+@pytest.mark.parametrize("format", ["onnx", "torch_export", "openvino"])
+def test_an_exported_file_gives_the_checkpoints_answers(format, exported, of_classes, pictures, tmp_path):
+    found = predict(exported[format], pictures, tmp_path / "file", top=7, machine=CPU)
+    expected = predict(of_classes, pictures, tmp_path / "checkpoint", top=7, machine=CPU)
+    for entry, other in zip(found, expected, strict=True):
+        assert entry["names"] == other["names"]
+        assert entry["scores"] == pytest.approx(other["scores"], abs=1e-5)
+        assert (tmp_path / "file" / entry["drawing"]).is_file()
+
+
+@pytest.mark.unchecked
+def test_images_are_cropped_as_the_exported_file_says(of_classes, pictures, tmp_path):
+    model, data = mrla.load(of_classes), Folder(crop_pct=0.4, interpolation="bilinear")
+    prepared = preparation(model, Recipe(recipe="own", model="test_resnet", data=data, epochs=1, batch_size=1))
+    assert (prepared["crop_pct"], prepared["interpolation"]) == (0.4, "bilinear")
+    scores = []
+    for crop_pct in (0.4, None):
+        path = tmp_path / f"{crop_pct}.pt2"
+        export(model, path, format="torch_export", crop_pct=crop_pct)
+        scores.append(predict(path, pictures, tmp_path, top=7, machine=CPU)[0]["scores"])
+    assert scores[0] != pytest.approx(scores[1], abs=1e-6)
+
+
+@pytest.mark.unchecked
+def test_a_file_of_other_channels_than_pictures_have(pictures, tmp_path):
+    net = torch.nn.Sequential(torch.nn.Conv2d(5, 3, 1), torch.nn.AdaptiveAvgPool2d(1), torch.nn.Flatten())
+    path = export(net, tmp_path / "net.pt2", format="torch_export").path
+    with pytest.raises(ValueError, match=r"pictures have one or three channels.*\(5, 224, 224\)"):
+        predict(path, pictures, tmp_path / "out", machine=CPU)
+
+
+@pytest.mark.unchecked
+def test_an_image_that_does_not_decode_is_named(of_classes, tmp_path):
+    (tmp_path / "text.png").write_text("no image")
+    with pytest.raises(ValueError, match=r"text\.png does not decode as an image"):
+        predict(of_classes, [tmp_path / "text.png"], tmp_path / "out", machine=CPU)
+
+
 def test_files_of_one_name_and_pictures_on_their_side(of_classes, tmp_path):
     files = []
     for folder in ("a", "b"):
@@ -123,3 +171,19 @@ def test_the_command_prints_what_it_found(of_objects, pictures, tmp_path, capsys
     printed = capsys.readouterr().out
     assert "right" in printed or "left <b>" in printed
     assert (tmp_path / "predictions.json").is_file()
+
+
+def test_names_beyond_ascii_are_drawn(of_classes, pictures, tmp_path):
+    """Pillow's own font has one empty box for each letter that it lacks."""
+    from PIL import ImageFont
+
+    from mrla.analysis.prediction import _font_file
+
+    font = ImageFont.truetype(_font_file(), 20)
+    shapes = {bytes(font.getmask(letter)) for letter in "öЖé"}
+    assert len(shapes | {bytes(font.getmask(chr(0xFFFF)))}) == 4
+    names = ["Größe", "Жук", "été", "a", "b", "c", "d"]
+    model = mrla.attach(timm.create_model("test_resnet", num_classes=7), "light")
+    folder = mrla.save(model, tmp_path / "net", class_names=names)
+    found = predict(folder, pictures[:1], tmp_path / "out", machine=CPU)
+    assert set(found[0]["names"]) <= set(names)

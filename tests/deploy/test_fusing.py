@@ -386,7 +386,7 @@ def test_what_is_left_alone(case):
     assert foldable(model, (2, 3, 8, 6)) == []
     fused = mrla.fuse(model, (2, 3, 8, 6))
     image = torch.randn(2, 3, 8, 6)
-    expected, found = fusing._tensors(model(image)), fusing._tensors(fused(image))
+    expected, found = fusing.tensors_in(model(image)), fusing.tensors_in(fused(image))
     assert all(map(torch.equal, found, expected))
     assert list(fused.state_dict()) == list(model.state_dict())
 

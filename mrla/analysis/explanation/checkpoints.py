@@ -7,14 +7,14 @@ from typing import Any
 from torch import nn
 
 from mrla.models import mixed_chains
-from mrla.train.data import Data, Folder, Split
+from mrla.train.data import Data, Split
 from mrla.train.detection_data import DetectionData
 from mrla.train.engine import thread_limit
-from mrla.train.recipes import Machine
+from mrla.train.recipes import Machine, Recipe
 from mrla.train.trained import load_trained
 
 from ..evaluation import shown_images
-from ..image_files import checked_files, classifier_input, upright_image
+from ..image_files import checked_files, classifier_input, preparation, upright_image
 from ..measure import timing_device
 from .explaining import Explanation, Origin, explain
 from .looked_at import Picture
@@ -80,8 +80,7 @@ def explain_checkpoint(
         origin = Origin(checkpoint=str(checkpoint), command=command, source=shown.words)
     if cuts is None:
         cuts = () if batches is None or hasattr(model, "built_as") else ("mixers", "links")
-    prepared = recipe.data if recipe is not None and isinstance(recipe.data, Folder) else None
-    prepare = _input_of(model, prepared)
+    prepare = _input_of(model, recipe)
     model.to(timing_device(machine.accelerator))
     with thread_limit(machine.threads):
         return explain(
@@ -98,9 +97,9 @@ def explain_checkpoint(
         )
 
 
-def _input_of(model: nn.Module, prepared: Folder | None) -> Callable[[Any], Any]:
+def _input_of(model: nn.Module, recipe: Recipe | None) -> Callable[[Any], Any]:
     if not hasattr(model, "built_as"):
-        return classifier_input(getattr(model, "pretrained_cfg", None) or {}, prepared)
+        return classifier_input(preparation(model, recipe))
     from torchvision.transforms.v2.functional import pil_to_tensor
 
     return lambda picture: pil_to_tensor(picture).float() / 255
