@@ -56,7 +56,7 @@ def test_both_set_up_commands_install_an_extra_that_exists():
     extras = tomllib.loads((README.parent / "pyproject.toml").read_text())["project"]["optional-dependencies"]
     installs = [re.search(r"pip install (?:-e )?'\.\[([\w,]+)\]'", line) for line in COMMAND_LINES]
     found = {extra for match in installs if match for extra in match[1].split(",")}
-    assert found == {"train", "fast", "dense", "test"}
+    assert found == {"train", "fast", "dense", "export", "test"}
     assert found <= set(extras)
 
 

@@ -10,6 +10,7 @@ if TYPE_CHECKING:
     from .comparison import compare as compare
     from .explanation.explaining import Explanation as Explanation
     from .explanation.explaining import explain as explain
+    from .explanation.looked_at import Picture as Picture
     from .explanation.pruning import Pruning as Pruning
     from .explanation.pruning import prune as prune
 
@@ -20,6 +21,7 @@ _LATER = {
     "compare": "comparison",
     "Explanation": "explanation.explaining",
     "explain": "explanation.explaining",
+    "Picture": "explanation.looked_at",
     "Pruning": "explanation.pruning",
     "prune": "explanation.pruning",
 }

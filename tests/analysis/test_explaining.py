@@ -12,10 +12,10 @@ from test_effects import awake, batches, network
 from torch import nn
 
 import mrla
+from mrla.analysis import Picture
 from mrla.analysis.explanation import explaining
 from mrla.analysis.explanation.checkpoints import explain_checkpoint
 from mrla.analysis.explanation.explaining import Origin
-from mrla.analysis.explanation.looked_at import Picture
 from mrla.analysis.explanation.retrieval_maps import draw_retrieval
 from mrla.cli import main
 from mrla.dense import detector
@@ -178,6 +178,16 @@ def test_a_network_with_no_place_to_look_at_is_explained_without_maps(tmp_path, 
     assert content["pictures"][0]["drawing"] is None
     assert content["pictures"][0]["caption"] == "no activation maps: needs a module that gives it"
     assert "no activation maps" in (tmp_path / "out" / "report.html").read_text()
+
+
+def test_a_method_that_hears_nobody_is_cut_all_the_same(tmp_path):
+    content = mrla.explain(awake(network("dw"), "layer3.1"), batches(), cuts=["mixers"], out=tmp_path / "out").content
+    assert content["chains"] == []
+    assert content["images"]["count"] == 12
+    assert [one["retrieval"] for one in content["pictures"]] == [[]] * 4
+    assert sum(abs(one["loss_change"]["mean"]) > 1e-5 for one in content["cuts"]["mixers"]) == 1
+    assert not (tmp_path / "out" / "retrieval.png").exists()
+    assert (tmp_path / "out" / "report.html").is_file()
 
 
 def test_pictures_alone(tmp_path):

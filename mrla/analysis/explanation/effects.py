@@ -118,7 +118,7 @@ def without_mixers(model: nn.Module) -> Iterator[None]:
 
 
 def outcomes(
-    model: nn.Module, batches: Batches, *, images: int | None = None, on_batch: Callable[[], None] | None = None
+    model: nn.Module, batches: Batches, *, images: int | None = None, on_batch: Callable[[int], None] | None = None
 ) -> Outcomes:
     """What a classifier says of each image.
 
@@ -126,7 +126,7 @@ def outcomes(
         model: Network from images to logits; it is looked at in eval mode.
         batches: Images and labels.
         images: How many images at most; None for all.
-        on_batch: Called after each batch.
+        on_batch: Called after each batch with the images in it.
 
     Returns:
         One loss, hit and label an image.
@@ -150,7 +150,7 @@ def outcomes(
             labels.append(right.cpu())
             seen += len(right)
             if on_batch is not None:
-                on_batch()
+                on_batch(len(right))
     if not seen:
         raise ValueError("the loader must have at least one image: it has none")
     return Outcomes(losses=_joined(losses), hits=_joined(hits), labels=_joined(labels))
@@ -164,7 +164,7 @@ def measure_cuts(
     *,
     images: int | None = None,
     comparisons: int | None = None,
-    on_batch: Callable[[], None] | None = None,
+    on_batch: Callable[[int], None] | None = None,
 ) -> list[dict[str, Any]]:
     """What each cut costs, by itself, on the same images.
 
@@ -179,7 +179,7 @@ def measure_cuts(
         cuts: What is cut.
         images: How many images at most.
         comparisons: For how many intervals together 95 % are to hold; as many as there are cuts if not given.
-        on_batch: Called after each batch.
+        on_batch: Called after each batch with the images in it.
 
     Returns:
         For each cut ``block`` (and ``source`` or ``head``), ``accuracy``, ``loss``, ``accuracy_change`` and

@@ -4,7 +4,7 @@ import copy
 import shutil
 import tempfile
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -14,15 +14,15 @@ import torch
 from torch import nn
 
 from mrla.dense import DETECTORS
-from mrla.models import Recording, attach_recipe, detach, recording
+from mrla.models import attach_recipe, detach, recording
 from mrla.models.atomic_write import make_folder, write_json
 from mrla.models.modes import in_eval_mode
 from mrla.train.runs import versions
 
 from ..report.page import write_report
-from .effects import Batches, changes, limited, measure_cuts, outcomes, possible_cuts, without_mixers
+from .effects import Batches, Cut, Outcomes, changes, limited, measure_cuts, outcomes, possible_cuts, without_mixers
 from .looked_at import Picture, draw_looked_at
-from .retrieval_maps import RetrievalStatistics, draw_retrieval, per_image
+from .retrieval_maps import RetrievalStatistics, draw_retrieval, of_one_image
 from .verdicts import verdict_of
 
 EXPLANATION = "explain.json"
@@ -91,7 +91,7 @@ def explain(
         model: A network with mixers; a classifier for all but the first.
         loader: Batches of images (b, c, h, w) and labels (b,), the same ones in the same order each time; of a
             detector lists of images. May be left out where there are pictures.
-        pictures: Images to look at one by one. Without any, the loader's first four.
+        pictures: Images to look at one by one, `mrla.analysis.Picture`. Without any, the loader's first four.
         cuts: What is cut, of ``mixers``, ``links`` and ``heads``; each is a pass over the images. Empty for nothing.
         max_images: How many of the loader's images are used; None for all.
         class_names: Names of the classes.
@@ -121,68 +121,50 @@ def explain(
     start = time.monotonic()
     _check(model, loader, pictures, cuts, max_images)
     chosen = {kind: possible_cuts(model, [kind]) for kind in dict.fromkeys(cuts)}
+    origin = origin or Origin()
     with _written_folder(out, overwrite) as folder:
-        statistics, origin = RetrievalStatistics(), origin or Origin()
-        baseline, effect, terms = None, None, None
+        statistics, effect, terms, whole = RetrievalStatistics(), None, None, None
         if loader is not None:
-            detects = hasattr(model, "built_as")
             passes = _Passes(loader, max_images, 2 + sum(map(len, chosen.values())) if chosen else 1, on_progress)
-            whole = None
-            with recording(model) as heard:
-                if detects:
-                    for shown, _ in limited(loader, max_images):
-                        with in_eval_mode(model), torch.inference_mode():
-                            model([image.to(_device(model)) for image in shown])
-                        _take(statistics, heard)
-                        passes.step()
-                else:
-
-                    def after_batch() -> None:
-                        _take(statistics, heard)
-                        passes.step()
-
-                    whole = outcomes(model, loader, images=max_images, on_batch=after_batch)
-                    baseline = whole.scores()
+            whole = _record(model, loader, max_images, statistics, passes)
             if whole is not None:
                 terms = _terms(model, loader)
-                if chosen:
-                    with without_mixers(model):
-                        bare = outcomes(model, loader, images=max_images, on_batch=passes.step)
-                    effect = {"images": len(whole.labels), "all": {"block": "all mixers", **changes(whole, bare)}}
-                    for kind, found in chosen.items():
-                        effect[kind] = measure_cuts(
-                            model, loader, whole, found, images=max_images, on_batch=passes.step
-                        )
+                effect = _effect(model, loader, whole, chosen, max_images, passes) if chosen else None
             passes.end()
         looked_at = list(pictures) or _first_pictures(model, loader, class_names)
         found = _look(model, looked_at, statistics if loader is None else None, class_names, folder)
-        recipe = _recipe_of(model)
+        recipe, options = _recipe_of(model), {"cuts": list(chosen), "max_images": max_images}
         content: dict[str, Any] = {
             "checkpoint": origin.checkpoint,
             "model": _name_of(model),
             "method": recipe.get("method"),
             "attach": recipe,
-            "task": "detection" if hasattr(model, "built_as") else "classification",
+            "task": "detection" if _detects(model) else "classification",
             "images": {"count": statistics.images, "source": origin.source},
-            "baseline": baseline,
+            "baseline": None if whole is None else whole.scores(),
             "chains": statistics.records(model),
             "terms": terms,
             "cuts": effect,
             "pictures": found,
-            "configuration": {"cuts": list(chosen), "max_images": max_images, "device": str(_device(model))}
-            | {"threads": torch.get_num_threads()},
+            "configuration": {**options, "device": str(_device(model)), "threads": torch.get_num_threads()},
             "versions": versions(),
-            "command": origin.command or f"mrla.explain(model, loader, cuts={list(chosen)}, max_images={max_images})",
+            "command": origin.command
+            or f"mrla.explain(model, loader, {', '.join(f'{name}={value!r}' for name, value in options.items())})",
             "note": NOTE,
         }
         content["verdict"] = verdict_of(content)
         content["seconds"] = time.monotonic() - start
         if folder is not None:
-            title = f"{content['model']}, {content['method']}: {statistics.images} images"
-            draw_retrieval(content["chains"], folder / MAPS, title=title)
-            write_json(folder / EXPLANATION, content)
-            write_report(folder, content, kind="explain")
+            _write(folder, content)
     return Explanation(folder=None if out is None else Path(out), content=content)
+
+
+def _write(folder: Path, content: Mapping[str, Any]) -> None:
+    if content["chains"]:
+        title = f"{content['model']}, {content['method']}: {content['images']['count']} images"
+        draw_retrieval(content["chains"], folder / MAPS, title=title)
+    write_json(folder / EXPLANATION, content)
+    write_report(folder, content, kind="explain")
 
 
 class _Passes:
@@ -196,7 +178,8 @@ class _Passes:
             batches = min(batches, -(-max_images // size))
         self._total = batches * passes
 
-    def step(self) -> None:
+    def step(self, images: int = 0) -> None:
+        """A batch is done."""
         self._done += 1
         if self._on_progress is not None:
             self._on_progress(self._done, max(self._done, self._total))
@@ -223,9 +206,46 @@ def _check(
         )
 
 
-def _take(statistics: RetrievalStatistics, heard: Recording) -> None:
-    statistics.add(heard.retrieval())
-    heard.clear()
+def _record(
+    model: nn.Module, loader: Batches, max_images: int | None, statistics: RetrievalStatistics, passes: _Passes
+) -> Outcomes | None:
+    """One pass in which all is noted that is heard; of a classifier what it says of each image too."""
+    with recording(model) as heard:
+
+        def after_batch(images: int) -> None:
+            statistics.add(heard.retrieval(), images)
+            heard.clear()
+            passes.step(images)
+
+        if not _detects(model):
+            return outcomes(model, loader, images=max_images, on_batch=after_batch)
+        with in_eval_mode(model), torch.inference_mode():
+            for shown, _ in limited(loader, max_images):
+                model([image.to(_device(model)) for image in shown])
+                after_batch(len(shown))
+    return None
+
+
+def _effect(
+    model: nn.Module,
+    loader: Batches,
+    whole: Outcomes,
+    chosen: Mapping[str, Sequence[Cut]],
+    max_images: int | None,
+    passes: _Passes,
+) -> dict[str, Any]:
+    """What is lost without all mixers, and with each cut."""
+    with without_mixers(model):
+        bare = outcomes(model, loader, images=max_images, on_batch=passes.step)
+    measured = {
+        kind: measure_cuts(model, loader, whole, cuts, images=max_images, on_batch=passes.step)
+        for kind, cuts in chosen.items()
+    }
+    return {"images": len(whole.labels), "all": {"block": "all mixers", **changes(whole, bare)}, **measured}
+
+
+def _detects(model: nn.Module) -> bool:
+    return hasattr(model, "built_as")
 
 
 def _recipe_of(model: nn.Module) -> dict[str, Any]:
@@ -266,7 +286,7 @@ def _terms(model: nn.Module, loader: Batches) -> list[dict[str, Any]] | None:
 
 
 def _first_pictures(model: nn.Module, loader: Batches | None, class_names: Sequence[str] | None) -> list[Picture]:
-    if loader is None or hasattr(model, "built_as"):
+    if loader is None or _detects(model):
         return []
     found = []
     for shown, right in limited(loader, 4):
@@ -286,15 +306,15 @@ def _look(
     """What is heard in each picture, and where the network looks; where there is no loader the pictures are counted."""
     if not pictures:
         return []
-    plain = detach(copy.deepcopy(model)) if not hasattr(model, "built_as") else None
+    plain = detach(copy.deepcopy(model)) if not _detects(model) else None
     records = []
     for index, picture in enumerate(pictures):
         with recording(model) as heard, in_eval_mode(model), torch.inference_mode():
             image = picture.input.to(_device(model))
             model([image] if plain is None else image[None])
         if statistics is not None:
-            statistics.add(heard.retrieval())
-        record = {"file": picture.name, "drawing": None, "caption": None, "retrieval": per_image(heard)[0]}
+            statistics.add(heard.retrieval(), images=1)
+        record = {"file": picture.name, "drawing": None, "caption": None, "retrieval": of_one_image(heard)}
         if plain is not None and folder is not None:
             name = f"looked-at-{index + 1}.png"
             try:

@@ -30,8 +30,8 @@ class RetrievalStatistics:
         self.images = 0
         self._sums: dict[MixedChain, tuple[Tensor, Tensor, Tensor]] = {}
 
-    def add(self, maps: Sequence[tuple[MixedChain, Tensor]]) -> None:
-        """Takes in the maps of a batch, (b, g, t, s) of each chain, as `Recording.retrieval` gives them."""
+    def add(self, maps: Sequence[tuple[MixedChain, Tensor]], images: int) -> None:
+        """Takes in the maps of so many images, (b, g, t, s) of each chain, as `Recording.retrieval` gives them."""
         for chain, weights in maps:
             weights = weights.detach().cpu().double()
             over_heads = weights.mean(1)
@@ -39,8 +39,7 @@ class RetrievalStatistics:
             if chain in self._sums:
                 parts = tuple(old + new for old, new in zip(self._sums[chain], parts, strict=True))
             self._sums[chain] = parts  # type: ignore[assignment]
-        if maps:
-            self.images += len(maps[0][1])
+        self.images += images
 
     def records(self, model: nn.Module) -> list[dict[str, Any]]:
         """What is known, one entry a chain: the README lists the keys."""
@@ -68,10 +67,9 @@ class RetrievalStatistics:
         }
 
 
-def per_image(recording: Recording) -> list[list[Any]]:
-    """Of each image the map of each chain, in the mean over heads; None where a block cannot hear a source."""
-    maps = [nested(weights.detach().cpu().mean(1)) for _, weights in recording.retrieval()]
-    return [list(of_image) for of_image in zip(*maps, strict=True)]
+def of_one_image(recording: Recording) -> list[Any]:
+    """The map of each chain, in the mean over heads, of the one image seen; None where a block cannot hear a source."""
+    return [nested(weights.detach().cpu().mean(1)[0]) for _, weights in recording.retrieval()]
 
 
 def nested(values: Tensor) -> Any:
