@@ -146,7 +146,7 @@ def test_differences_are_paired_by_seed(whole):
     expected = compare_arms(values, baseline="plain")["light"]
     assert whole.content["differences"] == {"light": asdict(expected)}
     assert whole.verdicts == {"light": expected.verdict}
-    # Accuracies of two seeds may be equal, as on some machines here, and then tell nothing of their order; losses are not.
+    # Accuracies of two seeds may be equal and then tell nothing of their order; losses are not.
     losses = {
         arm: [read(run_folder(whole.folder, arm, seed) / "result.json")["last"]["val_loss"] for seed in SEEDS]
         for arm in ARMS
