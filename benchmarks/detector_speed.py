@@ -17,15 +17,13 @@ from typing import Any
 import numpy as np
 import timm
 import torch
+from result_file import write_result
 from torch import nn
 
 import mrla
-from mrla.analysis.benchmark_record import hardware, versions
 from mrla.analysis.measure import timed
 from mrla.dense import detector
-from mrla.models.atomic_write import write_json
 
-RESULTS = Path(__file__).parent / "results"
 CPU = torch.device("cpu")
 
 
@@ -126,19 +124,7 @@ def main() -> None:
             for name, row in entry.items()
         ]
         print(f"{arm:<6} {'   '.join(cells)}")
-    out = options.out or RESULTS / f"detector_speed_amd-epyc-2-cores_{started:%Y-%m-%d}.json"
-    content = {
-        "theme": "detector_speed",
-        "date": started.isoformat(timespec="seconds"),
-        "hardware": hardware(CPU, torch.get_num_threads()),
-        "versions": versions(),
-        "options": {"rounds": options.rounds, "model": options.model, "size": options.size},
-        "results": results,
-        "seconds": seconds,
-    }
-    out.parent.mkdir(parents=True, exist_ok=True)
-    write_json(out, content)
-    print(f"written: {out}")
+    write_result("detector_speed", started, options, torch.get_num_threads(), results=results, seconds=seconds)
 
 
 if __name__ == "__main__":

@@ -12,7 +12,6 @@ sessions take turns in one process, and each must first say what torch says. Six
 import argparse
 import tempfile
 import time
-from collections.abc import Callable
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
@@ -20,21 +19,20 @@ from typing import Any
 import numpy as np
 import timm
 import torch
+from result_file import write_result
 from torch import Tensor, nn
 
 import mrla
-from mrla.analysis.benchmark_record import commit, hardware, versions
+from mrla.analysis.benchmark_record import commit
 from mrla.deploy.engine_form import engine_form
-from mrla.models.atomic_write import write_json
+from mrla.deploy.exported_files import Run, run_in_onnxruntime, run_in_openvino
+from mrla.deploy.fusing import largest_difference
 from mrla.ops import MRLALight
 
-RESULTS = Path(__file__).parent / "results"
 ARMS = ("plain", "depthwise", "light", "light_engine", "base")
 METHODS = {"depthwise": "dw", "light": "light", "light_engine": "light", "base": "base"}
 # Of the largest output, in float32.
 TOLERANCE = 1e-4
-
-Run = Callable[[np.ndarray], np.ndarray]
 
 
 def network(arm: str, model: str, fused: bool) -> tuple[nn.Module, nn.Module]:
@@ -74,28 +72,7 @@ def write(model: nn.Module, images: Tensor, file: Path) -> None:
     program.save(file)
 
 
-def in_onnxruntime(file: Path, threads: int) -> Run:
-    """One file in ONNX Runtime."""
-    import onnxruntime
-
-    options = onnxruntime.SessionOptions()
-    options.intra_op_num_threads = threads
-    options.log_severity_level = 3
-    session = onnxruntime.InferenceSession(file, options, providers=["CPUExecutionProvider"])
-    name = session.get_inputs()[0].name
-    return lambda images: np.asarray(session.run(None, {name: images})[0])
-
-
-def in_openvino(file: Path, threads: int) -> Run:
-    """One file in OpenVINO, in float32."""
-    import openvino
-
-    settings = {"INFERENCE_PRECISION_HINT": "f32", "INFERENCE_NUM_THREADS": threads}
-    compiled = openvino.Core().compile_model(file, "CPU", settings)
-    return lambda images: compiled([images])[0]
-
-
-ENGINES: dict[str, Callable[[Path, int], Run]] = {"onnxruntime": in_onnxruntime, "openvino": in_openvino}
+ENGINES = {"onnxruntime": run_in_onnxruntime, "openvino": run_in_openvino}
 
 
 def sessions(options: argparse.Namespace, images: Tensor, engine: str, folder: Path) -> tuple[dict[str, Run], Any]:
@@ -111,10 +88,10 @@ def sessions(options: argparse.Namespace, images: Tensor, engine: str, folder: P
         file = folder / f"{arm}_{len(images)}.onnx"
         if not file.exists():
             write(exported, images, file)
-        runs[arm] = ENGINES[engine](file, options.threads)
+        _, runs[arm] = ENGINES[engine](file, options.threads)
         with torch.inference_mode():
-            expected = model(images).numpy()
-        differences[arm] = float(np.abs(runs[arm](images.numpy()) - expected).max() / np.abs(expected).max())
+            expected = model(images)
+        differences[arm] = largest_difference(runs[arm](images)[0], expected)
         if not differences[arm] <= TOLERANCE:
             raise RuntimeError(
                 f"{arm} must say in {engine} what it says in torch: it differs by {differences[arm]:.1e}"
@@ -122,7 +99,7 @@ def sessions(options: argparse.Namespace, images: Tensor, engine: str, folder: P
     return runs, differences
 
 
-def measure(runs: dict[str, Run], images: np.ndarray, rounds: int) -> dict[str, list[float]]:
+def measure(runs: dict[str, Run], images: Tensor, rounds: int) -> dict[str, list[float]]:
     """Seconds of each round by arm; the order turns from round to round."""
     seconds: dict[str, list[float]] = {arm: [] for arm in runs}
     order = list(runs)
@@ -175,7 +152,7 @@ def main() -> None:
             for batch in options.batches:
                 images = torch.randn(batch, 3, options.size, options.size, generator=torch.Generator().manual_seed(2))
                 runs, differences = sessions(options, images, engine, Path(folder))
-                seconds = measure(runs, images.numpy(), options.rounds)
+                seconds = measure(runs, images, options.rounds)
                 case = f"{engine}, batch {batch}"
                 results[case], kept[case] = summarise(seconds), seconds
                 for arm, row in results[case].items():
@@ -185,20 +162,7 @@ def main() -> None:
                         "fastest {ratio_of_fastest:.3f}".format(case=case, arm=arm, **row, **row["ratio"]),
                         flush=True,
                     )
-    out = options.out or RESULTS / f"export_speed_amd-epyc-2-cores_{started:%Y-%m-%d}.json"
-    content = {
-        "theme": "export_speed",
-        "date": started.isoformat(timespec="seconds"),
-        "hardware": hardware(torch.device("cpu"), options.threads),
-        "versions": versions(),
-        **commit(),
-        "options": {name: value for name, value in vars(options).items() if name != "out"},
-        "results": results,
-        "seconds": kept,
-    }
-    out.parent.mkdir(parents=True, exist_ok=True)
-    write_json(out, content)
-    print(f"written: {out}")
+    write_result("export_speed", started, options, options.threads, **commit(), results=results, seconds=kept)
 
 
 if __name__ == "__main__":

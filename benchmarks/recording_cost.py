@@ -14,12 +14,11 @@ from typing import Any
 
 import timm
 import torch
-from detector_speed import CPU, RESULTS, measure, summarise
+from detector_speed import measure, summarise
+from result_file import write_result
 
 import mrla
-from mrla.analysis.benchmark_record import hardware, versions
 from mrla.models import recording
-from mrla.models.atomic_write import write_json
 
 METHODS = ("light", "base")
 
@@ -64,19 +63,7 @@ def main() -> None:
     results = summarise(seconds)
     for method, row in results["recorded"].items():
         print("{} {:.0f} ms, {median:.3f} ({p10:.3f} to {p90:.3f})".format(method, row["ms"], **row["ratio"]))
-    out = options.out or RESULTS / f"recording_cost_amd-epyc-2-cores_{started:%Y-%m-%d}.json"
-    content = {
-        "theme": "recording_cost",
-        "date": started.isoformat(timespec="seconds"),
-        "hardware": hardware(CPU, torch.get_num_threads()),
-        "versions": versions(),
-        "options": {name: value for name, value in vars(options).items() if name != "out"},
-        "results": results,
-        "seconds": seconds,
-    }
-    out.parent.mkdir(parents=True, exist_ok=True)
-    write_json(out, content)
-    print(f"written: {out}")
+    write_result("recording_cost", started, options, torch.get_num_threads(), results=results, seconds=seconds)
 
 
 if __name__ == "__main__":

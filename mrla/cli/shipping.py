@@ -12,14 +12,14 @@ from mrla.models.near_names import nearest
 from .parsing import command_parser, parse
 from .printing import console_of_width
 
-_SUFFIXES = {"onnx": ".onnx", "torch_export": ".pt2", "openvino": ".xml"}
-
 
 def export_command(words: Sequence[str]) -> int:
     """Write a trained network as a file for another engine, run that file, and compare what it says."""
+    from mrla.deploy.export_formats import FORMS
+
     parser = command_parser("export", export_command)
     parser.add_argument("checkpoint", type=str, help="A folder of a run or of mrla.save, hf-hub:owner/name, or a .ckpt")
-    parser.add_argument("--format", type=str, default="onnx", help=f"One of {', '.join(_SUFFIXES)}")
+    parser.add_argument("--format", type=str, default="onnx", help=f"One of {', '.join(FORMS)}")
     parser.add_argument("--out", type=str, default=None, help="The file (CHECKPOINT.onnx, .pt2 or .xml, here)")
     parser.add_argument("--fuse", type=bool, default=False, help="Whether norms are folded first, as by mrla.fuse")
     parser.add_argument(
@@ -30,17 +30,15 @@ def export_command(words: Sequence[str]) -> int:
     )
     parser.add_argument("--overwrite", type=bool, default=False, help="Whether a file that is there is replaced")
     options = parse(parser, words)
-    if options["format"] not in _SUFFIXES:
-        near = nearest(options["format"], _SUFFIXES)
-        raise ValueError(f"--format must be one of {', '.join(_SUFFIXES)}: got {options['format']!r}{near}")
+    if options["format"] not in FORMS:
+        near = nearest(options["format"], FORMS)
+        raise ValueError(f"--format must be one of {', '.join(FORMS)}: got {options['format']!r}{near}")
     from mrla.analysis.exported_checkpoints import export_checkpoint
     from mrla.deploy import ExportMismatch
 
     checkpoint = Path(options["checkpoint"])
-    out = (
-        options["out"]
-        or f"{checkpoint.stem if checkpoint.is_file() else checkpoint.name}{_SUFFIXES[options['format']]}"
-    )
+    name = checkpoint.stem if checkpoint.is_file() else checkpoint.name
+    out = options["out"] or f"{name}{FORMS[options['format']].suffix}"
     arguments = {name: options[name] for name in ("format", "fuse", "dynamic_size", "tolerance", "overwrite")}
     try:
         made = export_checkpoint(options["checkpoint"], out, **arguments)

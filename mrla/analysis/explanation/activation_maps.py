@@ -69,7 +69,7 @@ def activation_maps(
 
     _check_images(images)
     images = images.detach().clone()  # no part of the caller's graph, and no tensor of inference mode
-    plain, shape = _without_mixers(model), (2, *images.shape[1:])
+    plain, shape = plain_twin(model), (2, *images.shape[1:])
     if chain is None:
         recipe = attach_recipe(model) or {}
         chain = find_chains(plain, recipe.get("blocks"), shape)[-1]
@@ -174,7 +174,7 @@ def _check_images(images: Tensor) -> None:
         )
 
 
-def _without_mixers(model: nn.Module) -> nn.Module:
+def plain_twin(model: nn.Module) -> nn.Module:
     """The plain network, whose chains are found as before `attach`; a copy that shares the weights."""
     if not is_attached(model):
         return model

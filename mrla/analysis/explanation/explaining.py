@@ -1,6 +1,5 @@
 """What a network's blocks hear of one another, whether it does anything, and where the network looks."""
 
-import copy
 import shutil
 import tempfile
 import time
@@ -14,12 +13,13 @@ import torch
 from torch import nn
 
 from mrla.dense import DETECTORS
-from mrla.models import attach_recipe, detach, recording
+from mrla.models import attach_recipe, recording
 from mrla.models.atomic_write import make_folder, write_json
 from mrla.models.modes import in_eval_mode
 from mrla.train.runs import versions
 
 from ..report.page import write_report
+from .activation_maps import plain_twin
 from .effects import Batches, Cut, Outcomes, changes, limited, measure_cuts, outcomes, possible_cuts, without_mixers
 from .looked_at import Picture, draw_looked_at
 from .retrieval_maps import RetrievalStatistics, draw_retrieval, of_one_image
@@ -306,16 +306,16 @@ def _look(
     """What is heard in each picture, and where the network looks; where there is no loader the pictures are counted."""
     if not pictures:
         return []
-    plain = detach(copy.deepcopy(model)) if not _detects(model) else None
+    plain = None if folder is None or _detects(model) else plain_twin(model)
     records = []
     for index, picture in enumerate(pictures):
         with recording(model) as heard, in_eval_mode(model), torch.inference_mode():
             image = picture.input.to(_device(model))
-            model([image] if plain is None else image[None])
+            model([image] if _detects(model) else image[None])
         if statistics is not None:
             statistics.add(heard.retrieval(), images=1)
         record = {"file": picture.name, "drawing": None, "caption": None, "retrieval": of_one_image(heard)}
-        if plain is not None and folder is not None:
+        if folder is not None and plain is not None:
             name = f"looked-at-{index + 1}.png"
             try:
                 record |= {"caption": draw_looked_at(model, plain, picture, class_names, folder / name)}

@@ -75,9 +75,9 @@ def prune(
     cuts = possible_cuts(model, ["mixers"])
     done = 0
 
-    def step(passes: int = 1) -> None:
+    def step() -> None:
         nonlocal done
-        done += passes
+        done += 1
         if on_progress is not None:
             on_progress(done, len(cuts) + 2)
 
