@@ -2,6 +2,7 @@
 
 import copy
 import functools
+import itertools
 import pickle
 from collections.abc import Callable
 from typing import Any
@@ -19,6 +20,7 @@ from torchvision.models.resnet import BasicBlock, Bottleneck, ResNet
 
 import mrla
 from mrla.ops import METHODS, BlockTail, LayerMixer, use
+from mrla.ops._block_tail import finish
 
 pytest.importorskip("numba")
 
@@ -216,6 +218,28 @@ def test_starts_as_the_plain_network_to_the_last_bit(name, option, training, tai
         theirs = dict(one.named_buffers())
         assert all(torch.equal(buffer, theirs[key]) for key, buffer in other.named_buffers()), how
     assert tails
+
+
+@pytest.mark.parametrize("training", [True, False], ids=["train", "eval"])
+@pytest.mark.parametrize("option", ["light", "base"])
+def test_a_mixer_says_the_same_behind_a_tail_and_behind_the_finished_block(option, training):
+    """To the last bit: whether somebody looks at a block's output must not change what the network says."""
+    for channels, size in itertools.product((32, 64, 256), (1, 2, 4, 7, 8, 14, 16, 17, 33)):
+        torch.manual_seed(channels + size)
+        mixer = METHODS[option](channels, init="released").train(training)
+        randomise_norms(mixer)
+        with torch.no_grad():  # gates that follow the last bits of the means that they are made of
+            mixer.query_weight.mul_(5)
+            mixer.key_weight.mul_(5)
+        norm = nn.BatchNorm2d(channels).train(training)
+        randomise_norms(norm)
+        branch, shortcut = torch.randn(2, channels, size, size) * 3, torch.randn(2, channels, size, size)
+        tail = BlockTail(branch, norm, shortcut, owned=False)
+        finished = BlockTail(branch, copy.deepcopy(norm), shortcut, owned=False)
+        with torch.no_grad():
+            found, _ = copy.deepcopy(mixer).behind(tail)
+            expected, _ = mixer(finish(finished), shortcut)
+        assert torch.equal(found, expected), (channels, size)
 
 
 @pytest.mark.parametrize("option", ["light", "base"])

@@ -103,6 +103,12 @@ def rectified(branch, shortcut, alpha, beta, like):
     return where_positive(added, added)
 
 
+@exact
+def gathered(summed, found):
+    """A sum and a run, added in the order they come: the same sum whichever way the kernel around it is compiled."""
+    return added_alone(summed, found)
+
+
 @primitive
 def read_x(x, shortcut, alpha, beta, height, width, tail, padded):
     """Puts a plane of x into a padded one and returns its sum.
@@ -122,7 +128,7 @@ def read_x(x, shortcut, alpha, beta, height, width, tail, padded):
                 added = load_lanes(shortcut, at, inside)
                 found = chosen(rectified(found, added, scale, shift, x), inside)
             store(padded, start + i * step + j, found)
-            summed = summed + found
+            summed = gathered(summed, found)
     return total(summed)
 
 
