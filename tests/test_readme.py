@@ -40,7 +40,7 @@ def test_commands_are_understood(line, monkeypatch, tmp_path, capsys):
     name, *words = shlex.split(line)[1:]
     assert name in COMMANDS
     # These have no configuration to print; the checkpoint is the reader's own.
-    if name in ("eval", "convert", "predict", "explain", "export"):
+    if name in ("eval", "convert", "predict", "explain", "prune", "export"):
         assert main([name, *words]) == 2
         assert re.search("does not exist|cannot be read", capsys.readouterr().err)
         return

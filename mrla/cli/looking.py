@@ -69,6 +69,7 @@ def explain_command(words: Sequence[str]) -> int:
     add_switch(parser, "--progress", "Whether a progress bar is shown")
     options = parse(parser, words)
     from mrla.analysis.explanation.checkpoints import explain_checkpoint
+    from mrla.analysis.explanation.explaining import MAPS
 
     with progress_bar(options["progress"], "passes over batches") as on_progress:
         found = explain_checkpoint(
@@ -89,8 +90,8 @@ def explain_command(words: Sequence[str]) -> int:
     for sentence in more:
         console.print(sentence, highlight=False, markup=False)
     console.print(f"\n{found.content['note']}", style="dim", markup=False)
-    files = f"{found.folder}/report.html, explain.json, retrieval.png"
-    console.print(f"{found.content['seconds']:.0f} s. {files}", highlight=False, markup=False)
+    files = ", ".join(["report.html", "explain.json", *([MAPS] if found.content["chains"] else [])])
+    console.print(f"{found.content['seconds']:.0f} s. {found.folder}/{files}", highlight=False, markup=False)
     return 0
 
 

@@ -11,7 +11,7 @@ from mrla.train.recipes import RECIPES
 
 from .benching import bench_command
 from .looking import chains_command, explain_command, models_command, predict_command
-from .shipping import convert_command, export_command
+from .shipping import convert_command, export_command, prune_command
 from .training import compare_command, eval_command, train_command
 
 COMMANDS: dict[str, Callable[[Sequence[str]], int]] = {
@@ -21,6 +21,7 @@ COMMANDS: dict[str, Callable[[Sequence[str]], int]] = {
     "bench": bench_command,
     "predict": predict_command,
     "explain": explain_command,
+    "prune": prune_command,
     "models": models_command,
     "chains": chains_command,
     "export": export_command,

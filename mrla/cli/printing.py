@@ -65,6 +65,43 @@ def print_benchmark(content: Mapping[str, Any], folder: Path) -> None:
     console.print(f"{content['seconds']:.0f} s. {folder}/bench.json, bench.png, bench.svg", highlight=False)
 
 
+def print_pruning(pruned: Any, folder: Path) -> None:
+    """Prints what cutting each mixer cost, which of them stay, and the network before and after.
+
+    Args:
+        pruned: A `mrla.analysis.Pruning`.
+        folder: Where the pruned network is.
+    """
+    console = console_of_width()
+    cuts = Table(title=f"{len(pruned.kept)} of {len(pruned.cuts)} mixers stay")
+    cuts.add_column("mixer")
+    for heading in ("loss when it is cut", "interval", "accuracy (points)"):
+        cuts.add_column(heading, justify="right")
+    cuts.add_column("")
+    for record in sorted(pruned.cuts, key=lambda one: -one["loss_change"]["mean"]):
+        loss, accuracy = record["loss_change"], record["accuracy_change"]
+        between = "none" if loss["low"] is None else f"{loss['low']:+.4f} to {loss['high']:+.4f}"
+        stays = "stays" if record["block"] in pruned.kept else "taken off"
+        cuts.add_row(record["block"], f"{loss['mean']:+.4f}", between, f"{100 * accuracy['mean']:+.2f}", stays)
+    console.print(cuts)
+    table = Table()
+    table.add_column("")
+    for heading in ("accuracy (%)", "loss", "params", "images/s (10 to 90 %)"):
+        table.add_column(heading, justify="right")
+    for name, scores in (("before", pruned.before), ("after", pruned.after)):
+        rate = scores["images_per_second"]
+        shown = f"{rate['median']:,.0f} ({rate['p10']:,.0f} to {rate['p90']:,.0f})"
+        counted = f"{scores['parameters']:,}"
+        table.add_row(name, f"{100 * scores['accuracy']:.2f}", f"{scores['loss']:.4f}", counted, shown)
+    console.print(table)
+    console.print(
+        "Chosen by these images, so the scores flatter: mrla eval on others says what was lost. "
+        f"{folder}/model.safetensors, config.json, prune.json",
+        highlight=False,
+        markup=False,
+    )
+
+
 class progress_bar:
     """A bar over all epochs of all runs, or all rounds, with the time that is left."""
 

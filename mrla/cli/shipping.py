@@ -1,5 +1,6 @@
 """The commands that write networks in other forms."""
 
+import shlex
 import sys
 from collections.abc import Sequence
 from pathlib import Path
@@ -8,9 +9,10 @@ from typing import Any
 from rich.table import Table
 
 from mrla.models.near_names import nearest
+from mrla.train.recipes import Machine
 
-from .parsing import command_parser, parse
-from .printing import console_of_width
+from .parsing import add_data_flags, add_switch, command_parser, listed, parse, shown_data
+from .printing import console_of_width, print_pruning, progress_bar
 
 
 def export_command(words: Sequence[str]) -> int:
@@ -57,6 +59,50 @@ def export_command(words: Sequence[str]) -> int:
         console.print(f"Height and width are fixed: {made.fixed_because}", highlight=False, markup=False)
     console.print(f"Try it: mrla predict {made.path} IMAGE", highlight=False, markup=False)
     return 0
+
+
+def prune_command(words: Sequence[str]) -> int:
+    """Take off the mixers that a trained classifier can spare, and save what is left."""
+    parser = command_parser("prune", prune_command)
+    parser.add_argument("checkpoint", type=str, help="A folder of a run or of mrla.save, hf-hub:owner/name, or a .ckpt")
+    parser.add_argument(
+        "--keep",
+        type=str,
+        default="needed",
+        help="needed (whose cut raises the loss beyond chance), how many stay, or blocks such as layer3.1,layer4.0",
+    )
+    parser.add_argument("--out", type=str, default=None, help="New folder of the pruned network (CHECKPOINT/pruned)")
+    parser.add_argument("--overwrite", type=bool, default=False, help="Whether what lies in that folder is replaced")
+    parser.add_argument("--max_images", type=int, default=1000, help="How many annotated images at most")
+    add_data_flags(parser, words)
+    parser.add_class_arguments(Machine, "machine")
+    add_switch(parser, "--progress", "Whether a progress bar is shown")
+    options = parse(parser, words)
+    from mrla.analysis.explanation.pruned_checkpoints import prune_checkpoint
+
+    with progress_bar(options["progress"], "passes over the images") as on_progress:
+        folder, pruned = prune_checkpoint(
+            options["checkpoint"],
+            keep=_kept(options["keep"]),
+            out=options["out"],
+            **shown_data(options, words),
+            max_images=options["max_images"],
+            machine=Machine(**options["machine"]),
+            overwrite=options["overwrite"],
+            command=shlex.join(["mrla", "prune", *words]),
+            on_progress=on_progress,
+        )
+    print_pruning(pruned, folder)
+    return 0
+
+
+def _kept(text: str) -> int | list[str] | None:
+    if text == "needed":
+        return None
+    try:
+        return int(text)
+    except ValueError:
+        return listed(text)
 
 
 def convert_command(words: Sequence[str]) -> int:

@@ -2,6 +2,7 @@
 
 import json
 import os
+import shutil
 import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -40,6 +41,44 @@ def written_whole(path: Path) -> Iterator[Path]:
         beside.replace(path)
     finally:
         beside.unlink(missing_ok=True)
+
+
+@contextmanager
+def written_folder(target: Path, *, overwrite: bool = False) -> Iterator[Path]:
+    """Gives an empty folder beside `target` to fill, and puts it in its place if the body succeeds.
+
+    Args:
+        target: The folder to make.
+        overwrite: Whether what lies there is replaced, all of it.
+
+    Yields:
+        A folder beside it. It is removed if the body raises, and `target` is then as it was.
+
+    Raises:
+        ValueError: If `target` is a file, or holds something that is not to be replaced, or cannot be made.
+
+    Example:
+        >>> import tempfile
+        >>> target = Path(tempfile.mkdtemp()) / "notes"
+        >>> with written_folder(target) as beside:
+        ...     _ = (beside / "note.txt").write_text("done")
+        >>> [path.name for path in target.iterdir()]
+        ['note.txt']
+    """
+    if target.exists() and not target.is_dir():
+        raise ValueError(f"out must be a folder: {target} is a file; choose another")
+    if target.is_dir() and any(target.iterdir()) and not overwrite:
+        raise ValueError(
+            f"out must be a new or empty folder: {target} holds {len(list(target.iterdir()))} entries; choose another "
+            f"--out, or replace it with --overwrite true"
+        )
+    make_folder(target.parent)
+    with tempfile.TemporaryDirectory(prefix=f".{target.name}-", dir=target.parent) as scratch:
+        beside = make_folder(Path(scratch) / "whole")
+        yield beside
+        if target.is_dir():
+            shutil.rmtree(target)
+        beside.rename(target)
 
 
 def make_folder(folder: Path) -> Path:

@@ -5,7 +5,7 @@ from typing import Any
 from torch import nn
 
 from .arms import added_by, build_arm, build_detector
-from .data import Data, image_facts
+from .data import Data, ImageFacts, image_facts
 from .detection_data import DetectionData, detection_facts
 from .recipes import Recipe
 from .task import Classification, Task
@@ -44,14 +44,19 @@ def make_task(recipe: Recipe) -> Task:
         label_smoothing=recipe.label_smoothing,
         smooth_validation=recipe.smooth_validation,
         new=added_by(recipe.arm),
-        saved={
-            "class_names": facts.class_names,
-            "mean": facts.mean,
-            "std": facts.std,
-            "input_size": (facts.in_chans, facts.size, facts.size),
-        },
+        saved=saved_facts(facts),
         **common,
     )
+
+
+def saved_facts(facts: ImageFacts) -> dict[str, Any]:
+    """What `mrla.save` is told of the images that a classifier was trained on."""
+    return {
+        "class_names": facts.class_names,
+        "mean": facts.mean,
+        "std": facts.std,
+        "input_size": (facts.in_chans, facts.size, facts.size),
+    }
 
 
 def build_network(recipe: Recipe) -> nn.Module:

@@ -285,6 +285,17 @@ def test_the_command(run, tmp_path, capsys):
     assert "report.html" in said
 
 
+@pytest.mark.parametrize("method", ["dw", "base"])
+def test_the_command_names_the_files_that_are_there(method, tmp_path, capsys):
+    folder = mrla.save(mrla.attach(timm.create_model("test_resnet", num_classes=3), method), tmp_path / "net")
+    Image.new("RGB", (40, 50)).save(tmp_path / "picture.png")
+    words = [str(folder), str(tmp_path / "picture.png"), "--out", str(tmp_path / "out"), "--machine.accelerator", "cpu"]
+    assert main(["explain", *words, "--machine.threads", "1"]) == 0
+    said = " ".join(capsys.readouterr().out.split())
+    named = said.rpartition("/out/")[2].split(", ")
+    assert set(named) == {path.name for path in (tmp_path / "out").iterdir() if path.stem != "looked-at-1"}
+
+
 def test_the_command_refuses_in_one_line(run, tmp_path, capsys):
     def refused(*words: str) -> str:
         assert main(["explain", *words]) == 2

@@ -222,6 +222,12 @@ def changes(whole: Outcomes, found: Outcomes, *, comparisons: int = 1) -> dict[s
     }
 
 
+def check_limit(images: int | None) -> None:
+    """Refuses a number of images that is none at all."""
+    if images is not None and images < 1:
+        raise ValueError(f"max_images must be at least 1, or None for all: got {images}")
+
+
 def limited(batches: Batches, images: int | None) -> Iterator[tuple[Any, Any]]:
     """Batches up to so many images, the last one cut short if need be."""
     left = images

@@ -1,10 +1,8 @@
 """What a network's blocks hear of one another, whether it does anything, and where the network looks."""
 
-import shutil
-import tempfile
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Mapping, Sequence
+from contextlib import nullcontext
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -14,13 +12,24 @@ from torch import nn
 
 from mrla.dense import DETECTORS
 from mrla.models import attach_recipe, recording
-from mrla.models.atomic_write import make_folder, write_json
+from mrla.models.atomic_write import write_json, written_folder
 from mrla.models.modes import in_eval_mode
 from mrla.train.runs import versions
 
 from ..report.page import write_report
 from .activation_maps import plain_twin
-from .effects import Batches, Cut, Outcomes, changes, limited, measure_cuts, outcomes, possible_cuts, without_mixers
+from .effects import (
+    Batches,
+    Cut,
+    Outcomes,
+    changes,
+    check_limit,
+    limited,
+    measure_cuts,
+    outcomes,
+    possible_cuts,
+    without_mixers,
+)
 from .looked_at import Picture, draw_looked_at
 from .retrieval_maps import RetrievalStatistics, draw_retrieval, of_one_image
 from .verdicts import verdict_of
@@ -122,7 +131,7 @@ def explain(
     _check(model, loader, pictures, cuts, max_images)
     chosen = {kind: possible_cuts(model, [kind]) for kind in dict.fromkeys(cuts)}
     origin = origin or Origin()
-    with _written_folder(out, overwrite) as folder:
+    with nullcontext() if out is None else written_folder(Path(out), overwrite=overwrite) as folder:
         statistics, effect, terms, whole = RetrievalStatistics(), None, None, None
         if loader is not None:
             passes = _Passes(loader, max_images, 2 + sum(map(len, chosen.values())) if chosen else 1, on_progress)
@@ -194,8 +203,7 @@ def _check(
 ) -> None:
     if loader is None and not pictures:
         raise ValueError("there must be images to look at: got neither a loader nor pictures; give one of them")
-    if max_images is not None and max_images < 1:
-        raise ValueError(f"max_images must be at least 1, or None for all: got {max_images}")
+    check_limit(max_images)
     built_as = getattr(model, "built_as", None)
     if built_as is not None and built_as["name"] not in DETECTORS:
         raise ValueError(f"only classifiers and detectors are explained so far: got a segmenter, {built_as['name']}")
@@ -324,26 +332,3 @@ def _look(
                 record["caption"] = f"no activation maps: {error}"
         records.append(record)
     return records
-
-
-@contextmanager
-def _written_folder(out: str | Path | None, overwrite: bool) -> Iterator[Path | None]:
-    """A folder beside `out` that takes its place when the body succeeds."""
-    if out is None:
-        yield None
-        return
-    target = Path(out)
-    if target.exists() and not target.is_dir():
-        raise ValueError(f"out must be a folder: {target} is a file; choose another")
-    if target.is_dir() and any(target.iterdir()) and not overwrite:
-        raise ValueError(
-            f"out must be a new or empty folder: {target} holds {len(list(target.iterdir()))} entries; choose another "
-            f"--out, or replace it with --overwrite true"
-        )
-    make_folder(target.parent)
-    with tempfile.TemporaryDirectory(prefix=f".{target.name}-", dir=target.parent) as scratch:
-        beside = make_folder(Path(scratch) / "whole")
-        yield beside
-        if target.is_dir():
-            shutil.rmtree(target)
-        beside.rename(target)

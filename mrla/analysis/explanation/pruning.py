@@ -11,7 +11,7 @@ from mrla.models import detach, mixed_chains, remove_mixers
 from mrla.train.arms import count_parameters
 
 from ..measure import measure_throughput
-from .effects import Batches, Outcomes, changes, limited, measure_cuts, outcomes, possible_cuts
+from .effects import Batches, Outcomes, changes, check_limit, limited, measure_cuts, outcomes, possible_cuts
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -59,7 +59,8 @@ def prune(
         What was kept and removed, with accuracy and speed before and after.
 
     Raises:
-        ValueError: If the network has no mixers, `keep` is not as described, or the loader gives other images later.
+        ValueError: If the network has no mixers, `keep` or `max_images` is not as described, or the loader gives other
+            images later.
 
     Example:
         >>> import mrla, timm, torch
@@ -72,6 +73,7 @@ def prune(
     """
     known = [block for chain in mixed_chains(model) for block in chain.mixers]
     _check_keep(keep, known)
+    check_limit(max_images)
     cuts = possible_cuts(model, ["mixers"])
     done = 0
 

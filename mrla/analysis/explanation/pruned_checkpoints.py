@@ -1,0 +1,109 @@
+"""A trained network pruned from its checkpoint, and saved with the record of what that did."""
+
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+from mrla.models import mixed_chains, save
+from mrla.models.atomic_write import write_json, written_folder
+from mrla.models.hub_transfer import hub_name
+from mrla.train.data import Data, Split, image_facts
+from mrla.train.engine import thread_limit
+from mrla.train.recipe_tasks import saved_facts
+from mrla.train.recipes import Machine, Recipe
+from mrla.train.runs import versions
+from mrla.train.trained import load_trained
+
+from ..evaluation import shown_images
+from ..measure import timing_device
+from .pruning import Pruning, prune
+
+RECORD = "prune.json"
+
+
+def prune_checkpoint(
+    checkpoint: str | Path,
+    *,
+    keep: int | Sequence[str] | None = None,
+    out: str | Path | None = None,
+    data: Data | None = None,
+    root: str | None = None,
+    split: Split = "val",
+    batch_size: int = 64,
+    max_images: int | None = 1000,
+    machine: Machine | None = None,
+    overwrite: bool = False,
+    command: str | None = None,
+    on_progress: Callable[[int, int], None] | None = None,
+) -> tuple[Path, Pruning]:
+    """Takes off a trained classifier's mixers that can be spared, and saves what is left with ``prune.json``.
+
+    Args:
+        checkpoint: A run's folder, a folder of `mrla.save`, ``hf-hub:owner/name``, or a ``.ckpt``.
+        keep: How many mixers stay, or the paths of their blocks; None for those that are needed, see `mrla.prune`.
+        out: Folder of the pruned network; ``pruned`` in the run's or network's own folder if not given, where `mrla
+            eval` finds the images that it was trained with.
+        data: The images by which is chosen; those that it was trained with if not given.
+        root: Where those images are, if they have moved.
+        split: Which part of them.
+        batch_size: Images in one batch.
+        max_images: How many images at most; None for all.
+        machine: Where it is computed.
+        overwrite: Whether what lies in the folder is replaced.
+        command: The command line, for the record.
+        on_progress: Called with the passes over the images done and those in all.
+
+    Returns:
+        The folder, and what was kept and removed.
+
+    Raises:
+        ValueError: If the checkpoint cannot be read or is a detector's, the network has no mixers, it is not known what
+            images to choose by, or an argument is not as described.
+    """
+    start, machine = time.monotonic(), machine or Machine()
+    folder = Path(out) if out is not None else _beside(checkpoint)
+    model, recipe, class_names = load_trained(checkpoint)
+    if hasattr(model, "built_as"):
+        raise ValueError(
+            f"only classifiers are pruned so far: {checkpoint} is a detector; to take mixers off by hand: "
+            f"mrla.attach(..., without=[...])"
+        )
+    try:
+        mixed_chains(model)
+    except ValueError as error:
+        raise ValueError(f"{checkpoint} has no mixers, so there is nothing to take off") from error
+    with written_folder(folder, overwrite=overwrite) as beside:  # before the work: the folder may be refused
+        shown = shown_images(
+            checkpoint, model, recipe, class_names, data=data, root=root, split=split, batch_size=batch_size
+        )
+        model.to(timing_device(machine.accelerator))
+        with thread_limit(machine.threads):
+            pruned = prune(model, shown.batches, keep=keep, max_images=max_images, on_progress=on_progress)
+        save(model, beside, **_facts(checkpoint, recipe, class_names or shown.class_names))
+        content = {
+            "checkpoint": str(checkpoint),
+            "images": {"max_images": max_images, "source": shown.words},
+            "keep": keep if keep is None or isinstance(keep, int) else list(keep),
+            **asdict(pruned),
+            "versions": versions(),
+            "command": command,
+            "seconds": time.monotonic() - start,
+        }
+        write_json(beside / RECORD, content)
+    return folder, pruned
+
+
+def _beside(checkpoint: str | Path) -> Path:
+    if hub_name(checkpoint) is not None:
+        raise ValueError(f"out must be given for a network on the hub: {checkpoint} is no folder of this machine")
+    path = Path(checkpoint)
+    return (path.parent.parent if path.suffix == ".ckpt" else path) / "pruned"
+
+
+def _facts(checkpoint: str | Path, recipe: Recipe | None, class_names: Sequence[str] | None) -> dict[str, Any]:
+    """What a ``.ckpt`` does not say of the images and a saved folder does."""
+    if Path(checkpoint).suffix == ".ckpt" and recipe is not None and isinstance(recipe.data, Data):
+        return saved_facts(image_facts(recipe.data))
+    return {"class_names": class_names}

@@ -1,0 +1,129 @@
+"""`mrla prune`: what is left of a trained network, what is written of it, and what is refused."""
+
+import json
+import shutil
+from pathlib import Path
+
+import pytest
+import timm
+import torch
+import torchvision
+from test_cli import TINY, images_in
+
+import mrla
+from mrla.cli import main
+from mrla.dense import detector
+from mrla.dense import save as save_dense
+from mrla.models import mixed_chains
+
+QUIET = ["--progress", "false", "--machine.accelerator", "cpu", "--machine.threads", "1"]
+
+
+@pytest.fixture(autouse=True)
+def _in_an_empty_folder(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("COLUMNS", "200")
+
+
+@pytest.fixture(scope="module")
+def trained(tmp_path_factory) -> Path:
+    folder = tmp_path_factory.mktemp("trained") / "run"
+    assert main(["train", "--arm", "light", *TINY, "--out", str(folder)]) == 0
+    return folder
+
+
+@pytest.fixture
+def run(trained, tmp_path) -> Path:
+    """A copy of the run, for what is written into it."""
+    return shutil.copytree(trained, tmp_path / "run")
+
+
+def mixed(model) -> list[str]:
+    return [block for chain in mixed_chains(model) for block in chain.mixers]
+
+
+def test_what_is_left_is_saved_evaluated_and_recorded(run, capsys):
+    whole = mixed(mrla.load(run))
+    assert main(["prune", str(run), "--keep", "3", *QUIET]) == 0
+    printed = capsys.readouterr().out
+    record = json.loads((run / "pruned" / "prune.json").read_text())
+    assert f"3 of {len(whole)} mixers stay" in printed
+    assert "run/pruned/model.safetensors" in printed
+    assert mixed(mrla.load(run / "pruned")) == record["kept"]
+    assert len(record["kept"]) == 3
+    assert set(record["kept"]) | set(record["removed"]) == set(whole)
+    assert record["keep"] == 3
+    assert record["images"] == {"max_images": 1000, "source": "digits, val part"}
+    assert record["command"].startswith("mrla prune ")
+    for scores in (record["before"], record["after"]):
+        assert f"{scores['loss']:.4f}" in printed
+    assert main(["eval", str(run / "pruned"), "--machine.threads", "1"]) == 0  # with the run's own images
+    assert f"{record['after']['accuracy']:.4f}" in capsys.readouterr().out
+
+
+def test_a_checkpoint_file_keeps_names_and_normalisation(run):
+    assert main(["prune", str(run / "checkpoints" / "last.ckpt"), "--keep", "1", "--max_images", "60", *QUIET]) == 0
+    facts = json.loads((run / "config.json").read_text())["pretrained_cfg"]
+    found = json.loads((run / "pruned" / "config.json").read_text())["pretrained_cfg"]
+    assert found["label_names"] == [str(digit) for digit in range(10)]
+    assert {name: found[name] for name in ("mean", "std", "input_size")} == {
+        name: facts[name] for name in ("mean", "std", "input_size")
+    }
+
+
+def test_torchvisions_networks_and_other_images(tmp_path, capsys):
+    model = mrla.attach(torchvision.models.squeezenet1_1(num_classes=2), "base", init="released")
+    facts = {"class_names": ["cat", "dog"], "mean": (0.5,) * 3, "std": (0.25,) * 3, "input_size": (3, 32, 32)}
+    mrla.save(model, "mine", architecture="torchvision/squeezenet1_1", model_args={"num_classes": 2}, **facts)
+    root = images_in(tmp_path / "images")
+    where = ["--data.kind", "folder", "--data.root", str(root), "--data.workers", "0"]
+    kept = mixed(model)[-1]
+    assert main(["prune", "mine", "--keep", kept, "--out", "less", *where, *QUIET]) == 0
+    assert mixed(mrla.load("less")) == [kept]
+    assert main(["prune", "mine", "--keep", "0", "--out", "plain", *where, *QUIET]) == 0
+    image = torch.randn(2, 3, 32, 32)
+    assert torch.equal(mrla.load("plain")(image), mrla.detach(mrla.load("mine"))(image))
+
+
+def test_a_folder_that_is_there_is_replaced_only_when_asked(run, capsys):
+    words = ["prune", str(run), "--keep", "2", "--max_images", "60", *QUIET]
+    (run / "pruned").mkdir()
+    (run / "pruned" / "note.txt").write_text("mine")
+    assert main(words) == 2
+    assert "holds 1 entries" in capsys.readouterr().err
+    assert main([*words, "--overwrite", "true", "--keep", "nothing"]) == 2
+    assert [path.name for path in (run / "pruned").iterdir()] == ["note.txt"]
+    assert main([*words, "--overwrite", "true"]) == 0
+    names = {path.name for path in (run / "pruned").iterdir()}
+    assert names == {"model.safetensors", "config.json", "prune.json"}
+    assert not [path for path in run.iterdir() if path.name.startswith(".")]
+
+
+REFUSED = {
+    "no checkpoint": (["nowhere"], "nowhere does not exist"),
+    "no mixers": (["plain"], "plain has no mixers, so there is nothing to take off"),
+    "a detector": (["found"], "only classifiers are pruned so far: found is a detector"),
+    "unknown images": (["mine"], "say --data.kind and --data.root"),
+    "the hub without out": (["hf-hub:me/it"], "out must be given for a network on the hub"),
+    "too many": (["run", "--keep", "99"], "keep must be from 0 to 8, the mixers of this network: got 99"),
+    "another block": (["run", "--keep", "layer9"], "paths of blocks with a mixer: got 'layer9'"),
+    "no image": (["run", "--max_images", "0"], "max_images must be at least 1, or None for all: got 0"),
+}
+
+
+@pytest.mark.parametrize("case", REFUSED)
+def test_refused_with_one_line_and_exit_code_2(case, run, capsys):
+    plain = timm.create_model("test_resnet", num_classes=2)
+    if case == "no mixers":
+        mrla.save(plain, "plain")
+    if case == "a detector":
+        save_dense(detector("fcos", mrla.attach(plain), num_classes=2), "found", class_names=["cat"])
+    if case == "unknown images":
+        mrla.save(mrla.attach(plain), "mine")
+    words, message = REFUSED[case]
+    assert main(["prune", *words, *QUIET]) == 2
+    error = capsys.readouterr().err
+    assert error.startswith("mrla: error: ")
+    assert error.count("\n") == 1
+    assert message in error
+    assert not list(Path().glob("**/pruned"))
