@@ -63,9 +63,15 @@ addEventListener("beforeprint", () => {
 });
 matchMedia("(prefers-color-scheme: dark)").addEventListener("change", colourPlots);
 
-Promise.all(contentOf("panels").map((item, index) => Bokeh.embed.embed_item(item, `panel-${index}`))).then(() => {
-  // Under a finger a box would stand in the way of scrolling the page.
-  if (matchMedia("(pointer: coarse)").matches) for (const plot of plots()) plot.toolbar.active_drag = null;
-  colourPlots();
-  document.documentElement.dataset.ready = "yes";
-});
+function drawPlots() {
+  return Promise.all(contentOf("panels").map((item, index) => Bokeh.embed.embed_item(item, `panel-${index}`))).then(() => {
+    // Under a finger a box would stand in the way of scrolling the page.
+    if (matchMedia("(pointer: coarse)").matches) for (const plot of plots()) plot.toolbar.active_drag = null;
+    colourPlots();
+    showChosen();
+    document.documentElement.dataset.ready = "yes";
+  });
+}
+
+// The verdict and the tables are there at once; plots take the longest, and come when the page has opened.
+addEventListener("load", () => setTimeout(drawPlots));
