@@ -1,6 +1,7 @@
 """What cutting costs, on networks of which it is known."""
 
 import copy
+from contextlib import nullcontext
 
 import numpy as np
 import pytest
@@ -11,7 +12,15 @@ from torch import nn
 from torch.utils.data import DataLoader, TensorDataset
 
 import mrla
-from mrla.analysis.explanation.effects import changes, limited, measure_cuts, outcomes, possible_cuts, without_mixers
+from mrla.analysis.explanation.effects import (
+    changes,
+    cut_records,
+    limited,
+    outcomes,
+    outcomes_in,
+    possible_cuts,
+    without_mixers,
+)
 from mrla.models.stage import MIXER
 
 SMALL = {"channels": (8, 8, 16, 16), "num_classes": 3}
@@ -36,6 +45,13 @@ def awake(model: nn.Module, block: str) -> nn.Module:
             if one is not None:
                 one.fill_(2.0)
     return model
+
+
+def measured(model: nn.Module, loader: DataLoader) -> list[dict]:
+    """The records of all that can be cut."""
+    cuts = possible_cuts(model)
+    whole, *found = outcomes_in(model, loader, [nullcontext, *(cut.of(model) for cut in cuts)])
+    return cut_records(whole, found, cuts)
 
 
 def test_what_can_be_cut():
@@ -72,9 +88,7 @@ def test_outcomes_are_each_images_own():
 
 
 def test_a_mixer_that_does_nothing_costs_exactly_nothing():
-    model, loader = network(), batches()
-    whole = outcomes(model, loader)
-    for one in measure_cuts(model, loader, whole, possible_cuts(model)):
+    for one in measured(network(), batches()):
         assert one["loss_change"] == {"mean": 0.0, "low": 0.0, "high": 0.0}
         assert one["accuracy_change"]["mean"] == 0
 
@@ -83,7 +97,7 @@ def test_a_mixer_that_does_nothing_costs_exactly_nothing():
 def test_only_what_does_something_costs_something(method):
     model, loader = awake(network(method), "layer3.1"), batches()
     whole = outcomes(model, loader)
-    records = measure_cuts(model, loader, whole, possible_cuts(model))
+    records = measured(model, loader)
     # What only a norm's bias or another path computes differs by rounding.
     costly = [one for one in records if abs(one["loss_change"]["mean"]) > 1e-5]
     names = [tuple(one[name] for name in ("block", "source", "head") if name in one) for one in costly]
@@ -121,12 +135,37 @@ def test_images_up_to_a_number():
     assert sizes == [[5, 5, 2], [5, 5, 2], [5, 2], [5], [1]]
 
 
+def test_states_are_compared_on_the_same_images_and_each_is_read_once():
+    model, loader = awake(network("base"), "layer3.1"), batches()
+    cuts = possible_cuts(model, ["mixers"])
+    read: list[int] = []
+
+    def once():
+        for shown, right in loader:
+            read.append(len(right))
+            yield shown, right
+
+    passes: list[int] = []
+    states = [nullcontext, *(cut.of(model) for cut in cuts)]
+    found = outcomes_in(model, once(), states, on_pass=passes.append)
+    assert read == [5, 5, 2]
+    assert passes == [size for size in read for _ in states]
+    for said, state in zip(found, states, strict=True):
+        with state():
+            assert np.allclose(outcomes(model, loader).losses, said.losses, atol=1e-6)
+    order = torch.Generator().manual_seed(0)
+    whole, *others = outcomes_in(model, batches(shuffle=True, generator=order), states)
+    assert not np.array_equal(whole.labels, found[0].labels)
+    expected = cut_records(found[0], found[1:], cuts)
+    for one, other in zip(cut_records(whole, others, cuts), expected, strict=True):
+        assert one["loss_change"]["mean"] == pytest.approx(other["loss_change"]["mean"], abs=1e-6)
+
+
 def test_bad_calls():
     model = network()
     shuffled = batches(shuffle=True, generator=torch.Generator().manual_seed(0))
-    whole = outcomes(model, shuffled)
     with pytest.raises(ValueError, match=r"same images in the same order each time.*use shuffle=False"):
-        measure_cuts(model, shuffled, whole, possible_cuts(model, ["mixers"]))
+        changes(outcomes(model, shuffled), outcomes(model, shuffled))
     with pytest.raises(ValueError, match="at least one image: it has none"):
         outcomes(model, [])
     segmenter = nn.Sequential(nn.Conv2d(3, 3, 1))

@@ -1,8 +1,9 @@
 """What a network loses without one of its mixers, one head of it or one link: loss and accuracy, image by image."""
 
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from contextlib import AbstractContextManager, ExitStack, contextmanager
+from contextlib import AbstractContextManager, ExitStack, contextmanager, nullcontext
 from dataclasses import dataclass
+from functools import partial
 from typing import Any, Literal, get_args
 
 import numpy as np
@@ -17,7 +18,9 @@ from mrla.models.stage import MIXER
 CutKind = Literal["mixers", "links", "heads"]
 CUT_KINDS: tuple[str, ...] = get_args(CutKind)
 Batches = Iterable[Any]
-"""Batches of images (b, c, h, w) and labels (b,), the same ones each time."""
+"""Batches of images (b, c, h, w) and labels (b,)."""
+State = Callable[[], AbstractContextManager[Any]]
+"""Makes a context in which a network is looked at."""
 ALPHA = 0.05
 
 
@@ -58,9 +61,9 @@ class Cut:
     back: int | None = None
     head: int | None = None
 
-    def applied(self, model: nn.Module) -> AbstractContextManager[None]:
-        """A context in which it is cut."""
-        return cut(model, self.block, back=self.back, head=self.head)
+    def of(self, model: nn.Module) -> State:
+        """The state of a network in which it is cut."""
+        return partial(cut, model, self.block, back=self.back, head=self.head)
 
     @property
     def names(self) -> dict[str, Any]:
@@ -118,82 +121,84 @@ def without_mixers(model: nn.Module) -> Iterator[None]:
 
 
 def outcomes(
-    model: nn.Module, batches: Batches, *, images: int | None = None, on_batch: Callable[[int], None] | None = None
+    model: nn.Module, batches: Batches, *, images: int | None = None, on_pass: Callable[[int], None] | None = None
 ) -> Outcomes:
-    """What a classifier says of each image.
+    """What a classifier says of each image: `outcomes_in` its state as it is."""
+    (found,) = outcomes_in(model, batches, [nullcontext], images=images, on_pass=on_pass)
+    return found
+
+
+def outcomes_in(
+    model: nn.Module,
+    batches: Batches,
+    states: Sequence[State],
+    *,
+    images: int | None = None,
+    on_pass: Callable[[int], None] | None = None,
+) -> list[Outcomes]:
+    """What a classifier says of each image in each of several states.
+
+    Every batch is taken from the loader once and shown to all states in turn, so they are compared on the same images
+    whatever the loader's order, and no image is read or decoded twice.
 
     Args:
         model: Network from images to logits; it is looked at in eval mode.
         batches: Images and labels.
+        states: Each makes a context in which the network is as it is to be looked at.
         images: How many images at most; None for all.
-        on_batch: Called after each batch with the images in it.
+        on_pass: Called after each state's pass over a batch with the images in it.
 
     Returns:
-        One loss, hit and label an image.
+        For each state one loss, hit and label an image.
 
     Raises:
         ValueError: If there is no image, or the network does not give logits.
     """
     device = next(model.parameters()).device
-    losses, hits, labels, seen = [], [], [], 0
+    losses: list[list[Tensor]] = [[] for _ in states]
+    hits: list[list[Tensor]] = [[] for _ in states]
+    labels: list[Tensor] = []
     with in_eval_mode(model), torch.inference_mode():
         for shown, right in limited(batches, images):
-            logits = model(shown.to(device))
-            if not isinstance(logits, Tensor) or logits.ndim != 2:
-                raise ValueError(
-                    f"the effect is measured on classifiers, whose output is logits (b, classes): this "
-                    f"{type(model).__name__} gives {_kind(logits)}; leave the cuts out"
-                )
-            right = right.to(device)
-            losses.append(cross_entropy(logits.float(), right, reduction="none").double().cpu())
-            hits.append((logits.argmax(1) == right).cpu())
+            shown, right = shown.to(device), right.to(device)
             labels.append(right.cpu())
-            seen += len(right)
-            if on_batch is not None:
-                on_batch(len(right))
-    if not seen:
+            for at, state in enumerate(states):
+                with state():
+                    logits = model(shown)
+                if not isinstance(logits, Tensor) or logits.ndim != 2:
+                    raise ValueError(
+                        f"the effect is measured on classifiers, whose output is logits (b, classes): this "
+                        f"{type(model).__name__} gives {_kind(logits)}; leave the cuts out"
+                    )
+                losses[at].append(cross_entropy(logits.float(), right, reduction="none").double().cpu())
+                hits[at].append((logits.argmax(1) == right).cpu())
+                if on_pass is not None:
+                    on_pass(len(right))
+    if not sum(map(len, labels)):
         raise ValueError("the loader must have at least one image: it has none")
-    return Outcomes(losses=_joined(losses), hits=_joined(hits), labels=_joined(labels))
+    return [
+        Outcomes(losses=_joined(of_losses), hits=_joined(of_hits), labels=_joined(labels))
+        for of_losses, of_hits in zip(losses, hits, strict=True)
+    ]
 
 
-def measure_cuts(
-    model: nn.Module,
-    batches: Batches,
-    whole: Outcomes,
-    cuts: Sequence[Cut],
-    *,
-    images: int | None = None,
-    comparisons: int | None = None,
-    on_batch: Callable[[int], None] | None = None,
-) -> list[dict[str, Any]]:
-    """What each cut costs, by itself, on the same images.
+def cut_records(whole: Outcomes, found: Sequence[Outcomes], cuts: Sequence[Cut]) -> list[dict[str, Any]]:
+    """What each cut costs, by itself.
 
     A change is that with the cut minus that without, image by image; its interval is that of a paired t test over
     images, with Bonferroni's correction for as many cuts as there are, so that all intervals of the list together hold
     with 95 %.
 
     Args:
-        model: A classifier with mixers.
-        batches: Images and labels, the same ones in the same order each time.
-        whole: What the uncut network said of them.
-        cuts: What is cut.
-        images: How many images at most.
-        comparisons: For how many intervals together 95 % are to hold; as many as there are cuts if not given.
-        on_batch: Called after each batch with the images in it.
+        whole: What the uncut network said of some images.
+        found: What it said of them with each cut.
+        cuts: The cuts.
 
     Returns:
         For each cut ``block`` (and ``source`` or ``head``), ``accuracy``, ``loss``, ``accuracy_change`` and
         ``loss_change``, each with ``mean``, ``low`` and ``high``.
-
-    Raises:
-        ValueError: If the batches are others at a later time.
     """
-    records = []
-    for one in cuts:
-        with one.applied(model):
-            found = outcomes(model, batches, images=images, on_batch=on_batch)
-        records.append({**one.names, **changes(whole, found, comparisons=comparisons or len(cuts))})
-    return records
+    return [{**one.names, **changes(whole, said, comparisons=len(cuts))} for one, said in zip(cuts, found, strict=True)]
 
 
 def changes(whole: Outcomes, found: Outcomes, *, comparisons: int = 1) -> dict[str, Any]:

@@ -1,9 +1,10 @@
 """What a network's blocks hear of one another, whether it does anything, and where the network looks."""
 
 import time
-from collections.abc import Callable, Mapping, Sequence
-from contextlib import nullcontext
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -22,15 +23,17 @@ from .effects import (
     Batches,
     Cut,
     Outcomes,
+    State,
     changes,
     check_limit,
+    cut_records,
     limited,
-    measure_cuts,
-    outcomes,
+    outcomes_in,
     possible_cuts,
     without_mixers,
 )
 from .looked_at import Picture, draw_looked_at
+from .passes import OnProgress, Passes
 from .retrieval_maps import RetrievalStatistics, draw_retrieval, of_one_image
 from .verdicts import verdict_of
 
@@ -44,7 +47,6 @@ NOTE = (
     "may still have helped in training. Cuts are made one at a time: two that are harmless alone need not be so "
     "together."
 )
-OnProgress = Callable[[int, int], None]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -98,8 +100,8 @@ def explain(
 
     Args:
         model: A network with mixers; a classifier for all but the first.
-        loader: Batches of images (b, c, h, w) and labels (b,), the same ones in the same order each time; of a
-            detector lists of images. May be left out where there are pictures.
+        loader: Batches of images (b, c, h, w) and labels (b,); of a detector lists of images. Each batch is taken once,
+            for the whole network and all cuts. May be left out where there are pictures.
         pictures: Images to look at one by one, `mrla.analysis.Picture`. Without any, the loader's first four.
         cuts: What is cut, of ``mixers``, ``links`` and ``heads``; each is a pass over the images. Empty for nothing.
         max_images: How many of the loader's images are used; None for all.
@@ -113,8 +115,8 @@ def explain(
         The explanation.
 
     Raises:
-        ValueError: If the network has no mixers, there is neither loader nor picture, an argument is not as described,
-            or the loader gives other images each time.
+        ValueError: If the network has no mixers, there is neither loader nor picture, or an argument is not as
+            described.
 
     Example:
         >>> import mrla, timm
@@ -134,11 +136,12 @@ def explain(
     with nullcontext() if out is None else written_folder(Path(out), overwrite=overwrite) as folder:
         statistics, effect, terms, whole = RetrievalStatistics(), None, None, None
         if loader is not None:
-            passes = _Passes(loader, max_images, 2 + sum(map(len, chosen.values())) if chosen else 1, on_progress)
-            whole = _record(model, loader, max_images, statistics, passes)
-            if whole is not None:
+            passes = Passes(loader, max_images, 2 + sum(map(len, chosen.values())) if chosen else 1, on_progress)
+            if _detects(model):
+                _detected(model, loader, max_images, statistics, passes)
+            else:
+                whole, effect = _classified(model, loader, chosen, max_images, statistics, passes)
                 terms = _terms(model, loader)
-                effect = _effect(model, loader, whole, chosen, max_images, passes) if chosen else None
             passes.end()
         looked_at = list(pictures) or _first_pictures(model, loader, class_names)
         found = _look(model, looked_at, statistics if loader is None else None, class_names, folder)
@@ -176,28 +179,6 @@ def _write(folder: Path, content: Mapping[str, Any]) -> None:
     write_report(folder, content, kind="explain")
 
 
-class _Passes:
-    """Counts passes over batches for whoever watches."""
-
-    def __init__(self, loader: Batches, max_images: int | None, passes: int, on_progress: OnProgress | None):
-        self._done, self._on_progress = 0, on_progress
-        batches = len(loader) if hasattr(loader, "__len__") else 1  # type: ignore[arg-type]
-        size = getattr(loader, "batch_size", None)
-        if max_images is not None and size:
-            batches = min(batches, -(-max_images // size))
-        self._total = batches * passes
-
-    def step(self, images: int = 0) -> None:
-        """A batch is done."""
-        self._done += 1
-        if self._on_progress is not None:
-            self._on_progress(self._done, max(self._done, self._total))
-
-    def end(self) -> None:
-        if self._on_progress is not None:
-            self._on_progress(self._done, self._done)
-
-
 def _check(
     model: nn.Module, loader: Any, pictures: Sequence[Picture], cuts: Sequence[str], max_images: int | None
 ) -> None:
@@ -214,42 +195,49 @@ def _check(
         )
 
 
-def _record(
-    model: nn.Module, loader: Batches, max_images: int | None, statistics: RetrievalStatistics, passes: _Passes
-) -> Outcomes | None:
-    """One pass in which all is noted that is heard; of a classifier what it says of each image too."""
-    with recording(model) as heard:
-
-        def after_batch(images: int) -> None:
-            statistics.add(heard.retrieval(), images)
-            heard.clear()
-            passes.step(images)
-
-        if not _detects(model):
-            return outcomes(model, loader, images=max_images, on_batch=after_batch)
-        with in_eval_mode(model), torch.inference_mode():
-            for shown, _ in limited(loader, max_images):
-                model([image.to(_device(model)) for image in shown])
-                after_batch(len(shown))
-    return None
-
-
-def _effect(
+def _classified(
     model: nn.Module,
     loader: Batches,
-    whole: Outcomes,
     chosen: Mapping[str, Sequence[Cut]],
     max_images: int | None,
-    passes: _Passes,
-) -> dict[str, Any]:
-    """What is lost without all mixers, and with each cut."""
-    with without_mixers(model):
-        bare = outcomes(model, loader, images=max_images, on_batch=passes.step)
-    measured = {
-        kind: measure_cuts(model, loader, whole, cuts, images=max_images, on_batch=passes.step)
-        for kind, cuts in chosen.items()
-    }
-    return {"images": len(whole.labels), "all": {"block": "all mixers", **changes(whole, bare)}, **measured}
+    statistics: RetrievalStatistics,
+    passes: Passes,
+) -> tuple[Outcomes, dict[str, Any] | None]:
+    """What a classifier says, with all noted that is heard meanwhile; and what is lost with each cut and with all."""
+
+    @contextmanager
+    def heard_whole() -> Iterator[None]:
+        with recording(model) as heard:
+            yield
+            statistics.add(heard.retrieval())
+
+    cuts = [one for of_kind in chosen.values() for one in of_kind]
+    states: list[State] = [heard_whole]
+    if chosen:
+        states += [partial(without_mixers, model), *(one.of(model) for one in cuts)]
+    whole, *found = outcomes_in(model, loader, states, images=max_images, on_pass=passes.step)
+    statistics.images = len(whole.labels)
+    if not chosen:
+        return whole, None
+    bare, *cut_out = found
+    effect: dict[str, Any] = {"images": len(whole.labels), "all": {"block": "all mixers", **changes(whole, bare)}}
+    for kind, of_kind in chosen.items():
+        effect[kind] = cut_records(whole, cut_out[: len(of_kind)], of_kind)
+        cut_out = cut_out[len(of_kind) :]
+    return whole, effect
+
+
+def _detected(
+    model: nn.Module, loader: Batches, max_images: int | None, statistics: RetrievalStatistics, passes: Passes
+) -> None:
+    """One pass of a detector in which all is noted that is heard."""
+    with recording(model) as heard, in_eval_mode(model), torch.inference_mode():
+        for shown, _ in limited(loader, max_images):
+            model([image.to(_device(model)) for image in shown])
+            statistics.add(heard.retrieval())
+            statistics.images += len(shown)
+            heard.clear()
+            passes.step()
 
 
 def _detects(model: nn.Module) -> bool:
@@ -321,7 +309,8 @@ def _look(
             image = picture.input.to(_device(model))
             model([image] if _detects(model) else image[None])
         if statistics is not None:
-            statistics.add(heard.retrieval(), images=1)
+            statistics.add(heard.retrieval())
+            statistics.images += 1
         record = {"file": picture.name, "drawing": None, "caption": None, "retrieval": of_one_image(heard)}
         if folder is not None and plain is not None:
             name = f"looked-at-{index + 1}.png"

@@ -1,7 +1,8 @@
 """Taking off the mixers that a network can do without, by what cutting each of them costs."""
 
 import copy
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
+from contextlib import nullcontext
 from dataclasses import asdict, dataclass
 from typing import Any
 
@@ -11,7 +12,18 @@ from mrla.models import detach, mixed_chains, remove_mixers
 from mrla.train.arms import count_parameters
 
 from ..measure import measure_throughput
-from .effects import Batches, Outcomes, changes, check_limit, limited, measure_cuts, outcomes, possible_cuts
+from .effects import (
+    Batches,
+    Outcomes,
+    changes,
+    check_limit,
+    cut_records,
+    limited,
+    outcomes,
+    outcomes_in,
+    possible_cuts,
+)
+from .passes import OnProgress, Passes
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -21,7 +33,7 @@ class Pruning:
     Attributes:
         kept: Paths of the blocks that still have a mixer.
         removed: Paths of those that have none any more.
-        cuts: What each mixer's cut alone cost, see `mrla.analysis.effects.measure_cuts`.
+        cuts: What each mixer's cut alone cost, see `mrla.analysis.explanation.effects.cut_records`.
         before: ``accuracy``, ``loss``, ``parameters`` and ``images_per_second`` of the network as it was.
         after: The same of what is left, on the same images, with the changes and their intervals.
     """
@@ -39,7 +51,7 @@ def prune(
     *,
     keep: int | Sequence[str] | None = None,
     max_images: int | None = 1000,
-    on_progress: Callable[[int, int], None] | None = None,
+    on_progress: OnProgress | None = None,
 ) -> Pruning:
     """Takes off the mixers whose cut costs least, in place, and measures what that does to accuracy and speed.
 
@@ -53,7 +65,7 @@ def prune(
         keep: How many mixers stay, or the paths of their blocks; None for those whose cut raises the loss beyond chance
             (95 % for all of them together). With none left the network is plain again, as by `mrla.detach`.
         max_images: How many of the loader's images are used; None for all.
-        on_progress: Called with the passes over the images done and those in all.
+        on_progress: Called with the passes over a batch done and those in all.
 
     Returns:
         What was kept and removed, with accuracy and speed before and after.
@@ -75,20 +87,10 @@ def prune(
     _check_keep(keep, known)
     check_limit(max_images)
     cuts = possible_cuts(model, ["mixers"])
-    done = 0
-
-    def step() -> None:
-        nonlocal done
-        done += 1
-        if on_progress is not None:
-            on_progress(done, len(cuts) + 2)
-
-    whole = outcomes(model, loader, images=max_images)
-    step()
-    records = []
-    for one in cuts:
-        records += measure_cuts(model, loader, whole, [one], images=max_images, comparisons=len(cuts))
-        step()
+    passes = Passes(loader, max_images, len(cuts) + 2, on_progress)
+    states = [nullcontext, *(one.of(model) for one in cuts)]
+    whole, *found = outcomes_in(model, loader, states, images=max_images, on_pass=passes.step)
+    records = cut_records(whole, found, cuts)
     kept = _chosen(keep, known, records)
     removed = tuple(block for block in known if block not in kept)
     before = copy.deepcopy(model)
@@ -96,8 +98,8 @@ def prune(
         detach(model)
     elif removed:
         remove_mixers(model, removed)
-    left = outcomes(model, loader, images=max_images)
-    step()
+    left = outcomes(model, loader, images=max_images, on_pass=passes.step)
+    passes.end()
     return Pruning(kept=kept, removed=removed, cuts=records, **_before_and_after(before, model, loader, whole, left))
 
 

@@ -24,14 +24,14 @@ _LETTERED_CELLS = 12
 
 
 class RetrievalStatistics:
-    """Mean and spread of retrieval maps over images, batch by batch."""
+    """Mean and spread of retrieval maps over images, batch by batch; `images` counts them."""
 
     def __init__(self):
         self.images = 0
         self._sums: dict[MixedChain, tuple[Tensor, Tensor, Tensor]] = {}
 
-    def add(self, maps: Sequence[tuple[MixedChain, Tensor]], images: int) -> None:
-        """Takes in the maps of so many images, (b, g, t, s) of each chain, as `Recording.retrieval` gives them."""
+    def add(self, maps: Sequence[tuple[MixedChain, Tensor]]) -> None:
+        """Takes in the maps (b, g, t, s) of each chain, as `Recording.retrieval` gives them."""
         for chain, weights in maps:
             weights = weights.detach().cpu().double()
             over_heads = weights.mean(1)
@@ -39,7 +39,6 @@ class RetrievalStatistics:
             if chain in self._sums:
                 parts = tuple(old + new for old, new in zip(self._sums[chain], parts, strict=True))
             self._sums[chain] = parts  # type: ignore[assignment]
-        self.images += images
 
     def records(self, model: nn.Module) -> list[dict[str, Any]]:
         """What is known, one entry a chain: the README lists the keys."""
