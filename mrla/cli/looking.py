@@ -92,6 +92,8 @@ def explain_command(words: Sequence[str]) -> int:
     console.print(f"\n{found.content['note']}", style="dim", markup=False)
     files = ", ".join(["report.html", "explain.json", *([MAPS] if found.content["chains"] else [])])
     console.print(f"{found.content['seconds']:.0f} s. {found.folder}/{files}", highlight=False, markup=False)
+    if "mixers" in (found.content["cuts"] or {}):
+        console.print(f"To take off what it can spare: mrla prune {options['checkpoint']}", highlight=False, markup=False)
     return 0
 
 

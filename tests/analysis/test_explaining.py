@@ -283,6 +283,7 @@ def test_the_command(run, tmp_path, capsys):
     said = " ".join(capsys.readouterr().out.split())
     assert content["verdict"][0] in said
     assert "report.html" in said
+    assert f"mrla prune {run}" in said
 
 
 @pytest.mark.parametrize("method", ["dw", "base"])
