@@ -93,7 +93,9 @@ def explain_command(words: Sequence[str]) -> int:
     files = ", ".join(["report.html", "explain.json", *([MAPS] if found.content["chains"] else [])])
     console.print(f"{found.content['seconds']:.0f} s. {found.folder}/{files}", highlight=False, markup=False)
     if "mixers" in (found.content["cuts"] or {}):
-        console.print(f"To take off what it can spare: mrla prune {options['checkpoint']}", highlight=False, markup=False)
+        console.print(
+            f"To take off what it can spare: mrla prune {options['checkpoint']}", highlight=False, markup=False
+        )
     return 0
 
 

@@ -180,6 +180,18 @@ def test_a_network_with_no_place_to_look_at_is_explained_without_maps(tmp_path, 
     assert "no activation maps" in (tmp_path / "out" / "report.html").read_text()
 
 
+def test_where_to_look_is_found_once_for_images_of_one_size(tmp_path, monkeypatch):
+    asked = []
+    found = explaining.where_to_look
+    monkeypatch.setattr(explaining, "where_to_look", lambda *given: (asked.append(given[2]), found(*given))[1])
+    sizes = [(32, 32), (48, 64), (32, 32), (48, 64)]
+    pictures = [Picture(name=str(at), input=torch.randn(3, *size)) for at, size in enumerate(sizes)]
+    content = mrla.explain(network(), pictures=pictures, cuts=[], out=tmp_path / "out").content
+    assert asked == [(3, 32, 32), (3, 48, 64)]
+    assert all(one["caption"].endswith("behind layer2") for one in content["pictures"])
+    assert all((tmp_path / "out" / one["drawing"]).is_file() for one in content["pictures"])
+
+
 def test_a_method_that_hears_nobody_is_cut_all_the_same(tmp_path):
     content = mrla.explain(awake(network("dw"), "layer3.1"), batches(), cuts=["mixers"], out=tmp_path / "out").content
     assert content["chains"] == []
@@ -270,7 +282,8 @@ def run(tmp_path_factory) -> Path:
     return folder
 
 
-def test_the_command(run, tmp_path, capsys):
+def test_the_command(run, tmp_path, monkeypatch, capsys):
+    monkeypatch.setenv("COLUMNS", "300")  # long paths in one line
     picture = tmp_path / "a picture.png"
     Image.fromarray((np.random.default_rng(0).random((20, 30, 3)) * 255).astype("uint8")).save(picture)
     words = [str(run), str(picture), "--out", str(tmp_path / "out"), "--cuts", "mixers", "--max_images", "64"]
@@ -287,7 +300,8 @@ def test_the_command(run, tmp_path, capsys):
 
 
 @pytest.mark.parametrize("method", ["dw", "base"])
-def test_the_command_names_the_files_that_are_there(method, tmp_path, capsys):
+def test_the_command_names_the_files_that_are_there(method, tmp_path, monkeypatch, capsys):
+    monkeypatch.setenv("COLUMNS", "300")  # long paths in one line
     folder = mrla.save(mrla.attach(timm.create_model("test_resnet", num_classes=3), method), tmp_path / "net")
     Image.new("RGB", (40, 50)).save(tmp_path / "picture.png")
     words = [str(folder), str(tmp_path / "picture.png"), "--out", str(tmp_path / "out"), "--machine.accelerator", "cpu"]

@@ -2,6 +2,7 @@
 
 import copy
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -22,6 +23,23 @@ _NORMS = (nn.LayerNorm, nn.RMSNorm, RmsNorm, RmsNorm2d)
 """What gives the same for features of any size, place by place."""
 _ROUNDING = 1e-3
 """Of what share of its terms a sum may be rounding, with the small number that norms add."""
+
+
+@dataclass(frozen=True)
+class Place:
+    """Where in a network is looked at, for images of one size.
+
+    Attributes:
+        chain: The chain of blocks behind which that is.
+        path: The module that gives or takes what is looked at.
+        at_input: Whether it is the one that takes it.
+        grid: The grid of its tokens, where a block is told it.
+    """
+
+    chain: Chain
+    path: str
+    at_input: bool
+    grid: Grid | None
 
 
 def activation_maps(
@@ -65,27 +83,53 @@ def activation_maps(
         >>> activation_maps(model, torch.randn(2, 3, 64, 64), targets=[0, 3]).shape
         torch.Size([2, 64, 64])
     """
+    _check_images(images)
+    plain = plain_twin(model)
+    if chain is None:
+        recipe = attach_recipe(model) or {}
+        chain = find_chains(plain, recipe.get("blocks"), (2, *images.shape[1:]))[-1]
+    return maps_at(place_to_look(plain, chain, images.shape[1:]), model, images, targets)
+
+
+def place_to_look(plain: nn.Module, chain: Chain, shape: Sequence[int]) -> Place:
+    """Where to look at what a chain of blocks gives; it takes a dry run, and serves all images of this size.
+
+    Args:
+        plain: The network without mixers, see `plain_twin`.
+        chain: One of its chains.
+        shape: Of an image, (c, h, w).
+
+    Returns:
+        The place, in the network with its mixers too.
+
+    Raises:
+        ValueError: If the network has no such chain, or no module that gives or takes what it gives.
+    """
+    calls = dry_run(plain, (2, *shape))
+    path, at_input = _module_to_look_at(plain, chain, calls)
+    return Place(chain, path, at_input, None if chain.patch_embed else _grid_from_call(chain, calls))
+
+
+def maps_at(
+    place: Place, model: nn.Module, images: Tensor, targets: int | Sequence[int] | Tensor | None = None
+) -> Tensor:
+    """`activation_maps` at a place that is known."""
     from captum.attr import LayerGradientXActivation
 
     _check_images(images)
     images = images.detach().clone()  # no part of the caller's graph, and no tensor of inference mode
-    plain, shape = plain_twin(model), (2, *images.shape[1:])
-    if chain is None:
-        recipe = attach_recipe(model) or {}
-        chain = find_chains(plain, recipe.get("blocks"), shape)[-1]
-    calls = dry_run(plain, shape)
-    path, at_input = _place_to_look(plain, chain, calls)
+    chain = place.chain
     patches = GridFromPatches(model.get_submodule(chain.patch_embed)) if chain.patch_embed else None
     try:
         with in_eval_mode(model):
             with torch.no_grad():
                 logits = model(images)
             classes = _checked_targets(targets, _checked_logits(logits, len(images)))
-            grid = patches.grid((), {}) if patches else _grid_from_call(chain, calls)
-            found = LayerGradientXActivation(model, model.get_submodule(path)).attribute(
+            grid = patches.grid((), {}) if patches else place.grid
+            found = LayerGradientXActivation(model, model.get_submodule(place.path)).attribute(
                 images,
                 target=classes,
-                attribute_to_layer_input=at_input,
+                attribute_to_layer_input=place.at_input,
                 grad_kwargs={"materialize_grads": True},  # zeros where the class does not depend on the place
             )
     finally:
@@ -182,7 +226,7 @@ def plain_twin(model: nn.Module) -> nn.Module:
     return detach(copy.deepcopy(model, shared))
 
 
-def _place_to_look(plain: nn.Module, chain: Chain, calls: Sequence[Call]) -> tuple[str, bool]:
+def _module_to_look_at(plain: nn.Module, chain: Chain, calls: Sequence[Call]) -> tuple[str, bool]:
     """The module that gives or takes what is looked at, and whether it is the one that takes it."""
     by_path: dict[str, list[Call]] = {}
     for call in calls:

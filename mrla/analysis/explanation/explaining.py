@@ -18,7 +18,7 @@ from mrla.models.modes import in_eval_mode
 from mrla.train.runs import versions
 
 from ..report.page import write_report
-from .activation_maps import plain_twin
+from .activation_maps import Place, plain_twin
 from .effects import (
     Batches,
     Cut,
@@ -32,7 +32,7 @@ from .effects import (
     possible_cuts,
     without_mixers,
 )
-from .looked_at import Picture, draw_looked_at
+from .looked_at import Picture, draw_looked_at, where_to_look
 from .passes import OnProgress, Passes
 from .retrieval_maps import RetrievalStatistics, draw_retrieval, of_one_image
 from .verdicts import verdict_of
@@ -303,6 +303,7 @@ def _look(
     if not pictures:
         return []
     plain = None if folder is None or _detects(model) else plain_twin(model)
+    places: dict[torch.Size, Place] = {}
     records = []
     for index, picture in enumerate(pictures):
         with recording(model) as heard, in_eval_mode(model), torch.inference_mode():
@@ -315,8 +316,11 @@ def _look(
         if folder is not None and plain is not None:
             name = f"looked-at-{index + 1}.png"
             try:
-                record |= {"caption": draw_looked_at(model, plain, picture, class_names, folder / name)}
-                record |= {"drawing": name}
+                shape = picture.input.shape
+                if shape not in places:
+                    places[shape] = where_to_look(model, plain, shape)
+                said = draw_looked_at(model, plain, picture, places[shape], class_names, folder / name)
+                record |= {"caption": said, "drawing": name}
             except ValueError as error:  # not every network has a place to look at
                 record["caption"] = f"no activation maps: {error}"
         records.append(record)

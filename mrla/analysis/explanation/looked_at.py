@@ -1,9 +1,8 @@
 """One image: where a classifier looks in it, with its mixers and without."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -11,7 +10,7 @@ from torch import Tensor, nn
 from mrla.models import Chain, attach_recipe, find_chains
 from mrla.models.modes import in_eval_mode
 
-from .activation_maps import activation_maps, draw_activation_maps
+from .activation_maps import Place, draw_activation_maps, maps_at, place_to_look
 
 _ROOM = 4
 
@@ -29,8 +28,32 @@ class Picture:
     input: Tensor
 
 
+def where_to_look(model: nn.Module, plain: nn.Module, shape: Sequence[int]) -> Place:
+    """Where class activation maps of images of a size are taken: behind the last chain with room for one.
+
+    Args:
+        model: A classifier with mixers.
+        plain: The same without.
+        shape: Of an image, (c, h, w).
+
+    Returns:
+        The place; looking for it runs the network twice without computing anything.
+
+    Raises:
+        ValueError: If there is none.
+    """
+    recipe = attach_recipe(model) or {}
+    chains = find_chains(plain, recipe.get("blocks"), (2, *shape))
+    return place_to_look(plain, _chain_with_room(chains), shape)
+
+
 def draw_looked_at(
-    model: nn.Module, plain: nn.Module, picture: Picture, class_names: Sequence[str] | None, path: Path
+    model: nn.Module,
+    plain: nn.Module,
+    picture: Picture,
+    place: Place,
+    class_names: Sequence[str] | None,
+    path: Path,
 ) -> str:
     """Draws the class activation maps of an image, for the class that the network with mixers says.
 
@@ -38,6 +61,7 @@ def draw_looked_at(
         model: A classifier with mixers.
         plain: The same without.
         picture: The image.
+        place: Where is looked, `where_to_look` of images of its size.
         class_names: Names of the classes.
         path: The PNG.
 
@@ -45,7 +69,7 @@ def draw_looked_at(
         What both say and where the maps are taken, in words.
 
     Raises:
-        ValueError: If the networks are no classifiers, or none of their modules gives the maps.
+        ValueError: If the networks are no classifiers, or what is found there tells nothing.
     """
     device = next(model.parameters()).device
     image = picture.input[None].to(device)
@@ -56,9 +80,8 @@ def draw_looked_at(
             label = int(chances.argmax())
             said.append((label, f"{_named(label, class_names)} {100 * float(chances[label]):.0f} %"))
     (label, with_mixers), (_, without) = said
-    chain = _chain_with_room(plain, image, attach_recipe(model) or {})
     maps = {
-        name: activation_maps(network, image, label, chain=chain)[0].cpu()
+        name: maps_at(place, network, image, label)[0].cpu()
         for name, network in (("with mixers", model), ("without", plain))
     }
     words = {"with mixers": with_mixers, "without": without}
@@ -66,12 +89,11 @@ def draw_looked_at(
     captions = {name: _shortened(text).replace("$", r"\$") for name, text in words.items()}
     draw_activation_maps(_shown(picture.input), maps, path, captions=captions)
     named = _named(label, class_names)
-    return f"{with_mixers} with mixers, {without} without; both maps are for {named}, behind {chain.name}"
+    return f"{with_mixers} with mixers, {without} without; both maps are for {named}, behind {place.chain.name}"
 
 
-def _chain_with_room(plain: nn.Module, image: Tensor, recipe: Mapping[str, Any]) -> Chain:
+def _chain_with_room(chains: Sequence[Chain]) -> Chain:
     """The last chain whose maps have at least four rows and columns; a map of one pixel tells no place."""
-    chains = find_chains(plain, recipe.get("blocks"), image.shape)
 
     def side(chain: Chain) -> int:
         if chain.layout == "NLC":
