@@ -202,37 +202,44 @@ def test_a_configuration_chooses_recipe_and_data(capsys):
     assert "batch_size: 256" in printed
 
 
-@pytest.mark.parametrize("words", [["--help"], *([name, "--help"] for name in COMMANDS)], ids=" ".join)
-def test_help_loads_nothing_heavy(words):
+def test_help_loads_nothing_heavy():
+    """All of it in one process, for most of the time is that of importing torch."""
     code = (
-        f"import sys; from mrla.cli import main; code = main({words!r}); print('MODULES', *sys.modules); sys.exit(code)"
+        "import sys; from mrla.cli import COMMANDS, main\n"
+        "for words in (['--help'], *([name, '--help'] for name in COMMANDS)):\n"
+        "    print('ASKED', *words); code = main(words); print('MODULES', *sys.modules)\n"
+        "    if code: sys.exit(code)\n"
     )
     result = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
-    printed, _, modules = result.stdout.partition("MODULES")
-    assert "usage: mrla" in printed
-    loaded = {name.split(".")[0] for name in modules.split()}
-    assert not loaded & {"lightning", "sklearn", "matplotlib", "scipy", "torchmetrics", "tensorboard"}
+    asked = [part.partition("MODULES")[::2] for part in result.stdout.split("ASKED ")[1:]]
+    assert [printed.splitlines()[0] for printed, _ in asked] == ["--help", *(f"{name} --help" for name in COMMANDS)]
+    for printed, modules in asked:
+        assert "usage: mrla" in printed
+        loaded = {name.split(".")[0] for name in modules.split()}
+        assert not loaded & {"lightning", "sklearn", "matplotlib", "scipy", "torchmetrics", "tensorboard"}, printed
 
 
 @pytest.mark.parametrize(
-    ("missing", "statement"),
-    [
-        ("lightning", "from mrla.cli import main; sys.exit(main(['train']))"),
-        ("lightning", "from mrla.cli import main; sys.exit(main(['compare']))"),
-        ("sklearn", "from mrla.cli import main; sys.exit(main(['train']))"),
-        ("lightning", "import mrla; mrla.fit"),
-        ("matplotlib", "from mrla.cli import main; sys.exit(main(['compare']))"),
-        ("matplotlib", "from mrla.cli import main; sys.exit(main(['bench']))"),
-        ("lightning", "from mrla.cli import main; sys.exit(main(['bench']))"),
-    ],
+    ("missing", "commands"),
+    [("lightning", ("train", "compare", "bench")), ("matplotlib", ("compare", "bench")), ("sklearn", ("train",))],
 )
-def test_a_missing_package_is_said_with_the_extra_that_brings_it(missing, statement):
-    code = f"import sys; sys.modules[{missing!r}] = None; {statement}"
+def test_a_missing_package_is_said_with_the_extra_that_brings_it(missing, commands):
+    code = f"import sys; sys.modules[{missing!r}] = None; from mrla.cli import main; "
+    code += f"sys.exit({{main([name]) for name in {commands!r}}} != {{2}})"
     result = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
-    assert result.returncode in (1, 2)
-    last = result.stderr.strip().splitlines()[-1]
-    assert re.search(rf"{missing}.*not installed.*pip install 'mrla\[train\]'", last)
+    assert result.returncode == 0
+    said = [line for line in result.stderr.splitlines() if line.startswith("mrla: error: ")]
+    assert len(said) == len(commands)
+    for line in said:
+        assert re.search(rf"{missing}.*not installed.*pip install 'mrla\[train\]'", line)
     assert not list(Path().iterdir())
+
+
+def test_a_missing_package_is_said_from_python_too():
+    code = "import sys; sys.modules['lightning'] = None; import mrla; mrla.fit"
+    result = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
+    assert result.returncode == 1
+    assert re.search(r"lightning.*not installed.*pip install 'mrla\[train\]'", result.stderr.strip().splitlines()[-1])
 
 
 def test_convert_writes_what_its_last_line_reads(capsys):
