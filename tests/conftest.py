@@ -20,6 +20,13 @@ def _same_random_numbers():
     torch.manual_seed(0)
 
 
+@pytest.fixture
+def in_an_empty_folder(tmp_path, monkeypatch):
+    """Where a command is tried: nothing lies there, and a printed line is wide enough for a table."""
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("COLUMNS", "200")
+
+
 def randomise_norms(model: nn.Module) -> nn.Module:
     """Gives every BatchNorm other weights and statistics: timm zeroes the last one of a block, which hides mistakes."""
     for module in model.modules():

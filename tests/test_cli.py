@@ -14,13 +14,8 @@ import torch
 import mrla
 from mrla.cli import COMMANDS, main
 
+pytestmark = pytest.mark.usefixtures("in_an_empty_folder")
 TINY = ["--model_args.channels", "[8,8,8,8]", "--epochs", "2", "--optim.warmup_epochs", "0", "--progress", "false"]
-
-
-@pytest.fixture(autouse=True)
-def _in_an_empty_folder(tmp_path, monkeypatch):
-    monkeypatch.chdir(tmp_path)
-    monkeypatch.setenv("COLUMNS", "200")
 
 
 @pytest.fixture(scope="module")

@@ -16,13 +16,8 @@ from mrla.dense import detector
 from mrla.dense import save as save_dense
 from mrla.models import mixed_chains
 
+pytestmark = pytest.mark.usefixtures("in_an_empty_folder")
 QUIET = ["--progress", "false", "--machine.accelerator", "cpu", "--machine.threads", "1"]
-
-
-@pytest.fixture(autouse=True)
-def _in_an_empty_folder(tmp_path, monkeypatch):
-    monkeypatch.chdir(tmp_path)
-    monkeypatch.setenv("COLUMNS", "200")
 
 
 @pytest.fixture(scope="module")

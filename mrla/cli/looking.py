@@ -1,13 +1,12 @@
 """The commands that look at networks: what they find, what they are made of."""
 
-import shlex
 from collections.abc import Sequence
 
 from rich.table import Table
 
 from mrla.train.recipes import Machine
 
-from .parsing import add_data_flags, add_switch, command_parser, listed, parse, shown_data
+from .parsing import add_study_flags, add_switch, command_parser, listed, parse, study_options
 from .printing import console_of_width, progress_bar
 
 
@@ -56,17 +55,13 @@ def explain_command(words: Sequence[str]) -> int:
         "images", type=str, nargs="*", help="Image files to look at one by one (four validation images)"
     )
     parser.add_argument("--out", type=str, default=None, help="New folder of the explanation (runs/explain-CHECKPOINT)")
-    parser.add_argument("--overwrite", type=bool, default=False, help="Whether what lies in that folder is replaced")
     parser.add_argument(
         "--cuts",
         type=str | None,
         default=None,
         help="What is cut, of mixers,links,heads (mixers,links); '' for nothing",
     )
-    parser.add_argument("--max_images", type=int, default=1000, help="How many annotated images at most")
-    add_data_flags(parser, words)
-    parser.add_class_arguments(Machine, "machine")
-    add_switch(parser, "--progress", "Whether a progress bar is shown")
+    add_study_flags(parser, words)
     options = parse(parser, words)
     from mrla.analysis.explanation.checkpoints import explain_checkpoint
     from mrla.analysis.explanation.explaining import MAPS
@@ -75,13 +70,8 @@ def explain_command(words: Sequence[str]) -> int:
         found = explain_checkpoint(
             options["checkpoint"],
             options["images"],
-            out=options["out"],
-            **shown_data(options, words),
             cuts=None if options["cuts"] is None else listed(options["cuts"]),
-            max_images=options["max_images"],
-            machine=Machine(**options["machine"]),
-            overwrite=options["overwrite"],
-            command=shlex.join(["mrla", "explain", *words]),
+            **study_options(parser, options, words),
             on_progress=on_progress,
         )
     console = console_of_width()

@@ -1,6 +1,7 @@
 """How words of the command line become options."""
 
 import re
+import shlex
 import sys
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
@@ -9,7 +10,7 @@ from typing import Any
 from jsonargparse import ArgumentError, ArgumentParser
 
 from mrla.models.near_names import nearest
-from mrla.train.recipes import ALL_DATA_KINDS, RECIPES, DetectorOptions, Recipe, as_dict, from_dict, get_recipe
+from mrla.train.recipes import ALL_DATA_KINDS, RECIPES, DetectorOptions, Machine, Recipe, as_dict, from_dict, get_recipe
 
 DEFAULT_RECIPE = "digits_resnet18"
 
@@ -136,4 +137,25 @@ def shown_data(options: Mapping[str, Any], words: Sequence[str]) -> dict[str, An
         "root": None if kind is not None else options["data"]["root"],
         "split": options["split"],
         "batch_size": options["batch_size"],
+    }
+
+
+def add_study_flags(parser: ArgumentParser, words: Sequence[str]) -> None:
+    """Adds the flags of a command that studies a trained network and writes a folder, for `study_options`."""
+    parser.add_argument("--overwrite", type=bool, default=False, help="Whether what lies in that folder is replaced")
+    parser.add_argument("--max_images", type=int, default=1000, help="How many annotated images at most")
+    add_data_flags(parser, words)
+    parser.add_class_arguments(Machine, "machine")
+    add_switch(parser, "--progress", "Whether a progress bar is shown")
+
+
+def study_options(parser: ArgumentParser, options: Mapping[str, Any], words: Sequence[str]) -> dict[str, Any]:
+    """What `add_study_flags` asks for, and ``--out``, as keywords of what does it; with the command for the record."""
+    return {
+        "out": options["out"],
+        **shown_data(options, words),
+        "max_images": options["max_images"],
+        "machine": Machine(**options["machine"]),
+        "overwrite": options["overwrite"],
+        "command": shlex.join([*parser.prog.split(), *words]),
     }

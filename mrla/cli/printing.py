@@ -72,6 +72,8 @@ def print_pruning(pruned: Any, folder: Path) -> None:
         pruned: A `mrla.analysis.Pruning`.
         folder: Where the pruned network is.
     """
+    from mrla.analysis.report.tables import speed
+
     console = console_of_width()
     cuts = Table(title=f"{len(pruned.kept)} of {len(pruned.cuts)} mixers stay")
     cuts.add_column("mixer")
@@ -89,10 +91,8 @@ def print_pruning(pruned: Any, folder: Path) -> None:
     for heading in ("accuracy (%)", "loss", "params", "images/s (10 to 90 %)"):
         table.add_column(heading, justify="right")
     for name, scores in (("before", pruned.before), ("after", pruned.after)):
-        rate = scores["images_per_second"]
-        shown = f"{rate['median']:,.0f} ({rate['p10']:,.0f} to {rate['p90']:,.0f})"
-        counted = f"{scores['parameters']:,}"
-        table.add_row(name, f"{100 * scores['accuracy']:.2f}", f"{scores['loss']:.4f}", counted, shown)
+        accuracy, counted = f"{100 * scores['accuracy']:.2f}", f"{scores['parameters']:,}"
+        table.add_row(name, accuracy, f"{scores['loss']:.4f}", counted, speed(scores["images_per_second"]))
     console.print(table)
     console.print(
         "Chosen by these images, so the scores flatter: mrla eval on others says what was lost. "

@@ -1,6 +1,5 @@
 """The commands that write networks in other forms."""
 
-import shlex
 import sys
 from collections.abc import Sequence
 from pathlib import Path
@@ -9,9 +8,8 @@ from typing import Any
 from rich.table import Table
 
 from mrla.models.near_names import nearest
-from mrla.train.recipes import Machine
 
-from .parsing import add_data_flags, add_switch, command_parser, listed, parse, shown_data
+from .parsing import add_study_flags, command_parser, listed, parse, study_options
 from .printing import console_of_width, print_pruning, progress_bar
 
 
@@ -72,11 +70,7 @@ def prune_command(words: Sequence[str]) -> int:
         help="needed (whose cut raises the loss beyond chance), how many stay, or blocks such as layer3.1,layer4.0",
     )
     parser.add_argument("--out", type=str, default=None, help="New folder of the pruned network (CHECKPOINT/pruned)")
-    parser.add_argument("--overwrite", type=bool, default=False, help="Whether what lies in that folder is replaced")
-    parser.add_argument("--max_images", type=int, default=1000, help="How many annotated images at most")
-    add_data_flags(parser, words)
-    parser.add_class_arguments(Machine, "machine")
-    add_switch(parser, "--progress", "Whether a progress bar is shown")
+    add_study_flags(parser, words)
     options = parse(parser, words)
     from mrla.analysis.explanation.pruned_checkpoints import prune_checkpoint
 
@@ -84,12 +78,7 @@ def prune_command(words: Sequence[str]) -> int:
         folder, pruned = prune_checkpoint(
             options["checkpoint"],
             keep=_kept(options["keep"]),
-            out=options["out"],
-            **shown_data(options, words),
-            max_images=options["max_images"],
-            machine=Machine(**options["machine"]),
-            overwrite=options["overwrite"],
-            command=shlex.join(["mrla", "prune", *words]),
+            **study_options(parser, options, words),
             on_progress=on_progress,
         )
     print_pruning(pruned, folder)

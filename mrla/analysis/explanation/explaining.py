@@ -134,14 +134,14 @@ def explain(
     chosen = {kind: possible_cuts(model, [kind]) for kind in dict.fromkeys(cuts)}
     origin = origin or Origin()
     with nullcontext() if out is None else written_folder(Path(out), overwrite=overwrite) as folder:
-        statistics, effect, terms, whole = RetrievalStatistics(), None, None, None
+        statistics, effect, terms, whole, images = RetrievalStatistics(), None, None, None, len(pictures)
         if loader is not None:
             passes = Passes(loader, max_images, 2 + sum(map(len, chosen.values())) if chosen else 1, on_progress)
             if _detects(model):
-                _detected(model, loader, max_images, statistics, passes)
+                images = _detected(model, loader, max_images, statistics, passes)
             else:
                 whole, effect = _classified(model, loader, chosen, max_images, statistics, passes)
-                terms = _terms(model, loader)
+                terms, images = _terms(model, loader), len(whole.labels)
             passes.end()
         looked_at = list(pictures) or _first_pictures(model, loader, class_names)
         found = _look(model, looked_at, statistics if loader is None else None, class_names, folder)
@@ -152,7 +152,7 @@ def explain(
             "method": recipe.get("method"),
             "attach": recipe,
             "task": "detection" if _detects(model) else "classification",
-            "images": {"count": statistics.images, "source": origin.source},
+            "images": {"count": images, "source": origin.source},
             "baseline": None if whole is None else whole.scores(),
             "chains": statistics.records(model),
             "terms": terms,
@@ -216,7 +216,6 @@ def _classified(
     if chosen:
         states += [partial(without_mixers, model), *(one.of(model) for one in cuts)]
     whole, *found = outcomes_in(model, loader, states, images=max_images, on_pass=passes.step)
-    statistics.images = len(whole.labels)
     if not chosen:
         return whole, None
     bare, *cut_out = found
@@ -229,15 +228,17 @@ def _classified(
 
 def _detected(
     model: nn.Module, loader: Batches, max_images: int | None, statistics: RetrievalStatistics, passes: Passes
-) -> None:
-    """One pass of a detector in which all is noted that is heard."""
+) -> int:
+    """One pass of a detector in which all is noted that is heard; over how many images."""
+    images = 0
     with recording(model) as heard, in_eval_mode(model), torch.inference_mode():
         for shown, _ in limited(loader, max_images):
             model([image.to(_device(model)) for image in shown])
             statistics.add(heard.retrieval())
-            statistics.images += len(shown)
+            images += len(shown)
             heard.clear()
             passes.step()
+    return images
 
 
 def _detects(model: nn.Module) -> bool:
@@ -311,7 +312,6 @@ def _look(
             model([image] if _detects(model) else image[None])
         if statistics is not None:
             statistics.add(heard.retrieval())
-            statistics.images += 1
         record = {"file": picture.name, "drawing": None, "caption": None, "retrieval": of_one_image(heard)}
         if folder is not None and plain is not None:
             name = f"looked-at-{index + 1}.png"

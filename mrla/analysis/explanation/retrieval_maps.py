@@ -24,18 +24,17 @@ _LETTERED_CELLS = 12
 
 
 class RetrievalStatistics:
-    """Mean and spread of retrieval maps over images, batch by batch; `images` counts them."""
+    """Mean and spread of retrieval maps over images, batch by batch."""
 
     def __init__(self):
-        self.images = 0
-        self._sums: dict[MixedChain, tuple[Tensor, Tensor, Tensor]] = {}
+        self._sums: dict[MixedChain, tuple[int, Tensor, Tensor, Tensor]] = {}
 
     def add(self, maps: Sequence[tuple[MixedChain, Tensor]]) -> None:
         """Takes in the maps (b, g, t, s) of each chain, as `Recording.retrieval` gives them."""
         for chain, weights in maps:
             weights = weights.detach().cpu().double()
             over_heads = weights.mean(1)
-            parts = weights.sum(0), over_heads.sum(0), over_heads.square().sum(0)
+            parts = len(weights), weights.sum(0), over_heads.sum(0), over_heads.square().sum(0)
             if chain in self._sums:
                 parts = tuple(old + new for old, new in zip(self._sums[chain], parts, strict=True))
             self._sums[chain] = parts  # type: ignore[assignment]
@@ -45,13 +44,13 @@ class RetrievalStatistics:
         return [self._record(model, chain, *sums) for chain, sums in self._sums.items()]
 
     def _record(
-        self, model: nn.Module, chain: MixedChain, by_head: Tensor, total: Tensor, squares: Tensor
+        self, model: nn.Module, chain: MixedChain, images: int, by_head: Tensor, total: Tensor, squares: Tensor
     ) -> dict[str, Any]:
         mixer: Any = model.get_submodule(f"{chain.mixers[0]}.{MIXER}")
-        mean = total / self.images
+        mean = total / images
         # What rounding makes of a spread of zero may be below it.
-        variance = ((squares - self.images * mean.square()) / max(1, self.images - 1)).clamp_min(0)
-        spread = variance.sqrt() if self.images > 1 else torch.full_like(mean, torch.nan)
+        variance = ((squares - images * mean.square()) / max(1, images - 1)).clamp_min(0)
+        spread = variance.sqrt() if images > 1 else torch.full_like(mean, torch.nan)
         return {
             "name": chain.name,
             "blocks": list(chain.blocks),
@@ -62,7 +61,7 @@ class RetrievalStatistics:
             "quantity": MAGNITUDE if isinstance(mixer, MRLALight) else WEIGHT,
             "mean": nested(mean),
             "sd": nested(spread),
-            "by_head": nested(by_head / self.images),
+            "by_head": nested(by_head / images),
         }
 
 
