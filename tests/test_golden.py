@@ -15,9 +15,11 @@ from torch import Tensor, nn
 
 import mrla
 from mrla.models.checkpoint_files import read_state_dict
+from mrla.models.mixed_blocks import mix_block
 from mrla.models.references import REFERENCES, translate
-from mrla.models.stage import MIXER, run_block
+from mrla.models.wiring import Wiring
 from mrla.ops import (
+    ChainPlace,
     LayerAttention,
     LayerMemory,
     MRLABase,
@@ -106,10 +108,9 @@ class Chain(nn.Module):
             self.add_module(str(index), block)
 
     def forward(self, x: Tensor) -> list[Tensor]:
-        outputs, memory = [], None
+        outputs = []
         for block in self.children():
-            shortcut = "downsample" if block.downsample is not None else "input"
-            x, memory = run_block(block, x, memory, shortcut)
+            x = block(x)
             outputs.append(x)
         return outputs
 
@@ -120,7 +121,8 @@ def blocks_of(case: ModuleCase) -> Chain:
     kind = BasicBlock if ctor.get("planes") == 64 else Bottleneck
     channels = ctor["planes"] * kind.expansion
     inplanes, blocks = ctor["inplanes"], []
-    for index in range(ctor.get("blocks", 1)):
+    for index in range(count := ctor.get("blocks", 1)):
+        place = ChainPlace(index, count)
         stride = 2 if index == 0 and any("downsample" in key for key in case.state) else 1
         downsample = None
         if stride == 2:
@@ -131,12 +133,14 @@ def blocks_of(case: ModuleCase) -> Chain:
         if ctor.get("ECA_size"):
             block.se = EcaModule(kernel_size=ctor["ECA_size"])
         if "la_eq4" in name:
-            mixer = LayerAttention(channels, head_dim=ctor["dim_per_head"], residual=False, init="released")
+            mixer = LayerAttention(
+                channels, head_dim=ctor["dim_per_head"], residual=False, place=place, init="released"
+            )
         elif "base" in name and "basicblock" not in name:
-            mixer = MRLABase(channels, out_act=None if "base22" in name else "relu", init="released")
+            mixer = MRLABase(channels, out_act=None if "base22" in name else "relu", place=place, init="released")
         else:
-            mixer = MRLALight(channels, init="released")
-        block.add_module(MIXER, mixer)
+            mixer = MRLALight(channels, place=place, init="released")
+        mix_block(block, mixer, Wiring(str(index), "0", "input" if downsample is None else "downsample"))
         blocks.append(block)
         inplanes = channels
     return Chain(blocks)

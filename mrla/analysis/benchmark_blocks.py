@@ -7,7 +7,8 @@ from torch import Tensor, nn
 from torch.utils._pytree import tree_flatten, tree_unflatten
 
 from mrla.models import Chain, find_chains
-from mrla.models.stage import MIXER, run_block
+from mrla.models.mixed_blocks import mix_block, with_memory
+from mrla.models.wiring import Wiring
 from mrla.ops import METHODS, ChainPlace, LayerMixer
 from mrla.train.randomness import derive_seed, seeded
 
@@ -30,7 +31,8 @@ class BlockAt(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         """The block's new output; in training the gradient goes on to the input and to the memory, as in a network."""
         leaves = [self._fed(self.get_buffer(leaf)) if isinstance(leaf, str) else leaf for leaf in self._leaves]
-        return run_block(self.block, self._fed(x), tree_unflatten(leaves, self._structure), "input")[0]
+        x, memory = self._fed(x), tree_unflatten(leaves, self._structure)
+        return self.block(x if memory is None else with_memory(x, self.block, memory))
 
     def _fed(self, tensor: Tensor) -> Tensor:
         return tensor.detach().requires_grad_() if torch.is_grad_enabled() else tensor
@@ -84,7 +86,7 @@ def block_at(
         mixers = [_mixer(network, chain, at, position).eval() for at in range(position)]
         for mixer in mixers[:-1]:
             _, memory = mixer(torch.randn_like(x), torch.randn_like(x), memory)
-    block.add_module(MIXER, mixers[-1])
+    mix_block(block, mixers[-1], Wiring(name, name))
     return BlockAt(block, memory)
 
 

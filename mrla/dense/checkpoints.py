@@ -9,8 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from mrla.models import read_config
-from mrla.models.attachment import attach_recipe
+from mrla.models import attach_recipe, read_config
 from mrla.models.checkpoints import DENSE, build, differences, network_arguments, read_weights, write
 
 from .detectors import detector

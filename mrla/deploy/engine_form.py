@@ -8,7 +8,8 @@ from jaxtyping import Float
 from torch import Tensor, nn
 from torch.nn.functional import conv1d, conv2d, one_hot, pad
 
-from mrla.models.stage import MIXER, Stage
+from mrla.models import is_attached, mixed_chains
+from mrla.models.mixed_blocks import MIXER
 from mrla.ops import Grid, LayerMixer, MRLALight, unobserved
 
 _WINDOW = 4  # side of the windows whose means are taken first; 4, 8 and 16 cost the same in a ResNet-50
@@ -67,13 +68,12 @@ def engine_form(model: nn.Module) -> nn.Module:
     if not isinstance(model, nn.Module):
         raise TypeError(f"engine_form needs a torch.nn.Module: got {type(model).__name__}")
     copied = copy.deepcopy(model).requires_grad_(False)
-    for stage in [module for module in copied.modules() if isinstance(module, Stage)]:
-        mixers = [(block, block._modules[MIXER]) for block in stage.children() if MIXER in block._modules]
-        known = [(block, mixer) for block, mixer in mixers if _is_known(mixer)]
+    for chain in mixed_chains(copied) if is_attached(copied) else []:
+        blocks = [copied.get_submodule(path) for path in chain.mixers]
+        known = {block: mixer for block in blocks if _is_known(mixer := block._modules[MIXER])}
         # A mixer of another kind would not know what to do with a Ground.
-        alone = len(known) == len(mixers)
-        for block, mixer in known:
-            block._modules[MIXER] = EngineLight(mixer, shares=alone)
+        for block, mixer in known.items():
+            block._modules[MIXER] = EngineLight(mixer, shares=len(known) == len(blocks))
     return copied.eval()
 
 
@@ -121,6 +121,11 @@ class EngineLight(LayerMixer):
     spread: Tensor
     window: Tensor
     nothing: Tensor
+
+    @property
+    def carries_memory(self) -> bool:
+        """Whether mixers of the chain hand a `Ground` on."""
+        return self.shares
 
     def forward(
         self,

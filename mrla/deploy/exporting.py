@@ -160,7 +160,7 @@ def _shape(model: nn.Module, example: Sequence[int] | None, input_size: Sequence
     if example is not None:
         input_size = tuple(example)[1:]
     if input_size is None:
-        given = dry_run(model)[0].given
+        given = dry_run(model).calls[0].given
         assert given is not None
         input_size = given.shape[1:]
     if not input_size or not all(isinstance(side, int) and side > 0 for side in input_size):

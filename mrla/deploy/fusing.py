@@ -113,7 +113,7 @@ class _Observation:
 def _observe(model: nn.Module, example: Sequence[int] | None) -> _Observation:
     _check_fusable(model, example)
     with _Readings() as readings:
-        calls = dry_run(model, example)
+        calls = dry_run(model, example).calls
     image = calls[0].given
     assert image is not None
     return _Observation(tuple(image.shape), _pairs(model, calls, readings))

@@ -1,7 +1,6 @@
 """Mixers in backbones: attach and detach, named models, saving and loading."""
 
 from .attachment import attach as attach
-from .attachment import attach_recipe as attach_recipe
 from .attachment import detach as detach
 from .attachment import is_attached as is_attached
 from .chain_search import Chain as Chain
@@ -20,6 +19,7 @@ from .listening import cut as cut
 from .listening import mixed_chains as mixed_chains
 from .listening import recording as recording
 from .listening import remove_mixers as remove_mixers
+from .mixed_blocks import MixedBlock as MixedBlock
 from .named_deits import build_deit as build_deit
 from .named_efficientnets import build_efficientnet as build_efficientnet
 from .named_pvts import build_pvt as build_pvt
@@ -29,4 +29,4 @@ from .references import REFERENCES as REFERENCES
 from .references import convert as convert
 from .references import load_reference as load_reference
 from .registration import NAMED as NAMED
-from .stage import Stage as Stage
+from .wiring import attach_recipe as attach_recipe

@@ -1,6 +1,7 @@
 """Adding mixers to a built network, and taking them off again."""
 
 import inspect
+from collections import Counter
 from collections.abc import Mapping, Sequence
 from typing import Any, TypeVar
 
@@ -9,10 +10,12 @@ from torch import nn
 
 from mrla.ops import METHODS, ChainPlace, LayerMixer
 
-from .chain_search import Chain, ContainerChoice, find_chains
+from .chain_search import Chain, ContainerChoice, chains_in
+from .dry_run import dry_run
 from .grids import GridFromArgument, GridFromPatches
+from .mixed_blocks import MIXER, MixedBlock, mix_block, unmix_block
 from .near_names import nearest
-from .stage import MIXER, Stage
+from .wiring import Wiring
 
 ModelT = TypeVar("ModelT", bound=nn.Module)
 
@@ -94,7 +97,8 @@ def attach(
         raise ValueError(f"chain_length must be at least 1 block, or None for once a stage: got {chain_length}")
     arguments = _mixer_arguments(recipe)
     # Everything that can fail comes before the first change to the model.
-    chains = find_chains(model, blocks, example)
+    run = dry_run(model, example)
+    chains = chains_in(run, blocks)
     mixers = [_make_mixers(model, chain, METHODS[method], chain_length, without, arguments) for chain in chains]
     _check_without(chains, mixers, without)
     if not any(mixers):
@@ -103,22 +107,47 @@ def attach(
             f"{chains[-1].name}, only the class token is read; build it with another pooling, or with more blocks"
         )
     for chain, chain_mixers in zip(chains, mixers, strict=True):
-        if not chain_mixers:
-            continue
-        container = model.get_submodule(chain.name)
-        for name, mixer in chain_mixers.items():
-            block = container.get_submodule(name)
-            block.add_module(MIXER, mixer.train(block.training))
-        if not isinstance(container, Stage):  # it may hold several chains
-            plain_class = type(container)
-            container.__class__ = Stage
-            assert isinstance(container, Stage)
-            container.plain_class = plain_class
-            container.grid_source = _grid_source(model, chain)
-            container.shortcuts = {}
-        container.shortcuts.update(chain.shortcuts)
+        _mix_chain(model, chain, chain_mixers)
     model.mrla_recipe = recipe  # type: ignore[assignment]
+    try:
+        _check_every_mixer_runs(model, run.shape)
+    except BaseException:
+        detach(model)
+        raise
     return model
+
+
+def _mix_chain(model: nn.Module, chain: Chain, mixers: Mapping[str, LayerMixer]) -> None:
+    """Gives the blocks of one chain their mixers; those between them that have none hand memory on."""
+    if not mixers:
+        return
+    container, grid_source = model.get_submodule(chain.name), _grid_source(model, chain)
+    at = [chain.members.index(name) for name in mixers]
+    for name in chain.members[at[0] : at[-1] + 1]:
+        block, mixer = container.get_submodule(name), mixers.get(name)
+        path = block_path(chain.name, name)
+        if mixer is not None:
+            mixer.train(block.training)
+            if mixer.place is None or mixer.place.index == 0:
+                head = path
+        mix_block(block, mixer, Wiring(path, head, chain.shortcuts.get(name), grid_source))
+
+
+def _check_every_mixer_runs(model: nn.Module, shape: tuple[int, ...]) -> None:
+    """Raises ValueError unless the network's own forward calls every mixer exactly once."""
+    try:
+        calls = dry_run(model, shape).calls
+    except ValueError as error:
+        raise ValueError(f"attach is undone, since the network does not run with mixers: {error}") from error
+    times = Counter(call.path for call in calls)
+    mixers = [path for path, module in model.named_modules() if isinstance(module, LayerMixer)]
+    if wrong := [path for path in mixers if times[path] != 1]:
+        counts = ", ".join(f"{path.removesuffix(f'.{MIXER}')} {times[path]} times" for path in wrong[:5])
+        raise ValueError(
+            f"attach is undone: the network's forward must call every mixer once, and calls those of {len(wrong)} "
+            f"blocks otherwise ({counts}); a forward that was put on a block, or a wrapper around it, hides them: "
+            f"attach first, then patch or wrap"
+        )
 
 
 def detach(model: ModelT) -> ModelT:
@@ -142,14 +171,8 @@ def detach(model: ModelT) -> ModelT:
     """
     if not is_attached(model):
         raise ValueError(f"detach takes off what attach has added: this {type(model).__name__} has no mixers")
-    for stage in [module for module in model.modules() if isinstance(module, Stage)]:
-        for block in stage.children():
-            block._modules.pop(MIXER, None)
-        plain_class = stage.plain_class
-        if stage.grid_source is not None:
-            stage.grid_source.detach()
-        del stage.plain_class, stage.grid_source, stage.shortcuts
-        stage.__class__ = plain_class  # type: ignore[assignment]
+    for block in [module for module in model.modules() if isinstance(module, MixedBlock)]:
+        unmix_block(block)
     for module in model.modules():  # timm's wrappers for features hold the network that was attached to
         module.__dict__.pop("mrla_recipe", None)
     return model
@@ -158,12 +181,6 @@ def detach(model: ModelT) -> ModelT:
 def is_attached(model: nn.Module) -> bool:
     """Whether any block of `model` has a mixer."""
     return any(isinstance(module, LayerMixer) for module in model.modules())
-
-
-def attach_recipe(model: nn.Module) -> dict[str, Any] | None:
-    """The arguments that `attach` was called with, or None for a plain network."""
-    recipe = getattr(model, "mrla_recipe", None)
-    return dict(recipe) if isinstance(recipe, dict) else None
 
 
 def _check_attachable(model: nn.Module) -> None:
@@ -296,4 +313,4 @@ def _grid_source(model: nn.Module, chain: Chain) -> GridFromArgument | GridFromP
         return GridFromArgument()
     if chain.patch_embed is None:
         return None
-    return GridFromPatches(model.get_submodule(chain.patch_embed))
+    return GridFromPatches(model.get_submodule(chain.patch_embed), chain.num_prefix_tokens)

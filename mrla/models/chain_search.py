@@ -5,17 +5,17 @@ from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field, replace
 from fnmatch import fnmatchcase
 from itertools import pairwise
-from typing import Any, Literal
+from typing import Any
 
 from timm.layers import PatchEmbed
 from torch import Tensor, nn
 
 from mrla.ops import Layout, resolve_grid
 
-from .dry_run import Call, dry_run
+from .dry_run import Call, DryRun, dry_run
 from .grids import GridFromArgument, is_grid
+from .wiring import ShortcutSource, attach_recipe
 
-ShortcutSource = Literal["input", "downsample"]
 ContainerNames = str | Sequence[str]
 ContainerChoice = ContainerNames | Callable[[str, nn.Module], bool]
 
@@ -27,6 +27,7 @@ class Chain:
     Attributes:
         name: Path of the container in the network, such as ``layer1``.
         blocks: Names of the blocks in their container that can have a mixer, in the order in which they run.
+        members: The same, with the blocks between them that have no residual and so no mixer, but hand memory on.
         channels: Channels of every block's output.
         shape: Shape of the blocks' outputs for a batch of two images of the size that the network was tried with.
         layout: How the blocks' outputs are laid out: ``"NCHW"``, ``"NHWC"`` or ``"NLC"``.
@@ -40,6 +41,7 @@ class Chain:
 
     name: str
     blocks: tuple[str, ...]
+    members: tuple[str, ...]
     channels: int
     shape: tuple[int, ...]
     layout: Layout = "NCHW"
@@ -76,7 +78,8 @@ def find_chains(
     no residual gets no mixer, and one that says it has is a chain even alone.
 
     Args:
-        model: Any network of one input.
+        model: Any network of one input; of one with mixers the chains of the plain one are found, by default in the
+            containers and with the input shape that it was attached with.
         blocks: Which containers hold blocks, where the rule is not to find them: a pattern of paths such as
             ``"stages.*.blocks"``, or a list of paths or patterns.
         example: Shape of the input, the batch included; None for the size that the network tells of.
@@ -85,14 +88,32 @@ def find_chains(
         One chain for each run of blocks.
 
     Raises:
-        ValueError: If there is none, or the network does not run.
+        ValueError: If there is none, the network does not run, or a block runs several times in one forward pass.
 
     Example:
         >>> import timm
         >>> [(chain.name, len(chain.blocks), chain.channels) for chain in find_chains(timm.create_model("resnet18"))]
         [('layer1', 2, 64), ('layer2', 2, 128), ('layer3', 2, 256), ('layer4', 2, 512)]
     """
-    calls = dry_run(model, example)
+    recipe = attach_recipe(model) or {}
+    seen = dry_run(model, recipe.get("example") if example is None else example, plain=True)
+    return chains_in(seen, recipe.get("blocks") if blocks is None else blocks)
+
+
+def chains_in(seen: DryRun, blocks: ContainerNames | None = None) -> list[Chain]:
+    """The chains of blocks in a plain network, found by what it did in a dry run.
+
+    Args:
+        seen: What `dry_run` gave.
+        blocks: As in `find_chains`.
+
+    Returns:
+        One chain for each run of blocks.
+
+    Raises:
+        ValueError: If there is none, or a block runs several times in one forward pass.
+    """
+    model, calls = seen.network, seen.calls
     by_path: dict[str, list[Call]] = {}
     for call in calls:
         by_path.setdefault(call.path, []).append(call)
@@ -100,6 +121,7 @@ def find_chains(
     loose = _loose_blocks(model, containers, by_path)
     if blocks is not None:
         containers = _chosen(containers, blocks)
+    _check_called_once(containers, by_path)
     runs = [run for name, module in containers.items() for run in _runs(name, module, by_path)]
     if blocks is None:
         runs = _outermost(model, runs, loose)
@@ -116,6 +138,16 @@ def find_chains(
     if not chains:
         raise ValueError(_nothing_found(model, containers, loose, refused))
     return [*chains[:-1], _with_unread_patches(model, chains[-1])]
+
+
+def _check_called_once(containers: dict[str, nn.Module], by_path: dict[str, list[Call]]) -> None:
+    for name, container in containers.items():
+        for key, child in container.named_children():
+            if _is_block(child) and (times := len(by_path.get(f"{name}.{key}", []))) > 1:
+                raise ValueError(
+                    f"a block has one place in its chain: {name}.{key} runs {times} times in one forward pass; give "
+                    f"each place a block of its own, or name other containers, as in blocks='stages.*.blocks'"
+                )
 
 
 def _is_container(name: str, module: nn.Module, by_path: dict[str, list[Call]]) -> bool:
@@ -254,6 +286,7 @@ def _describe(model: nn.Module, run: _Run, calls: list[Call], by_path: dict[str,
     return Chain(
         name=run.container,
         blocks=tuple(run.names[at] for at in served),
+        members=run.names[served[0] : served[-1] + 1],
         channels=shape[axis],
         shape=shape,
         layout=layout,

@@ -14,10 +14,11 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
 from .atomic_write import make_folder, written_whole
-from .attachment import attach, attach_recipe, detach, is_attached
+from .attachment import attach, detach, is_attached
 from .hub_transfer import download, hub_name
+from .mixed_blocks import MIXER
 from .registration import NAMED
-from .stage import MIXER
+from .wiring import attach_recipe
 
 WEIGHTS = "model.safetensors"
 CONFIG = "config.json"

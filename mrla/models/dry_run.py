@@ -2,15 +2,21 @@
 
 import copy
 import logging
+import random
 from collections import OrderedDict
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, NamedTuple
 
+import numpy
 import torch
 from torch import Tensor, nn
 from torch._subclasses.fake_tensor import FakeTensorMode
+
+from .grids import GridFromPatches
+from .mixed_blocks import MixedBlock, unmix_block
+from .wiring import wiring_of
 
 
 @dataclass
@@ -33,37 +39,54 @@ class Call:
         return first_tensor(self.output)
 
 
-def dry_run(model: nn.Module, shape: Sequence[int] | None = None) -> list[Call]:
+class DryRun(NamedTuple):
+    """What a network did.
+
+    Attributes:
+        shape: Shape of the input that it ran with.
+        calls: Every call of every module, in the order in which they began.
+        network: The copy that ran.
+    """
+
+    shape: tuple[int, ...]
+    calls: list[Call]
+    network: nn.Module
+
+
+def dry_run(model: nn.Module, shape: Sequence[int] | None = None, *, plain: bool = False) -> DryRun:
     """Every call of every module when the network sees a batch of images, in the order in which they begin.
 
-    It runs on a copy that shares the weights, under torch's fake tensors: nothing is computed, no hook of the caller's
-    runs, and what the network keeps on itself while it runs is kept on the copy.
+    It runs on a copy under torch's fake tensors: nothing is computed, no hook of the caller's runs, and what the
+    network writes to itself while it runs is written to the copy. Weights are fake there, buffers are copied, since
+    some networks ask for their values. Random states and autocast's cache stay as they are.
 
     Args:
         model: Any network of one input.
         shape: Shape of the input, the batch included; None to try the sizes that the network tells of.
+        plain: Whether the copy runs without the mixers that the network has.
 
     Returns:
-        The calls.
+        The calls, the shape and the copy.
 
     Raises:
         ValueError: If it runs with none of the shapes.
 
     Example:
-        >>> calls = dry_run(nn.Sequential(nn.Conv2d(3, 8, 3), nn.ReLU()))
+        >>> calls = dry_run(nn.Sequential(nn.Conv2d(3, 8, 3), nn.ReLU())).calls
         >>> [(call.path, tuple(call.returned.shape)) for call in calls][1]
         ('0', (2, 8, 222, 222))
     """
     shapes = [tuple(shape)] if shape is not None else [(2, *size) for size in input_sizes(model)]
     failures: list[Exception] = []
-    with _quiet():
+    with _quiet(), _random_states_kept(), _without_global_hooks():
         for candidate in shapes:
-            twin = _twin(model)
             try:
-                return _traced(twin, candidate)
+                return _run(model, candidate, plain)
+            except CannotBeCopied:
+                raise
             except Exception as error:  # whatever a foreign network raises at a size that is not its own
                 failures.append(error)
-    reason = " ".join(str(failures[0]).split())[:200]
+    reason = " ".join(str(failures[0]).split())[:400]
     raise ValueError(
         f"{type(model).__name__} does not run on {shapes[0]} ({type(failures[0]).__name__}: {reason}); pass "
         f"example=(batch, ...), the shape of its input"
@@ -77,25 +100,45 @@ def first_tensor(value: Any) -> Tensor | None:
     return value if isinstance(value, Tensor) else None
 
 
-def _twin(model: nn.Module) -> nn.Module:
-    """A copy without hooks that shares the weights, and whatever else cannot be copied: a lock, a tensor of a graph."""
-    shared: dict[int, Any] = {id(tensor): tensor for tensor in (*model.parameters(), *model.buffers())}
+class CannotBeCopied(ValueError):
+    """A network of which `copy.deepcopy` fails."""
+
+
+def _twin(model: nn.Module, fake: FakeTensorMode) -> nn.Module:
+    """A copy without the caller's hooks, of fake weights and own buffers.
+
+    What cannot be copied, such as a lock or a tensor of a graph, is shared.
+    """
+    replaced: dict[int, Any] = {}
     for module in model.modules():
-        shared |= {id(hooks): OrderedDict() for hooks in (module._forward_pre_hooks, module._forward_hooks)}
+        replaced |= {id(hooks): OrderedDict() for hooks in (module._forward_pre_hooks, module._forward_hooks)}
+    for parameter in model.parameters():
+        # Not by deepcopy, which keeps what a quantised or sharded parameter keeps on itself.
+        replaced[id(parameter)] = _fake(parameter, fake)
+    for buffer in model.buffers():
+        replaced[id(buffer)] = _fake(buffer, fake) if buffer.is_meta else buffer.detach().clone()
     try:
-        return copy.deepcopy(model, dict(shared))
+        return copy.deepcopy(model, dict(replaced))
     except Exception:  # whatever a foreign attribute raises
         for module in model.modules():
             for value in [value for name, value in vars(module).items() if name != "_modules"]:
-                if not _can_be_copied(value, shared):
-                    shared[id(value)] = value
+                if not _can_be_copied(value, replaced):
+                    replaced[id(value)] = value
     try:
-        return copy.deepcopy(model, shared)
+        return copy.deepcopy(model, replaced)
     except Exception as error:
-        raise ValueError(
+        raise CannotBeCopied(
             f"{type(model).__name__} cannot be copied ({type(error).__name__}: {str(error)[:200]}), and its chains are "
             f"found on a copy; make copy.deepcopy(model) work"
         ) from error
+
+
+def _fake(tensor: Tensor, fake: FakeTensorMode) -> Tensor:
+    """The same without numbers, a parameter where it was one."""
+    try:
+        return fake.from_tensor(tensor, static_shapes=True)
+    except Exception:  # a tensor of somebody's own class that has no fake form
+        return tensor.detach().clone()
 
 
 def _can_be_copied(value: Any, shared: dict[int, Any]) -> bool:
@@ -106,9 +149,16 @@ def _can_be_copied(value: Any, shared: dict[int, Any]) -> bool:
     return True
 
 
-def _traced(twin: nn.Module, shape: tuple[int, ...]) -> list[Call]:
+def _run(model: nn.Module, shape: tuple[int, ...], plain: bool) -> DryRun:
     calls: list[Call] = []
     open_calls: list[Call] = []
+    fake = FakeTensorMode(allow_non_fake_inputs=True)
+    twin = _twin(model, fake)
+    if plain:
+        for block in [module for module in twin.modules() if isinstance(module, MixedBlock)]:
+            unmix_block(block)
+    for source in _grid_sources(twin):
+        source.watch()  # its hook was left behind with the caller's
     for path, module in twin.named_modules():
 
         def begins(_: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], path: str = path) -> None:
@@ -122,9 +172,43 @@ def _traced(twin: nn.Module, shape: tuple[int, ...]) -> list[Call]:
         module.register_forward_hook(ends, with_kwargs=True)
     tensors = (*twin.parameters(), *twin.buffers())
     reference = next((tensor for tensor in tensors if tensor.is_floating_point()), torch.empty(0))
-    with FakeTensorMode(allow_non_fake_inputs=True), torch.no_grad():
-        twin.eval()(torch.empty(shape, dtype=reference.dtype, device=reference.device))
-    return calls
+    device = reference.device
+    lowered = torch.amp.is_autocast_available(device.type) and torch.is_autocast_enabled(device.type)
+    with fake, torch.no_grad(), torch.autocast(device.type, enabled=False) if lowered else nullcontext():
+        twin.eval()(torch.empty(shape, dtype=reference.dtype, device=device))
+    return DryRun(shape, calls, twin)
+
+
+def _grid_sources(model: nn.Module) -> list[GridFromPatches]:
+    sources = [wiring.grid_source for module in model.modules() if (wiring := wiring_of(module)) is not None]
+    return list({id(source): source for source in sources if isinstance(source, GridFromPatches)}.values())
+
+
+@contextmanager
+def _random_states_kept() -> Iterator[None]:
+    """A network may draw from Python's or numpy's generator; torch's draws nothing for fake tensors but may be set."""
+    states = torch.get_rng_state(), random.getstate(), numpy.random.get_state()
+    try:
+        yield
+    finally:
+        torch.set_rng_state(states[0])
+        random.setstate(states[1])
+        numpy.random.set_state(states[2])
+
+
+@contextmanager
+def _without_global_hooks() -> Iterator[None]:
+    """No hook that the caller has set on all modules at once; torch has no public way to leave them out."""
+    everywhere: Any = torch.nn.modules.module
+    names = ("_global_forward_pre_hooks", "_global_forward_hooks")
+    before = {name: getattr(everywhere, name) for name in names}
+    try:
+        for name in names:
+            setattr(everywhere, name, OrderedDict())
+        yield
+    finally:
+        for name, hooks in before.items():
+            setattr(everywhere, name, hooks)
 
 
 @contextmanager

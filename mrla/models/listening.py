@@ -10,9 +10,10 @@ from torch import Tensor, nn
 
 from mrla.ops import ChainPlace, Heard, LayerMixer, Terms, retrieval
 
-from .attachment import ModelT, attach_recipe, block_path, close_up
+from .attachment import ModelT, close_up
+from .mixed_blocks import MIXER, MixedBlock
 from .near_names import nearest
-from .stage import MIXER, Stage
+from .wiring import attach_recipe, wiring_of
 
 
 class MixedChain(NamedTuple):
@@ -46,31 +47,18 @@ def mixed_chains(model: nn.Module) -> list[MixedChain]:
         >>> [chain.blocks for chain in mixed_chains(mrla.attach(timm.create_model("resnet18")))][0]
         ('layer1.0', 'layer1.1')
     """
-    chains: list[list[str]] = []
-    mixed: set[str] = set()
-    for path, stage in _unwrapped(model).named_modules():
-        if not isinstance(stage, Stage):
-            continue
-        begun = False
-        for name, block in stage.named_children():
-            mixer = _mixer_of(block)
-            if mixer is not None and (mixer.place is None or mixer.place.index == 0 or not begun):
-                chains.append([path])
-                begun = True
-            if begun:
-                chains[-1].append(block_path(path, name))
-            if mixer is not None:
-                mixed.add(block_path(path, name))
+    chains = []
+    for blocks in _blocks_by_chain(_unwrapped(model)):
+        paths = list(blocks)
+        mixers = [path for path, block in blocks.items() if _mixer_of(block) is not None]
+        first, last = paths.index(mixers[0]), paths.index(mixers[-1])
+        container, _, _ = mixers[0].rpartition(".")
+        chains.append(MixedChain(container, tuple(paths[first : last + 1]), tuple(mixers)))
     if not chains:
         raise ValueError(
             f"this {type(model).__name__} has no mixers, so nothing is heard in it: add them with mrla.attach(model)"
         )
-    ended = []
-    for name, *blocks in chains:
-        last = max(at for at, block in enumerate(blocks) if block in mixed)
-        blocks = blocks[: last + 1]
-        ended.append(MixedChain(name, tuple(blocks), tuple(block for block in blocks if block in mixed)))
-    return ended
+    return chains
 
 
 class Recording:
@@ -222,8 +210,7 @@ def cut(model: nn.Module, block: str, *, back: int | None = None, head: int | No
 
 @contextmanager
 def _taken_out(model: nn.Module, block: str) -> Iterator[None]:
-    container, _, _ = block.rpartition(".")
-    mixers = _mixers_by_path(model, container)
+    mixers = next(mixers for mixers in _mixers_by_chain(model) if block in mixers)
     before = {path: mixer.place for path, mixer in mixers.items()}
     after = _places_without(mixers, [block])
     holder = model.get_submodule(block)
@@ -260,10 +247,7 @@ def remove_mixers(model: ModelT, blocks: Sequence[str]) -> ModelT:
     known = _check_mixed(model, blocks)
     if len(set(blocks)) == len(known):
         raise ValueError("a mixer must be left: got all of them; mrla.detach(model) gives the plain network back")
-    for container, stage in model.named_modules():
-        if not isinstance(stage, Stage):
-            continue
-        mixers = _mixers_by_path(model, container)
+    for mixers in _mixers_by_chain(model):
         for path, place in _places_without(mixers, blocks).items():
             mixers[path].move(place)
         for path in mixers.keys() & set(blocks):
@@ -284,9 +268,29 @@ def _check_mixed(model: nn.Module, blocks: Sequence[str]) -> list[str]:
     return known
 
 
-def _mixers_by_path(model: nn.Module, container: str) -> dict[str, LayerMixer]:
-    children = model.get_submodule(container).named_children()
-    return {block_path(container, name): mixer for name, block in children if (mixer := _mixer_of(block)) is not None}
+def _blocks_by_chain(model: nn.Module) -> list[dict[str, nn.Module]]:
+    """The blocks of each chain that has mixers, by their paths; the first and the last may have none."""
+    chains: list[dict[str, nn.Module]] = []
+    before: str | None = None
+    for path, block in model.named_modules():
+        if not isinstance(block, MixedBlock):
+            continue
+        mixer, wiring = _mixer_of(block), wiring_of(block)
+        assert wiring is not None
+        # Two copies of a network may stand in one: then the chain's name is that of the chain before.
+        is_head = mixer is not None and (mixer.place is None or mixer.place.index == 0)
+        if not chains or is_head or wiring.chain != before:
+            chains.append({})
+        chains[-1][path] = block
+        before = wiring.chain
+    return [blocks for blocks in chains if any(_mixer_of(block) is not None for block in blocks.values())]
+
+
+def _mixers_by_chain(model: nn.Module) -> list[dict[str, LayerMixer]]:
+    return [
+        {path: mixer for path, block in blocks.items() if (mixer := _mixer_of(block)) is not None}
+        for blocks in _blocks_by_chain(model)
+    ]
 
 
 def _places_without(mixers: Mapping[str, LayerMixer], blocks: Sequence[str]) -> dict[str, ChainPlace]:

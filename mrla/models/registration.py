@@ -9,7 +9,7 @@ from timm.models import build_model_with_cfg, generate_default_cfgs, get_arch_pr
 from timm.models._pretrained import DefaultCfg
 from torch import nn
 
-from .stage import MIXER
+from .mixed_blocks import MIXER
 
 NAMED: dict[str, DefaultCfg] = {}
 """Every name that this room adds to timm's registry, with its configurations."""

@@ -58,6 +58,11 @@ class LayerMixer(nn.Module, ABC):
         """
 
     @property
+    def carries_memory(self) -> bool:
+        """Whether the mixers of a chain hand memory on to one another; a call in a chain's middle then needs it."""
+        return False
+
+    @property
     def takes_tails(self) -> bool:
         """Whether the mixer would rather have the end of a residual block to do itself, by `behind`."""
         return False

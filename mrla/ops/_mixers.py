@@ -127,6 +127,11 @@ class MRLALight(BranchMixer):
         return out, None
 
     @property
+    def carries_memory(self) -> bool:
+        """With ``carry="output"``: each update is the next one's."""
+        return self.carry == "output"
+
+    @property
     def takes_tails(self) -> bool:
         """Whether the kernels know this mixer: the released form, with nothing between the update and its norm."""
         as_here = type(self).forward is MRLALight.forward
@@ -260,6 +265,11 @@ class _AskingMixer(BranchMixer):
         self.last = last
         self.query_weight, self.key_weight, self.value_weight = _kernels(channels, device=device, dtype=dtype)
         self.reset_parameters(branch["init"])
+
+    @property
+    def carries_memory(self) -> bool:
+        """The blocks before are asked, of which memory tells."""
+        return True
 
     @property
     def asks_itself_alone(self) -> bool:

@@ -21,7 +21,7 @@ from mrla.analysis.explanation.effects import (
     possible_cuts,
     without_mixers,
 )
-from mrla.models.stage import MIXER
+from mrla.models.mixed_blocks import MIXER
 
 SMALL = {"channels": (8, 8, 16, 16), "num_classes": 3}
 

@@ -243,7 +243,7 @@ def test_among_mixers_of_another_kind_nothing_is_handed_on():
     model = network(blocks=["layer3"])
     length = len(model.layer3)
     assert length == 2
-    last = model.layer3[1].block
+    last = model.layer3[1]
     last.mrla = MRLABase(32, place=last.mrla.place, init="released")
     randomised(model)
     form = engine_form(model)

@@ -1,6 +1,7 @@
 """The promises of attach and detach, over timm's and torchvision's ResNet family."""
 
 import copy
+from typing import Any
 
 import pytest
 import timm
@@ -10,7 +11,7 @@ from conftest import randomise_norms
 from torch import nn
 
 import mrla
-from mrla.models import Stage, find_chains
+from mrla.models import MixedBlock, find_chains
 
 SMALL = {"channels": (8, 16, 24, 32), "num_classes": 7}
 NETWORKS = {
@@ -92,13 +93,17 @@ def test_containers_stay_the_same_objects_and_keep_their_hooks():
     container, calls = model.layer2, []
     container.register_forward_hook(lambda *_: calls.append("stage"))
     container[0].register_forward_hook(lambda *_: calls.append("block"))
+    block_class = type(container[0])
     mrla.attach(model)
     assert model.layer2 is container
-    assert isinstance(container, Stage)
+    assert type(container) is nn.Sequential
+    assert isinstance(container[0], MixedBlock)
+    assert isinstance(container[0], block_class)
+    assert type(container[0]).__name__ == block_class.__name__
     model(image())
     assert calls == ["block", "stage"]
     mrla.detach(model)
-    assert type(container) is nn.Sequential
+    assert type(container[0]) is block_class
 
 
 def test_the_global_random_state_is_left_alone():
@@ -149,19 +154,19 @@ def test_what_light_hears_is_the_projected_shortcut():
     assert seen["shortcut"] is seen["projected"]
 
 
-def test_a_step_is_its_block_and_by_index_a_chain_of_one():
+def test_blocks_by_index_by_iteration_and_by_slice_are_the_stage():
     model = mrla.attach(tiny(), carry="output", init="released").eval()
-    stage, x = model.layer2, torch.randn(2, 8, 16, 16)
+    stage: Any = model.layer2
+    x = torch.randn(2, 8, 16, 16)
     expected = stage(x)
     stepped = x
-    for step in iter(stage):
-        stepped = step(stepped)
+    for block in stage:
+        stepped = block(stepped)
     assert torch.equal(stepped, expected)
     assert torch.equal(stage[:][0:2](x), expected)
-    assert len(stage) == 2
-    assert stage[1].conv1 is stage.get_submodule("1").conv1  # a step hands attributes on
-    # A step by index is a chain of one: the second block then hears nothing of the first.
-    assert not torch.equal(stage[1](stage[0](x)), expected)
+    assert torch.equal(stage[1](stage[0](x)), expected)
+    with pytest.raises(RuntimeError, match=r"block layer2\.1 needs the memory of the blocks before it in its chain"):
+        stage[1](stage[0](x).clone())
 
 
 def test_a_network_without_a_reader_of_its_only_mixer_is_refused():

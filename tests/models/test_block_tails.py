@@ -19,7 +19,7 @@ from torch.utils.checkpoint import checkpoint
 from torchvision.models.resnet import BasicBlock, Bottleneck, ResNet
 
 import mrla
-from mrla.ops import METHODS, BlockTail, LayerMixer, use
+from mrla.ops import METHODS, BlockTail, LayerMixer, MRLABase, use
 from mrla.ops._block_tail import finish
 
 pytest.importorskip("numba")
@@ -306,17 +306,18 @@ def test_bytes_kept_for_backward(option, most):
 
 
 def test_the_last_block_of_a_chain_keeps_no_value_in_inference(tails, monkeypatch):
-    from mrla.models import stage
+    memories: list[Any] = []
+    behind = MRLABase.behind
 
-    left: list[Any] = []
-    run_block = stage.run_block
-    monkeypatch.setattr(
-        stage, "run_block", lambda *given, **more: (left.append(run_block(*given, **more)), left[-1])[1]
-    )
+    def noted(*given: Any) -> Any:
+        out, memory = behind(*given)
+        memories.append(memory)
+        return out, memory
+
+    monkeypatch.setattr(MRLABase, "behind", noted)
     model = attached("timm resnet18", "base").eval()
     with torch.no_grad():
         model(image())
-    memories = [memory for _, memory in left]
     for mixer, memory in zip(mixers(model), memories, strict=True):
         if mixer.place.index + 1 == mixer.place.length:
             assert memory is None
@@ -397,7 +398,7 @@ def test_parts_of_a_graph_one_after_the_other():
     for path in ("fused", "reference"):
         network, grads = copy.deepcopy(model), []
         outs: list[Tensor] = []
-        mine = [one.block for one in network.layer1]
+        mine = list(network.layer1)
         with use(path):
             feature = network.maxpool(network.act1(network.bn1(network.conv1(x))))
             for step in network.layer1:
@@ -428,7 +429,7 @@ def test_a_block_in_between_that_keeps_its_end(hooked, tails):
     found = []
     for path in ("fused", "reference"):
         network = copy.deepcopy(model)
-        network.layer1[hooked].block.bn2.register_forward_hook(lambda *_: None)
+        network.layer1[hooked].bn2.register_forward_hook(lambda *_: None)
         tails.clear()
         with use(path):
             loss = network(x).square().mean()
@@ -442,7 +443,7 @@ def test_a_block_in_between_that_keeps_its_end(hooked, tails):
 def test_frozen_blocks_get_no_letters(tails):
     model, x = long_chain(), image()
     for step in [*model.layer1][:2]:
-        step.block.requires_grad_(False)
+        step.requires_grad_(False)
     model.conv1.requires_grad_(False)
     model.bn1.requires_grad_(False)
     found, reference = run(model, x), run(model, x, "reference")
@@ -469,7 +470,7 @@ def test_saved_maps_elsewhere():
 
 
 def _block(model: nn.Module) -> Any:
-    return model.layer1[-1].block
+    return model.layer1[-1]
 
 
 def used(model: nn.Module, x: Tensor, tails: list[BlockTail]) -> int:

@@ -10,9 +10,9 @@ from conftest import randomise_norms
 from torch import nn
 
 import mrla
-from mrla.models import Stage, cut, mixed_chains, recording, remove_mixers
+from mrla.models import MixedBlock, cut, mixed_chains, recording, remove_mixers
 from mrla.models.attachment import close_up
-from mrla.models.stage import MIXER
+from mrla.models.mixed_blocks import MIXER
 from mrla.ops import ChainPlace, LayerMixer, retrieval, use
 
 SMALL = {"channels": (8, 16, 24, 32), "num_classes": 7}
@@ -318,5 +318,5 @@ def test_bad_calls():
     everything = [f"layer{stage}.{block}" for stage in range(1, 5) for block in range(2)]
     with pytest.raises(ValueError, match="without must leave a block"):
         mrla.attach(plain, without=everything)
-    assert not any(isinstance(module, Stage) for module in plain.modules())
+    assert not any(isinstance(module, MixedBlock) for module in plain.modules())
     assert len(mixers(mrla.attach(plain, without="layer1.0"))) == 7

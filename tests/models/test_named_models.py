@@ -11,7 +11,7 @@ from timm.optim import param_groups_layer_decay
 from torch import Tensor, nn
 
 import mrla
-from mrla.models import NAMED, Stage, attach_recipe, is_attached
+from mrla.models import NAMED, MixedBlock, attach_recipe, is_attached
 from mrla.ops import LayerMixer
 
 TWINS = [name for name in timm.list_models("test_*") if name in NAMED]
@@ -154,7 +154,7 @@ def test_a_named_model_is_the_attached_one(name):
     recipe, keys = attach_recipe(named), list(named.state_dict())
     assert recipe is not None
     plain = mrla.detach(copy.deepcopy(named))
-    assert not any(isinstance(module, Stage) for module in plain.modules())
+    assert not any(isinstance(module, MixedBlock) for module in plain.modules())
     again = mrla.attach(plain, **recipe)
     assert list(again.state_dict()) == keys
     again.load_state_dict(named.state_dict())

@@ -105,7 +105,7 @@ def place_to_look(plain: nn.Module, chain: Chain, shape: Sequence[int]) -> Place
     Raises:
         ValueError: If the network has no such chain, or no module that gives or takes what it gives.
     """
-    calls = dry_run(plain, (2, *shape))
+    calls = dry_run(plain, (2, *shape)).calls
     path, at_input = _module_to_look_at(plain, chain, calls)
     return Place(chain, path, at_input, None if chain.patch_embed else _grid_from_call(chain, calls))
 

@@ -12,8 +12,8 @@ from torch import Tensor, nn
 from torch.nn.functional import cross_entropy
 
 from mrla.models import MixedChain, cut, mixed_chains
+from mrla.models.mixed_blocks import MIXER
 from mrla.models.modes import in_eval_mode
-from mrla.models.stage import MIXER
 
 CutKind = Literal["mixers", "links", "heads"]
 CUT_KINDS: tuple[str, ...] = get_args(CutKind)

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from mrla.models import MixedChain, Recording
-from mrla.models.stage import MIXER
+from mrla.models.mixed_blocks import MIXER
 from mrla.ops import MRLALight
 
 from ..curves import STYLE, save_figure
