@@ -15,7 +15,7 @@ from torch import Tensor, nn
 from torch._subclasses.fake_tensor import FakeTensorMode
 
 from .grids import GridFromPatches
-from .mixed_blocks import MixedBlock, unmix_block
+from .mixed_blocks import MixedBlock, mixed, unmix_block
 from .wiring import wiring_of
 
 
@@ -117,6 +117,7 @@ def _twin(model: nn.Module, fake: FakeTensorMode) -> nn.Module:
         replaced[id(parameter)] = _fake(parameter, fake)
     for buffer in model.buffers():
         replaced[id(buffer)] = _fake(buffer, fake) if buffer.is_meta else buffer.detach().clone()
+    replaced |= _whole_twins(model, replaced)
     try:
         return copy.deepcopy(model, dict(replaced))
     except Exception:  # whatever a foreign attribute raises
@@ -134,11 +135,37 @@ def _twin(model: nn.Module, fake: FakeTensorMode) -> nn.Module:
 
 
 def _fake(tensor: Tensor, fake: FakeTensorMode) -> Tensor:
-    """The same without numbers, a parameter where it was one."""
-    try:
+    """The same without numbers, a parameter where it was one; a sharded or quantised one whole and in plain form."""
+    if type(tensor) in (Tensor, nn.Parameter, nn.Buffer):
         return fake.from_tensor(tensor, static_shapes=True)
-    except Exception:  # a tensor of somebody's own class that has no fake form
-        return tensor.detach().clone()
+    with fake:
+        whole = torch.empty(tensor.shape, dtype=tensor.dtype, device=tensor.device)
+    return nn.Parameter(whole, requires_grad=False) if isinstance(tensor, nn.Parameter) else whole
+
+
+def _whole_twins(model: nn.Module, replaced: dict[int, Any]) -> dict[int, nn.Module]:
+    """Copies of modules that FSDP2 has sharded, which refuse `copy.deepcopy`, of the classes that they had before."""
+    sharded = [module for module in model.modules() if _class_before_sharding(module) is not type(module)]
+    twins: dict[int, nn.Module] = {id(module): object.__new__(_class_before_sharding(module)) for module in sharded}
+    memo = {**replaced, **twins}
+    for module in sharded:
+        for name, value in vars(module).items():
+            copied = copy.deepcopy(value, memo) if _can_be_copied(value, memo) else value
+            twins[id(module)].__dict__[name] = copied
+    return twins
+
+
+def _class_before_sharding(module: nn.Module) -> type[nn.Module]:
+    kind = type(module)
+    if isinstance(module, MixedBlock) and kind is mixed(module.plain_class):  # attached after sharding
+        before = _without_sharding(module.plain_class)
+        return kind if before is module.plain_class else mixed(before)
+    return _without_sharding(kind)
+
+
+def _without_sharding(kind: type[nn.Module]) -> type[nn.Module]:
+    """`fully_shard` makes a class of its own FSDPModule and the module's class, in this order."""
+    return kind.__bases__[1] if len(kind.__bases__) == 2 and kind.__bases__[0].__name__ == "FSDPModule" else kind
 
 
 def _can_be_copied(value: Any, shared: dict[int, Any]) -> bool:

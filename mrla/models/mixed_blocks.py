@@ -2,6 +2,7 @@
 
 import copyreg
 import functools
+import threading
 from collections.abc import Callable, Mapping
 from typing import Any, ClassVar
 
@@ -9,7 +10,7 @@ import torch
 from torch import Tensor, nn
 from torch.fx import Proxy
 
-from mrla.ops import BlockTail, Grid, LayerMixer
+from mrla.ops import BlockTail, Grid, LayerMixer, unobserved
 
 from .block_tails import held_back
 from .grids import GridFromPatches, is_grid
@@ -18,6 +19,24 @@ from .wiring import Wiring, set_wiring, wiring_of
 
 MIXER = "mrla"
 """The name under which a block holds its mixer; it ends every new parameter's path: ``layer1.0.mrla.*``."""
+
+
+class _Call:
+    """A call of a block with hooks.
+
+    Attributes:
+        mixer: The block's.
+        entered: What rode on the input before the hooks.
+        left: What the mixer has put on the output.
+    """
+
+    def __init__(self, mixer: Any, entered: Carried | None):
+        self.mixer = mixer
+        self.entered = entered
+        self.left: Carried | None = None
+
+
+_running = threading.local()
 
 
 class MixedBlock(nn.Module):
@@ -33,6 +52,26 @@ class MixedBlock(nn.Module):
 
     plain_class: ClassVar[type[nn.Module]]
     """The class that the block had before, and has again after `unmix_block`."""
+
+    def __call__(self, *args: Any, **kwargs: Any) -> Any:
+        """Calls the block; what rides on its input and output outlives hooks that replace these by new tensors."""
+        if torch.compiler.is_compiling() or not self._may_be_replaced():
+            return super().__call__(*args, **kwargs)
+        x = args[0] if args else next(iter(kwargs.values()), None)
+        call = _Call(self._modules.get(MIXER), None if isinstance(x, Proxy) else carried_by(x))
+        outer, _running.call = getattr(_running, "call", None), call
+        try:
+            output = super().__call__(*args, **kwargs)
+        finally:
+            _running.call = outer
+        first = _first(output)
+        if call.left is None or not isinstance(first, Tensor) or carried_by(first) is not None:
+            return output
+        kept = store(first, call.left)
+        return output if kept is first else _with_first(output, kept)
+
+    def _may_be_replaced(self) -> bool:
+        return bool("forward" in self.__dict__ or not unobserved(self))
 
     def forward(self, *args: Any, **kwargs: Any) -> Any:
         """The plain block's output after the mixer; of an output of several parts the first is the mixer's."""
@@ -159,7 +198,11 @@ def mix(
             would be wrong.
     """
     carries, place = mixer.carries_memory, mixer.place
-    memory = _memory(x, path, chain) if carries and place is not None and place.index > 0 else None
+    call = None if torch.compiler.is_compiling() else getattr(_running, "call", None)
+    call = call if call is not None and call.mixer is mixer else None
+    memory = None
+    if carries and place is not None and place.index > 0:
+        memory = _memory(x, None if call is None else call.entered, path, chain)
     if isinstance(output, BlockTail):
         out, memory = mixer.behind(output, memory)
     else:
@@ -167,14 +210,15 @@ def mix(
     carries = carries and (place is None or place.index + 1 < place.length)  # nobody reads what the last one leaves
     if not carries and not carries_grid:
         return out
-    return store(
-        out, Carried(chain, memory if carries else None, grid if carries_grid else None, torch.is_grad_enabled())
-    )
+    left = Carried(chain, memory if carries else None, grid if carries_grid else None, torch.is_grad_enabled())
+    if call is not None:
+        call.left = left
+    return store(out, left)
 
 
-def _memory(x: Any, path: str, chain: str) -> Any:
-    """The memory that rides on a block's input."""
-    carried = carried_by(x)
+def _memory(x: Any, entered: Carried | None, path: str, chain: str) -> Any:
+    """The memory that rides on a block's input, or rode on it before the block's hooks."""
+    carried = carried_by(x) or entered
     if carried is None or carried.memory is None or carried.chain != chain:
         raise RuntimeError(
             f"block {path} needs the memory of the blocks before it in its chain, which begins with {chain}, and its "
@@ -263,14 +307,16 @@ def _forward_with(block: MixedBlock, changed: Mapping[str, Callable[[Any], Any]]
 
 def _first(output: Any) -> Any:
     """The first part of an output of several parts; else the output itself."""
-    several = isinstance(output, (tuple, list)) and not isinstance(output, BlockTail) and len(output) > 0
-    return output[0] if several else output
+    if isinstance(output, BlockTail) or not isinstance(output, (tuple, list)):
+        return output
+    return next(iter(output), output)
 
 
 def _with_first(output: Any, first: Any) -> Any:
     """An output of several parts with another first one."""
-    is_named = hasattr(output, "_fields")
-    return type(output)(first, *output[1:]) if is_named else type(output)([first, *output[1:]])
+    parts = [first, *output[1:]]
+    kind: Any = type(output)
+    return kind(*parts) if hasattr(output, "_fields") else kind(parts)
 
 
 def _new(plain_class: type[nn.Module]) -> MixedBlock:
