@@ -6,11 +6,11 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from torch.autograd.function import once_differentiable
 
 from ._block_tail import BlockTail, ResidualNorm, affine_of, begin
 from ._fused_base import BaseForm, BaseState, BaseWeights, Letter, backward, forward
 from ._fused_maps import own
+from ._second_derivative import once_differentiable, refuse_second
 
 
 @torch.library.custom_op("mrla::base", mutates_args=())
@@ -95,7 +95,12 @@ def _differentiate(ctx: Any, gradient: Tensor | None, of_value: Tensor | None, o
     keys, values, rest = saved[:count], saved[count : 2 * count], saved[2 * count :]
     weights, state, keep = rest[: ctx.form], rest[ctx.form : -1], rest[-1]
     gradient = torch.zeros_like(x) if gradient is None else gradient
-    found = torch.ops.mrla.base_backward(gradient, of_key, of_value, x, keys, values, weights, state, keep, *ctx.rest)
+    with torch.no_grad():
+        found = torch.ops.mrla.base_backward(
+            gradient, of_key, of_value, x, keys, values, weights, state, keep, *ctx.rest
+        )
+    if torch.is_grad_enabled():
+        found = refuse_second(found, (gradient, of_key, of_value, *ctx.saved_tensors))
     of_weights = [*found[1 + 2 * count :], *(None,) * (6 - len(weights))]
     return found[0], found[1 : 1 + count], found[1 + count : 1 + 2 * count], *of_weights, *(None,) * 7
 
@@ -258,5 +263,5 @@ def _holders_of_an_output() -> int:
             return gradient
 
     with torch.enable_grad():
-        Probe.apply(torch.zeros(1, requires_grad=True)).sum().backward()
+        Probe.apply(torch.zeros(1, dtype=torch.float32, device="cpu", requires_grad=True)).sum().backward()
     return found[0]

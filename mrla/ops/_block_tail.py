@@ -3,12 +3,12 @@
 import copy
 import functools
 from collections.abc import Sequence
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
 
-from ._batch_norm import advance, kept_statistics, takes_batch
+from ._batch_norm import advance, as_float32, kept_statistics, moves_statistics, norm_fits, takes_batch
 
 
 class BlockTail(NamedTuple):
@@ -52,6 +52,22 @@ def rest_of(tail: ResidualNorm | None) -> int:
     if tail is None:
         return 0
     return 1 if tail.mean is None else 3 if tail.training else 2
+
+
+def fields_of(tail: ResidualNorm | None) -> tuple[Tensor | float | None, ...]:
+    """Weight, bias, mean, spread and eps of a tail's norm as kernels find them in their table."""
+    weight, bias, mean, spread, eps, _ = tail or ResidualNorm()
+    return weight, bias, mean, spread, float(eps)
+
+
+def tail_parameters(tail: BlockTail) -> tuple[Tensor | None, ...] | None:
+    """What kernels read of a tail's norm; None where the norm is none that they know, or does not take the branch."""
+    norm = tail.norm
+    if type(norm) is nn.Identity:
+        return ()
+    if type(norm) is not nn.BatchNorm2d or tail.branch.ndim != 4 or not norm_fits(norm, tail.branch):
+        return None
+    return norm.weight, norm.bias, norm.running_mean, norm.running_var
 
 
 def finish(tail: BlockTail) -> Tensor:
@@ -98,11 +114,10 @@ def begin(tail: BlockTail) -> Begun:
         branch,
         norm.weight,
         norm.bias,
-        norm.running_mean,
-        norm.running_var,
+        *_moved(norm, statistics),
         takes_batch(norm),
         advance(norm),
-        norm.eps,
+        float(norm.eps),
     )
     return Begun(normed, ResidualNorm(), _numbers(norm, statistics or of_batch), owned=True)
 
@@ -115,11 +130,13 @@ def kernels_norm_as_torch() -> bool:
     """
     from ._kernels import launch, norms
 
-    generator = torch.Generator().manual_seed(0)
+    # said aloud: a program may have set other defaults
+    factory: Any = {"dtype": torch.float32, "device": "cpu"}
+    generator = torch.Generator("cpu").manual_seed(0)
     b, c, h, w = 3, 64, 5, 7  # enough channels for a difference in rounding to show
-    x = torch.randn((b, c, h, w), generator=generator) * 3 + 1
-    shortcut, found = torch.randn((b, c, h, w), generator=generator), torch.empty_like(x)
-    theirs = nn.BatchNorm2d(c).requires_grad_(False)
+    x = torch.randn((b, c, h, w), generator=generator, **factory) * 3 + 1
+    shortcut, found = torch.randn((b, c, h, w), generator=generator, **factory), torch.empty_like(x)
+    theirs = nn.BatchNorm2d(c, **factory).requires_grad_(False)
     for one in theirs.state_dict().values():
         if one.is_floating_point():
             one.uniform_(0.5, 2, generator=generator)
@@ -130,7 +147,9 @@ def kernels_norm_as_torch() -> bool:
             x, theirs.weight, theirs.bias, theirs.running_mean, theirs.running_var, training, 0.1, theirs.eps
         )
         numbers = _numbers(ours, kept_statistics(ours) or _batch_statistics(ours, x))
-        launch.run(norms.finish(), b * c, 0, c, h * w, 0, 0, 0, rest_of(numbers), x, shortcut, found, *numbers[:5])
+        launch.run(
+            norms.finish(), b * c, 0, c, h * w, 0, 0, 0, rest_of(numbers), x, shortcut, found, *fields_of(numbers)
+        )
         if not torch.equal(found, torch.relu(normed + shortcut)):
             return False
     tracked = theirs.state_dict()
@@ -149,15 +168,22 @@ def _batch_statistics(norm: nn.BatchNorm2d, branch: Tensor) -> tuple[Tensor, Ten
     from ._kernels import launch, norms
 
     b, c, h, w = branch.shape
-    mean, rstd = torch.empty(c), torch.empty(c)
-    tracked = (norm.running_mean, norm.running_var) if norm.training else (None, None)
+    mean, rstd = (torch.empty(c, dtype=torch.float32, device=branch.device) for _ in range(2))
+    tracked = _moved(norm, None)
     launch.run(
-        norms.statistics(), c, branch.numel(), b, c, h * w, branch, mean, rstd, *tracked, advance(norm), norm.eps
+        norms.statistics(), c, branch.numel(), b, c, h * w, branch, mean, rstd, *tracked, advance(norm), float(norm.eps)
     )
     return mean, rstd
 
 
+def _moved(norm: nn.BatchNorm2d, statistics: Sequence[Tensor] | None) -> tuple[Tensor | None, Tensor | None]:
+    """The running statistics that torch's operator is given: those the norm goes by, or that the batch moves on."""
+    if statistics is None and not moves_statistics(norm):
+        return None, None
+    return norm.running_mean, norm.running_var
+
+
 def _numbers(norm: nn.BatchNorm2d, statistics: Sequence[Tensor]) -> ResidualNorm:
-    weight, bias = (None if one is None else one.detach().float() for one in (norm.weight, norm.bias))
-    mean, spread = (one.float() for one in statistics)
-    return ResidualNorm(weight, bias, mean, spread, norm.eps, takes_batch(norm))
+    weight, bias = (None if one is None else as_float32(one.detach()) for one in (norm.weight, norm.bias))
+    mean, spread = (as_float32(one) for one in statistics)
+    return ResidualNorm(weight, bias, mean, spread, float(norm.eps), takes_batch(norm))

@@ -2,6 +2,7 @@
 
 import math
 from abc import abstractmethod
+from collections.abc import Sequence
 from typing import Any, Literal, get_args
 
 import torch
@@ -10,7 +11,7 @@ from timm.layers import DropPath, LayerNorm2d
 from torch import Tensor, nn
 from torch.nn.functional import pad
 
-from ._batch_norm import takes_batch
+from ._batch_norm import norm_fits, takes_batch
 from ._checks import check_like
 from ._contract import ChainPlace, Init, LayerMixer, check_deaf
 from ._hearing import Heard, Terms
@@ -116,6 +117,7 @@ class BranchMixer(LayerMixer):
             )
         if shortcut is not None:
             check_like("shortcut", (shortcut,), x)
+        self._check_is_made(x)
         normed = x if self.input_norm is None else self.input_norm(x)
         carried = None
         if shortcut is not None and self.uses_shortcut:
@@ -123,10 +125,25 @@ class BranchMixer(LayerMixer):
             carried = self._map(carried, grid)
         return normed, self._map(normed, grid), carried
 
+    def _check_is_made(self, x: Tensor) -> None:
+        """Raises where the mixer has no numbers: torch's own error on meta tensors names no mixer, or there is none."""
+        if x.is_meta:
+            return
+        for module in (self, self.norm, self.input_norm, self.shortcut_norm):
+            if module is None:
+                continue
+            for one in (*module._parameters.values(), *module._buffers.values()):
+                if one is not None and one.is_meta:
+                    raise RuntimeError(
+                        f"the parameters of this {type(self).__name__} of mrla must hold numbers before it is called: "
+                        f"got some on the meta device, and x on {x.device}; load weights that include the mixers', or "
+                        f"attach the mixers behind loading; else model.to_empty(device=...) and reset_parameters(init)"
+                    )
+
     def _leaving(self, x: Tensor, normed: Tensor, branch: Tensor) -> Tensor:
         """The block's new output, of the update as a map."""
         if self.norm is not None:
-            branch = self.norm(branch)
+            branch = _normed(self.norm, branch)
         if self.out_act is not None:
             branch = ACTIVATIONS[self.out_act](branch)
         branch = from_map(branch, self.layout)
@@ -223,24 +240,54 @@ class BranchMixer(LayerMixer):
             self.layout == "NCHW"
             and self.residual
             and type(norm) is nn.BatchNorm2d
-            and norm.affine
+            and norm.weight is not None
+            and norm.bias is not None
             and type(drop_path) in (DropPath, nn.Identity)
             and unobserved(norm, drop_path)
         ):
             return norm
         return None
 
-    def fused_norm(self, x: Tensor, shortcut: Tensor | None, weight: Tensor) -> nn.BatchNorm2d | None:
+    def fused_norm(
+        self,
+        x: Tensor,
+        shortcut: Tensor | None,
+        taps: tuple[Tensor, Tensor, Tensor],
+        vector: Tensor | None,
+        more: tuple[Tensor | None, ...] = (),
+        values: Sequence[Tensor] = (),
+        keys: Sequence[Tensor] = (),
+    ) -> nn.BatchNorm2d | None:
         """The mixer's norm, where the kernels can work on these maps and all around the update is what they know.
 
-        `weight` is one that multiplies the maps: where torch would refuse its type beside theirs, so do the kernels.
+        Args:
+            x: The block's output, or the branch of a tail.
+            shortcut: What the block added, where the kernels read it.
+            taps: The mixer's kernels: query, key and value. Where torch would refuse the type of the value's beside the
+                maps', so do the kernels.
+            vector: What else the mixer owns, one number a channel.
+            more: Other parameters and statistics that are read, of norms whose shapes have been looked at.
+            values: Those of the memory.
+            keys: Likewise.
         """
         norm = self.plain_norm
-        fits = x.ndim == 4 and x.shape[1] == self.channels and (shortcut is None or shortcut.shape == x.shape)
-        fits = fits and (weight.dtype == x.dtype or torch.is_autocast_enabled("cpu"))
-        if norm is None or not fits or not kernels_apply(x, shortcut if self.uses_shortcut else None):
+        if norm is None or x.ndim != 4 or x.shape[1] != self.channels:
             return None
-        return None if takes_batch(norm) and x.numel() == self.channels else norm  # one value has no variance
+        query, key, value = taps
+        if shortcut is not None and shortcut.shape != x.shape:
+            return None
+        if vector is not None and vector.shape != x.shape[1:2]:
+            return None
+        if query.ndim != 3 or query.shape[:2] != (1, 1) or query.shape[2] % 2 == 0 or key.shape != query.shape:
+            return None
+        if value.shape != (self.channels, 1, 3, 3):
+            return None
+        if value.dtype != x.dtype and not torch.is_autocast_enabled("cpu"):
+            return None
+        read = (*taps, vector, norm.weight, norm.bias, norm.running_mean, norm.running_var, *more)
+        if not kernels_apply(x, shortcut, *values, parameters=read, exact=keys) or not norm_fits(norm, x):
+            return None
+        return norm
 
     def kept(self, x: Tensor) -> Tensor | None:
         """What DropPath multiplies the branch of each image with, (b,); None where it does nothing."""
@@ -272,8 +319,10 @@ class BranchMixer(LayerMixer):
             )
         for norm in (self.input_norm, self.shortcut_norm, self.norm):
             if norm is not None:
-                norm.weight.fill_(0.0 if norm is self.norm and init == "identity" and self.scale is None else 1.0)
-                norm.bias.zero_()
+                if norm.weight is not None:
+                    norm.weight.fill_(0.0 if norm is self.norm and init == "identity" and self.scale is None else 1.0)
+                if norm.bias is not None:
+                    norm.bias.zero_()
             if isinstance(norm, nn.BatchNorm2d):
                 norm.reset_running_stats()
         if self.scale is not None:
@@ -293,6 +342,31 @@ class BranchMixer(LayerMixer):
         return ()
 
 
+def _normed(norm: nn.Module, branch: Tensor) -> Tensor:
+    """The update behind the mixer's norm, which must not fail where the network itself does not.
+
+    A BatchNorm has no variance to take of one value per channel, as of a map of one pixel of one image. It then
+    normalises by its running statistics and leaves them as they are; where it keeps none, the value less its own mean
+    is zero, and the bias is what comes out.
+    """
+    if not isinstance(norm, nn.BatchNorm2d) or not takes_batch(norm) or not _has_one_value(branch):
+        return norm(branch)
+    if norm.running_mean is None and norm.running_var is None:
+        weight, bias = (None if one is None else one[:, None, None] for one in (norm.weight, norm.bias))
+        normed = branch * 0 if weight is None else branch * 0 * weight
+        return normed if bias is None else normed + bias
+    norm.training = False  # and not other operators: what waits for the norm to be called is called
+    try:
+        return norm(branch)
+    finally:
+        norm.training = True
+
+
+def _has_one_value(branch: Tensor) -> bool:
+    images, _, rows, columns = branch.shape
+    return images == rows == columns == 1
+
+
 def unobserved(*modules: nn.Module) -> bool:
     """Whether nothing waits for these modules to be called, so that their work may be done without calling them.
 
@@ -308,6 +382,8 @@ def unobserved(*modules: nn.Module) -> bool:
         return False
     for module in modules:
         if module._forward_hooks or module._forward_pre_hooks or module._backward_hooks or module._backward_pre_hooks:
+            return False
+        if "forward" in module.__dict__:
             return False
     return True
 

@@ -6,8 +6,8 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from ._block_tail import ResidualNorm, rest_of
-from ._fused_maps import PARTS, addresses, chunks_of, kind_of, norm_gradients, packed
+from ._block_tail import ResidualNorm, fields_of, rest_of
+from ._fused_maps import PARTS, addresses, as_read, chunks_of, kind_of, norm_gradients, packed
 
 
 class BaseWeights(NamedTuple):
@@ -85,6 +85,7 @@ def forward(
     from ._kernels import base, base_numbers, launch
 
     weights = packed(weights)
+    form = form._replace(eps=float(form.eps))
     b, c, h, w = x.shape
     kind, asked, k = kind_of(x), len(values) + 1, weights.query.numel()
     per_plane = {"dtype": torch.float32, "device": x.device}
@@ -98,7 +99,7 @@ def forward(
     moments = torch.empty((b, c, base.MOMENTS), **per_plane) if by_batch else None
     norm = (weights.norm_weight, weights.norm_bias, *(statistics or (None, None)), form.eps)
     chunks = chunks_of(b, form.heads)
-    header, branch_norm = (c, h, w, form.heads, chunks, rest_of(tail), asked, k), (tail or ResidualNorm())[:5]
+    header, branch_norm = (c, h, w, form.heads, chunks, rest_of(tail), asked, k), fields_of(tail)
     out = x if in_place and chunks == 1 and not by_batch else torch.empty_like(x)
     launch.run(
         base.apply(kind), b * chunks, x.numel() * asked, *header,
@@ -174,9 +175,10 @@ def backward(
     from ._kernels import base, base_numbers, launch
 
     weights = packed(weights)
+    form = form._replace(eps=float(form.eps))
     b, c, h, w = x.shape
     kind, asked = kind_of(x), len(values) + 1
-    gradient = gradient.contiguous()
+    gradient = as_read(gradient)
     chunks = chunks_of(b, form.heads)
     header = (c, h, w, form.heads, chunks, rest_of(tail), asked, weights.query.numel())
     norm = (weights.norm_weight, weights.norm_bias, state.mean, state.variance, form.eps)
@@ -202,7 +204,7 @@ def backward(
     )  # fmt: skip
     of_keys, pooled = [torch.empty((b, c), **per_plane) for _ in keys], torch.empty((b, c), **per_plane)
     of_kernels = torch.empty((b, 2, k), **per_plane)
-    key_later = None if of_key is None else of_key.float().contiguous()
+    key_later = None if of_key is None else as_read(of_key.float())
     all_keys = [*(one.contiguous() for one in keys), state.key]
     at_keys, at_key_gradients = addresses(all_keys), addresses([*of_keys, None])
     launch.run(
@@ -213,15 +215,15 @@ def backward(
 
     of_shortcut = None if shortcut is None else torch.empty_like(shortcut)
     of_values = [torch.empty_like(one) if there else None for one, there in zip(values, wanted, strict=True)]
-    of_value = None if of_value is None else of_value.contiguous()
+    of_value = None if of_value is None else as_read(of_value)
     of_taps, of_tail = torch.empty((b, c, 9), **per_plane), torch.empty((b, c, 2), **per_plane)
     rows = [(one.of_update.data_ptr(), one.taken.data_ptr(), one.taken.shape[2], one.block) for one in mail]
-    letters = torch.tensor(rows, dtype=torch.int64)
+    letters = torch.tensor(rows, dtype=torch.int64, device="cpu")
     launch.run(
         base.gradients(kind), b * chunks, x.numel() * (2 + len(mail)), *header,
         x, shortcut, gradient, of_x, of_shortcut, addresses([*of_values, None]), state.weights, weights.value, *norm,
         incoming, constant, slope, pooled, of_taps, of_tail, form.rectify, of_value, of_update, letters, len(mail),
-        *(tail or ResidualNorm())[:5], weights.scale, keep,
+        *fields_of(tail), weights.scale, keep,
     )  # fmt: skip
     of_taps = of_taps.sum(0).view_as(weights.value)
     of_query, of_own_key = of_kernels.sum(0).view(2, 1, 1, -1).unbind()

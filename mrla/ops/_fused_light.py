@@ -5,8 +5,8 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from ._block_tail import ResidualNorm, rest_of
-from ._fused_maps import PARTS, chunks_of, kind_of, norm_gradients, packed
+from ._block_tail import ResidualNorm, fields_of, rest_of
+from ._fused_maps import PARTS, as_read, chunks_of, kind_of, norm_gradients, packed
 
 
 class LightWeights(NamedTuple):
@@ -60,13 +60,14 @@ def forward(
     from ._kernels import launch, light, light_numbers
 
     weights = packed(weights)
+    eps = float(eps)
     b, c, h, w = x.shape
     kind, k = kind_of(x), weights.query.numel()
     per_plane = {"dtype": torch.float32, "device": x.device}
     means, gates = torch.empty((b, c + k - 1), **per_plane), torch.empty((b, heads), **per_plane)
     chunks = chunks_of(b, heads)
     header = (c, h, w, heads, chunks, rest_of(tail), shortcut is not None, k)
-    branch_norm = (tail or ResidualNorm())[:5]
+    branch_norm = fields_of(tail)
     if statistics is None:
         moments = torch.empty((b, c, light.MOMENTS), **per_plane)
         mean, variance = torch.empty(c, **per_plane), torch.empty(c, **per_plane)
@@ -119,12 +120,13 @@ def backward(
     from ._kernels import launch, light, light_numbers
 
     weights = packed(weights)
+    eps = float(eps)
     b, c, h, w = x.shape
     kind, heads = kind_of(x), state.gates.shape[1]
-    gradient = gradient.contiguous()
+    gradient = as_read(gradient)
     chunks = chunks_of(b, heads)
     header = (c, h, w, heads, chunks, rest_of(tail), shortcut is not None, weights.query.numel())
-    branch_norm = (tail or ResidualNorm())[:5]
+    branch_norm = fields_of(tail)
     per_plane = {"dtype": torch.float32, "device": x.device}
     sums = torch.empty((b, c, light.SUMS), **per_plane)
     launch.run(

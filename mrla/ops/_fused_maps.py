@@ -28,6 +28,11 @@ def packed(weights: Any) -> Any:
     return type(weights)(*(None if one is None else one.contiguous() for one in weights))
 
 
+def as_read(map: Tensor) -> Tensor:
+    """A map whose numbers lie one after the other with their signs applied, as kernels read it."""
+    return (map.resolve_neg() if map.is_neg() else map).contiguous()
+
+
 def chunks_of(batch: int, heads: int) -> int:
     """How many parts the heads of an image are cut into, so that there is work for every thread."""
     wanted = 4 * torch.get_num_threads()
@@ -36,7 +41,7 @@ def chunks_of(batch: int, heads: int) -> int:
 
 def addresses(tensors: Sequence[Tensor | None]) -> Tensor:
     """Where tensors are, as a kernel reads them; 0 for None. The tensors must outlive the kernel's run."""
-    return torch.tensor([0 if one is None else one.data_ptr() for one in tensors], dtype=torch.int64)
+    return torch.tensor([0 if one is None else one.data_ptr() for one in tensors], dtype=torch.int64, device="cpu")
 
 
 def norm_gradients(

@@ -4,11 +4,11 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from torch.autograd.function import once_differentiable
 
 from ._block_tail import BlockTail, ResidualNorm, affine_of, begin
 from ._fused_light import LightState, LightWeights, backward, forward
 from ._fused_maps import own
+from ._second_derivative import once_differentiable
 
 
 @torch.library.custom_op("mrla::light", mutates_args=())
@@ -89,6 +89,7 @@ def _save(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, ...]) -> None
     ctx.set_materialize_grads(False)
 
 
+@once_differentiable
 def _differentiate(ctx: Any, gradient: Tensor | None, *_: Any) -> tuple[Any, ...]:
     if gradient is None:
         return (None,) * 13

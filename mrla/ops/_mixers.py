@@ -9,8 +9,8 @@ from torch import Tensor, nn
 
 from ._base import LayerMemory, Weighting, asked_memory, base_update, layer_weights, recent
 from ._base_operator import base, base_behind
-from ._batch_norm import kept_statistics, track
-from ._block_tail import BlockTail
+from ._batch_norm import as_float32, kept_statistics, track
+from ._block_tail import BlockTail, tail_parameters
 from ._branch import BranchMixer, Norm, one_of, reset_channel_kernel, reset_depthwise_kernel
 from ._checks import check_map, check_window
 from ._contract import ChainPlace, Init, LayerMixer
@@ -23,7 +23,6 @@ from ._layouts import Grid, Layout
 from ._light import light_gate, light_update
 from ._light_operator import light, light_behind
 from ._projections import ACTIVATIONS, Activation, depthwise_value, pool, slide
-from ._selection import kernels_apply
 
 Carry = Literal["shortcut", "output"]
 
@@ -118,11 +117,14 @@ class MRLALight(BranchMixer):
     ) -> tuple[Float[Tensor, "*shape"], Any]:
         """The block's new output, in x's dtype, and the memory for the next mixer."""
         carried = shortcut if self.uses_shortcut else None
-        norm = self.fused_norm(x, shortcut, self.value_weight) if self._is_released_form else None
+        fits = self._is_released_form and (shortcut is None or shortcut.shape == x.shape)
+        taps, decay = self._taps, self.decay if carried is not None else None
+        norm = self.fused_norm(x, carried, taps, decay) if fits else None
         if norm is None:
             return super().forward(x, shortcut, memory, grid=grid)
-        weights = self._fused_weights(norm, carried is not None)
-        out, mean, variance = light(x, carried, weights, kept_statistics(norm), self.kept(x), self.heads, norm.eps)
+        weights = _light_weights(taps, decay, norm)
+        kept, eps = self.kept(x), float(norm.eps)
+        out, mean, variance = light(x, carried, weights, kept_statistics(norm), kept, self.heads, eps)
         track(norm, mean, variance, x.numel() // self.channels)
         return out, None
 
@@ -134,29 +136,30 @@ class MRLALight(BranchMixer):
     @property
     def takes_tails(self) -> bool:
         """Whether the kernels know this mixer: the released form, with nothing between the update and its norm."""
-        as_here = type(self).forward is MRLALight.forward
-        return as_here and self._is_released_form and self.uses_shortcut and self.plain_norm is not None
+        return self._is_released_form and self.uses_shortcut and self.plain_norm is not None
 
     def behind(self, tail: BlockTail, memory: Any = None) -> tuple[Tensor, Any]:
         """The block's new output, of a residual block that has left its last norm, add and ReLU to the mixer."""
         takes = self._is_released_form and self.uses_shortcut
-        norm = self.fused_norm(tail.branch, tail.shortcut, self.value_weight) if takes else None
+        of_tail, taps, decay = tail_parameters(tail), self._taps, self.decay
+        norm = None
+        if takes and of_tail is not None:
+            norm = self.fused_norm(tail.branch, tail.shortcut, taps, decay, of_tail)
         if norm is None:
             return super().behind(tail, memory)
-        weights, kept = self._fused_weights(norm, True), self.kept(tail.branch)
-        out, mean, variance = light_behind(tail, weights, kept_statistics(norm), kept, self.heads, norm.eps)
+        weights, kept = _light_weights(taps, decay, norm), self.kept(tail.branch)
+        out, mean, variance = light_behind(tail, weights, kept_statistics(norm), kept, self.heads, float(norm.eps))
         track(norm, mean, variance, tail.branch.numel() // self.channels)
         return out, None
 
     @property
     def _is_released_form(self) -> bool:
-        as_here = type(self).update is MRLALight.update  # a class made of this one may say otherwise
+        as_here = type(self) is MRLALight and _is_as_its_class(self)  # a class made of this one may say otherwise
         return as_here and self.carry == "shortcut" and self.value_act is None and self.out_act is None
 
-    def _fused_weights(self, norm: nn.BatchNorm2d, carries: bool) -> LightWeights:
-        decay = self.decay.float() if carries and self.decay is not None else None
-        kernels = (self.query_weight.float(), self.key_weight.float(), self.value_weight.float())
-        return LightWeights(*kernels, decay, norm.weight.float(), norm.bias.float())
+    @property
+    def _taps(self) -> tuple[Tensor, Tensor, Tensor]:
+        return self.query_weight, self.key_weight, self.value_weight
 
     def update(
         self, x: Float[Tensor, "b c h w"], shortcut: Float[Tensor, "b c h w"] | None, memory: Any
@@ -394,7 +397,7 @@ class MRLABase(_AskingMixer):
         grid: Grid | None = None,
     ) -> tuple[Float[Tensor, "*shape"], Any]:
         """The block's new output, in x's dtype, and the memory for the next mixer."""
-        fused = self._fused(x, shortcut, memory) if shortcut is None or shortcut.shape == x.shape else None
+        fused = self._fused(x, None, memory) if shortcut is None or shortcut.shape == x.shape else None
         if fused is None:
             return super().forward(x, shortcut, memory, grid=grid)
         norm, before, *rest = fused
@@ -404,11 +407,14 @@ class MRLABase(_AskingMixer):
     @property
     def takes_tails(self) -> bool:
         """Whether the kernels know this mixer: no activation on the values, and at most a ReLU behind the norm."""
-        return type(self).forward is MRLABase.forward and self._has_kernels
+        return self._has_kernels
 
     def behind(self, tail: BlockTail, memory: Any = None) -> tuple[Tensor, Any]:
         """The block's new output, of a residual block that has left its last norm, add and ReLU to the mixer."""
-        fused = self._fused(tail.branch, tail.shortcut, memory) if kernels_apply(tail.branch, tail.shortcut) else None
+        of_tail = tail_parameters(tail)
+        fused = None
+        if of_tail is not None and tail.shortcut.shape == tail.branch.shape:
+            fused = self._fused(tail.branch, tail.shortcut, memory, of_tail)
         if fused is None:
             return super().behind(tail, memory)
         norm, before, *rest = fused
@@ -418,22 +424,25 @@ class MRLABase(_AskingMixer):
 
     @property
     def _has_kernels(self) -> bool:
-        as_here = type(self).update is MRLABase.update  # a class made of this one may say otherwise
+        as_here = type(self) is MRLABase and _is_as_its_class(self)  # a class made of this one may say otherwise
         return as_here and self.value_act is None and self.out_act in (None, "relu") and self.plain_norm is not None
 
-    def _fused(self, x: Tensor, shortcut: Tensor | None, memory: Any) -> tuple[Any, ...] | None:
+    def _fused(
+        self, x: Tensor, shortcut: Tensor | None, memory: Any, more: tuple[Tensor | None, ...] = ()
+    ) -> tuple[Any, ...] | None:
         """Norm, memory that is asked, and what else the kernels take, where they can do all of the mixer's work."""
-        norm = self.fused_norm(x, shortcut, self.value_weight) if self._has_kernels else None
-        if norm is None:
+        if not self._has_kernels or x.ndim != 4 or x.shape[1] != self.channels or x.numel() == 0:
             return None
         before = _fitting(_expected(memory, LayerMemory, self), self.place)
         before = asked_memory(x, before, self.heads, self.last)
-        if not kernels_apply(x, *before.values):
+        query, key, value, scale = self.query_weight, self.key_weight, self.value_weight, self.scale
+        norm = self.fused_norm(x, shortcut, (query, key, value), scale, more, before.values, before.keys)
+        if norm is None:
             return None
-        kernels = (self.query_weight.float(), self.key_weight.float(), self.value_weight.float())
-        scale = None if self.scale is None else self.scale.float()
-        weights = BaseWeights(*kernels, norm.weight.float(), norm.bias.float(), scale)
-        form = BaseForm(self.heads, norm.eps, self.weighting == "softmax", self.out_act == "relu")
+        scale = None if scale is None else as_float32(scale)
+        own = as_float32(query), as_float32(key), as_float32(value)
+        weights = BaseWeights(*own, as_float32(norm.weight), as_float32(norm.bias), scale)
+        form = BaseForm(self.heads, float(norm.eps), self.weighting == "softmax", self.out_act == "relu")
         return norm, before, weights, kept_statistics(norm), self.kept(x), form
 
     def _remember(
@@ -681,6 +690,22 @@ def _kernels(channels: int, **factory: Any) -> tuple[nn.Parameter, nn.Parameter,
     along, depthwise = (1, 1, channel_kernel_size(channels)), (channels, 1, 3, 3)
     query, key, value = (nn.Parameter(torch.empty(shape, **factory)) for shape in (along, along, depthwise))
     return query, key, value
+
+
+def _light_weights(taps: tuple[Tensor, Tensor, Tensor], decay: Tensor | None, norm: nn.BatchNorm2d) -> LightWeights:
+    query, key, value = taps
+    decay = None if decay is None else as_float32(decay)
+    return LightWeights(
+        as_float32(query), as_float32(key), as_float32(value), decay, as_float32(norm.weight), as_float32(norm.bias)
+    )
+
+
+def _is_as_its_class(mixer: LayerMixer) -> bool:
+    """Whether no method that kernels do the work of has been put in the place of the class's own."""
+    return _WORK.isdisjoint(mixer.__dict__)
+
+
+_WORK = frozenset(("forward", "update", "behind", "kept"))
 
 
 def _reset_kernels(mixer: MRLALight | _AskingMixer, init: Init) -> None:

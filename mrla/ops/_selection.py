@@ -2,7 +2,7 @@
 
 import functools
 import warnings
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from contextvars import ContextVar
 from importlib import import_module
@@ -11,10 +11,12 @@ from typing import Any, Literal, get_args
 
 import torch
 from torch import Tensor
+from torch.utils._device import DeviceContext
 
 Path = Literal["fused", "reference"]
 _path: ContextVar[Path] = ContextVar("mrla.ops.path", default="fused")
 
+_PLAIN = (Tensor, torch.nn.Parameter)
 KERNEL_DTYPES = (torch.float32, torch.bfloat16)
 HAS_NUMBA = find_spec("numba") is not None
 """Whether what compiles the kernels is installed."""
@@ -79,25 +81,42 @@ def chosen_path() -> Path:
     return "fused" if _path.get() == "fused" and can_compile() else "reference"
 
 
-def kernels_apply(x: Tensor, *others: Tensor | None) -> bool:
-    """Whether the kernels can work on maps like these here and now: `x`, and others of its shape."""
+def kernels_apply(
+    x: Tensor, *others: Tensor | None, parameters: Iterable[Tensor | None] = (), exact: Iterable[Tensor] = ()
+) -> bool:
+    """Whether the kernels can work on maps like these here and now.
+
+    Args:
+        x: The first map.
+        others: Others, of its shape and type.
+        parameters: All small tensors that the kernels read, in float32 or the type of `x`; they may be strided.
+        exact: Small tensors that must be in float32.
+    """
     if chosen_path() == "reference" or torch.compiler.is_exporting() or torch.jit.is_tracing():
         return False
-    if not torch.compiler.is_compiling() and _is_watched():
+    dtype = x.dtype
+    if dtype not in KERNEL_DTYPES:
         return False
-    return all(map is None or _is_plain(map, x.dtype) for map in (x, *others))
+    for map in (x, *others):
+        if map is not None and not (_is_plain(map) and map.dtype is dtype and map.numel() > 0 and map.is_contiguous()):
+            return False
+    for one in parameters:
+        if one is not None and not (_is_plain(one) and (one.dtype is dtype or one.dtype is torch.float32)):
+            return False
+    for one in exact:
+        if not _is_plain(one) or one.dtype is not torch.float32:
+            return False
+    if torch.compiler.is_compiling():
+        return True
+    if _is_watched():
+        return False
+    # a sign that is still to be applied is in no number that a kernel reads
+    return not any(one is not None and one.is_neg() for one in (x, *others, *exact))
 
 
-def _is_plain(x: Tensor, dtype: torch.dtype) -> bool:
-    return (
-        x.device.type == "cpu"
-        and x.dtype == dtype
-        and dtype in KERNEL_DTYPES
-        and type(x) in (Tensor, torch.nn.Parameter)
-        and x.layout is torch.strided
-        and x.numel() > 0
-        and x.is_contiguous()
-    )
+def _is_plain(x: Tensor) -> bool:
+    """Whether the numbers of a tensor lie in this machine's memory: no subclass, device or layout says otherwise."""
+    return type(x) in _PLAIN and x.is_cpu and x.layout is torch.strided
 
 
 def _is_watched() -> bool:
@@ -105,6 +124,13 @@ def _is_watched() -> bool:
     inside: Any = torch._C
     return (
         inside._len_torch_dispatch_stack() > 0
+        or (inside._len_torch_function_stack() > 0 and _is_overridden())
         or inside._functorch.peek_interpreter_stack() is not None
         or torch.autograd.forward_ad._current_level >= 0
     )
+
+
+def _is_overridden() -> bool:
+    """Whether a mode sees torch's functions; that of a default device sees only what makes tensors."""
+    modes = torch.overrides._get_current_function_mode_stack()
+    return any(type(mode) is not DeviceContext for mode in modes)

@@ -727,8 +727,8 @@ def test_maps_that_are_no_maps_end_as_they_did(method, training, shape, launched
         torch.testing.assert_close(found, expected, atol=1e-5, rtol=1e-5)
     else:
         assert found == expected
-    if shape == (1, 16, 1, 1) and training:
-        assert "Expected more than 1 value per channel" in found[1]
+    if shape == (1, 16, 1, 1):  # of one value there is no variance: the running ones
+        assert isinstance(found, Tensor)
     assert (not launched) == (shape != (1, 16, 1, 1) or training)
 
 

@@ -2,6 +2,7 @@
 
 import hashlib
 import inspect
+import warnings
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -10,6 +11,7 @@ import numba
 import numba.extending
 from numba import types
 from numba.core.caching import FunctionCache
+from numba.core.ccallback import CFunc
 
 # Sums may be taken in any order and products joined to sums; NaN and infinities stay what they are.
 LOOSE = {"reassoc", "contract", "nsz"}
@@ -37,15 +39,51 @@ def kernel(function: Callable[..., Any]) -> Any:
     """
     function = inspect.unwrap(function)
     options = {"fastmath": LOOSE, "error_model": "numpy"}
-    return numba.cfunc(types.void(types.voidptr), cache=_can_be_kept(function), **options)(function)
-
-
-def _can_be_kept(function: Callable[..., Any]) -> bool:
+    compiled: Any = CFunc(function, ((types.voidptr,), types.void), locals={}, options=options)
     try:
-        FunctionCache(function)
+        compiled._cache = _Cache(function)
     except (RuntimeError, OSError):  # no folder that may be written to: compiled anew in each process
-        return False
-    return True
+        pass
+    compiled.compile()
+    return compiled
+
+
+class _Cache(FunctionCache):
+    """Machine code between processes, as far as the disk allows: no room or a broken file is said once, no error."""
+
+    def load_overload(self, *which: Any) -> Any:
+        """The code that was kept; None where there is none that can be read."""
+        try:
+            return super().load_overload(*which)
+        except Exception as error:  # a file cut short may raise anything while it is unpickled
+            _warn(self.cache_path, error)
+            try:
+                self.flush()  # so that the next process finds a whole index
+            except OSError:
+                pass
+            return None
+
+    def save_overload(self, *which: Any) -> None:
+        """Keeps code, where that can be written."""
+        try:
+            super().save_overload(*which)
+        except Exception as error:
+            _warn(self.cache_path, error)
+
+
+_warned = False
+
+
+def _warn(folder: str, error: Exception) -> None:
+    global _warned
+    if not _warned:
+        _warned = True
+        reason = " ".join(f"{type(error).__name__}: {error}".split())[:200]
+        warnings.warn(
+            f"mrla compiles its kernels without numba's cache in {folder} ({reason}): make room there, delete its "
+            f"files, or set NUMBA_CACHE_DIR to another folder",
+            stacklevel=2,
+        )
 
 
 def _sources() -> int:
