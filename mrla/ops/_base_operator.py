@@ -100,7 +100,7 @@ def _differentiate(ctx: Any, gradient: Tensor | None, of_value: Tensor | None, o
             gradient, of_key, of_value, x, keys, values, weights, state, keep, *ctx.rest
         )
     if torch.is_grad_enabled():
-        found = refuse_second(found, (gradient, of_key, of_value, *ctx.saved_tensors))
+        found = list(refuse_second(found, (gradient, of_key, of_value, *ctx.saved_tensors)))
     of_weights = [*found[1 + 2 * count :], *(None,) * (6 - len(weights))]
     return found[0], found[1 : 1 + count], found[1 + count : 1 + 2 * count], *of_weights, *(None,) * 7
 
