@@ -21,8 +21,6 @@ from mrla.deploy import ExportMismatch, check_export, export, export_formats, ex
 from mrla.deploy.export_check import random_image, ready_copy
 from mrla.deploy.first_difference import first_difference
 
-pytestmark = pytest.mark.unchecked
-
 NAMES = [f"kind {index}" for index in range(7)]
 SUFFIXES = {"onnx": ".onnx", "torch_export": ".pt2", "openvino": ".xml"}
 OPEN = ("batch", "height", "width")
@@ -107,7 +105,9 @@ NETWORKS: dict[str, tuple[Callable[[], nn.Module], str, tuple[int, ...] | None, 
 }
 
 
-@pytest.mark.parametrize("case", NETWORKS)
+@pytest.mark.parametrize(
+    "case", [pytest.param(case, marks=() if case == "base" else pytest.mark.sweep) for case in NETWORKS]
+)
 def test_every_method_and_kind_of_network_is_exported(case, tmp_path):
     make, format, input_size, is_open = NETWORKS[case]
     model = make()
@@ -468,6 +468,7 @@ def test_a_file_that_tells_nothing_of_itself_is_refused(files, tmp_path):
         open_exported(tmp_path / "net.tflite")
 
 
+@pytest.mark.sweep
 def test_a_size_that_torchs_file_would_not_take_is_fixed(tmp_path):
     """Of images of 8x8 the last stage is one pixel, and torch notes that it may never be one where it was more."""
     torch.manual_seed(0)

@@ -455,7 +455,6 @@ def test_made_in_inference_mode_it_takes_part_in_a_graph():
     assert not any(tensor.is_inference() for tensor in (*fused.parameters(), *fused.buffers()))
 
 
-@pytest.mark.unchecked
 @pytest.mark.parametrize("with_mixers", [False, True])
 def test_the_copy_is_exported(with_mixers):
     model = mrla.attach(small()) if with_mixers else small()
@@ -556,7 +555,6 @@ def test_bad_calls_say_what_to_do(make, example, message):
         mrla.fuse(make(), example)
 
 
-@pytest.mark.unchecked
 @pytest.mark.filterwarnings("ignore:.*torch.jit:FutureWarning", "ignore:.*torch.jit:DeprecationWarning")
 @pytest.mark.parametrize("wrap", [torch.compile, lambda model: torch.jit.trace(model, torch.randn(EXAMPLE))])
 def test_compiled_and_scripted_networks_are_refused(wrap):
@@ -564,7 +562,6 @@ def test_compiled_and_scripted_networks_are_refused(wrap):
         mrla.fuse(wrap(small()), EXAMPLE)
 
 
-@pytest.mark.unchecked
 @pytest.mark.parametrize(("model", "example"), [("resnet18", None), (Net(), torch.zeros(EXAMPLE))])
 def test_wrong_kinds_of_arguments_are_type_errors(model, example):
     with pytest.raises(TypeError, match=r"needs a torch.nn.Module: got str|pass example=\(2, 3, 64, 64\)"):

@@ -21,10 +21,22 @@ WITHOUT_CHAINS = {
 NOT_KEPT: dict[tuple[str, str, str], str] = {}
 KEPT = dict.fromkeys(coverage.PROMISES, "kept")
 NETWORKS = coverage.networks()
+# Convolutions, tokens with and without a class token, channels last, two sizes of token maps, a network of torchvision.
+USUAL = {
+    *(f"timm/{family}" for family in ("convnext", "efficientnet", "mlp_mixer", "pvt_v2", "resnet", "swin_transformer")),
+    *("timm/vision_transformer", "torchvision/mobilenet_v3_small"),
+}
 
 
 @pytest.mark.unchecked  # a hundred networks, twice as slow with every annotation checked
-@pytest.mark.parametrize("name", [name for name in NETWORKS if name not in WITHOUT_CHAINS])
+@pytest.mark.parametrize(
+    "name",
+    [
+        pytest.param(name, marks=() if name in USUAL else pytest.mark.sweep)
+        for name in NETWORKS
+        if name not in WITHOUT_CHAINS
+    ],
+)
 def test_promises_are_kept(name):
     row = coverage.look_at(name, NETWORKS[name])
     assert row["chains"] > 0, row["reason"]

@@ -239,6 +239,7 @@ train(RECIPES["drop path, moving average"], sys.argv[1], progress=False)
 """
 
 
+@pytest.mark.sweep
 def test_a_killed_process_is_gone_on_with(finished, tmp_path):
     script = tmp_path / "script.py"
     script.write_text(KILLED.format(tests=str(Path(__file__).parent)))
