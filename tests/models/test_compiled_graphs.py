@@ -10,8 +10,10 @@ pytestmark = pytest.mark.unchecked
 
 
 @pytest.mark.parametrize("path", ["reference", "fused"])
-@pytest.mark.parametrize("name", ["test_resnet", "test_vit", "test_convnext"])
-@pytest.mark.parametrize("method", ["light", "base", "exact"])
+@pytest.mark.parametrize(
+    "name", ["test_resnet", *(pytest.param(name, marks=pytest.mark.sweep) for name in ("test_vit", "test_convnext"))]
+)
+@pytest.mark.parametrize("method", ["light", "base", pytest.param("exact", marks=pytest.mark.sweep)])
 def test_an_attached_network_is_one_graph(method, name, path):
     """A GPU takes the reference path: no Python branch on data, so nothing that breaks its graph."""
     torch._dynamo.reset()

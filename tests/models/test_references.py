@@ -223,6 +223,7 @@ def test_a_checkpoint_of_another_architecture_is_refused_with_five_differences(s
     assert message.endswith("; name the architecture that it was saved from")
 
 
+@pytest.mark.sweep
 def test_full_size_checkpoints_of_other_networks_are_refused():
     with torch.device("meta"):
         plain = timm.create_model("resnet50", num_classes=10).state_dict()
