@@ -3,10 +3,11 @@
 import json
 import os
 import sys
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from types import SimpleNamespace
+from typing import Any
 
 import pytest
 import torch
@@ -39,6 +40,11 @@ def in_an_empty_folder(tmp_path, monkeypatch):
     """Where a command is tried: nothing lies there, and a printed line is wide enough for a table."""
     monkeypatch.chdir(tmp_path)
     monkeypatch.setenv("COLUMNS", "200")
+
+
+def sweep_but(kept: Iterable[Any], rows: Iterable[Any]) -> list[Any]:
+    """The rows of a table for `parametrize`: all but those that are kept in the default lane are marked `sweep`."""
+    return [row if row in kept else pytest.param(row, marks=pytest.mark.sweep) for row in rows]
 
 
 @contextmanager

@@ -101,6 +101,7 @@ def test_an_exported_file_gives_the_checkpoints_answers(format, suffix, of_class
         assert (tmp_path / "file" / entry["drawing"]).is_file()
 
 
+@pytest.mark.sweep
 def test_images_are_cropped_as_the_exported_file_says(of_classes, pictures, tmp_path):
     model, data = mrla.load(of_classes), Folder(crop_pct=0.4, interpolation="bilinear")
     prepared = preparation(model, Recipe(recipe="own", model="test_resnet", data=data, epochs=1, batch_size=1))

@@ -11,7 +11,7 @@ import onnx
 import pytest
 import timm
 import torch
-from conftest import randomise_norms
+from conftest import randomise_norms, sweep_but
 from onnx import numpy_helper
 from torch import Tensor, nn
 from torchvision.models.resnet import BasicBlock, ResNet
@@ -105,9 +105,7 @@ NETWORKS: dict[str, tuple[Callable[[], nn.Module], str, tuple[int, ...] | None, 
 }
 
 
-@pytest.mark.parametrize(
-    "case", [pytest.param(case, marks=() if case == "base" else pytest.mark.sweep) for case in NETWORKS]
-)
+@pytest.mark.parametrize("case", sweep_but(("base",), NETWORKS))
 def test_every_method_and_kind_of_network_is_exported(case, tmp_path):
     make, format, input_size, is_open = NETWORKS[case]
     model = make()

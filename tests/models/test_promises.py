@@ -6,6 +6,7 @@ What is asked, and of which networks, is in benchmarks/attach_coverage.py.
 import attach_coverage as coverage
 import pytest
 import torch
+from conftest import sweep_but
 
 import mrla
 
@@ -29,14 +30,7 @@ USUAL = {
 
 
 @pytest.mark.unchecked  # a hundred networks, twice as slow with every annotation checked
-@pytest.mark.parametrize(
-    "name",
-    [
-        pytest.param(name, marks=() if name in USUAL else pytest.mark.sweep)
-        for name in NETWORKS
-        if name not in WITHOUT_CHAINS
-    ],
-)
+@pytest.mark.parametrize("name", sweep_but(USUAL, [name for name in NETWORKS if name not in WITHOUT_CHAINS]))
 def test_promises_are_kept(name):
     row = coverage.look_at(name, NETWORKS[name])
     assert row["chains"] > 0, row["reason"]
@@ -45,13 +39,7 @@ def test_promises_are_kept(name):
         assert row[method] == {**KEPT, **known}, method
 
 
-@pytest.mark.parametrize(
-    "name",
-    [
-        pytest.param(name, marks=() if name in ("timm/tnt", "timm/vgg", "timm/xception") else pytest.mark.sweep)
-        for name in sorted(WITHOUT_CHAINS)
-    ],
-)
+@pytest.mark.parametrize("name", sweep_but(("timm/tnt", "timm/vgg", "timm/xception"), sorted(WITHOUT_CHAINS)))
 def test_a_network_without_chains_is_refused_and_stays_as_it_was(name):
     with torch.device("meta"):
         network = NETWORKS[name]()
