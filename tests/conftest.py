@@ -19,7 +19,7 @@ if "PYTEST_XDIST_WORKER" in os.environ:  # there is one for each core; what they
     torch.set_num_threads(1)
 sys.path.append(str(Path(__file__).parent.parent / "benchmarks"))  # test_promises.py asks what attach_coverage.py asks
 
-# With jaxtyping's hook every call of an operator checks its shapes: what trains or exports takes several times as long.
+# With jaxtyping's hook every call checks types and shapes: what trains takes twice as long, what exports does not work.
 CHECKED = [Path(__file__).parent / room for room in ("ops", "models")]
 
 
