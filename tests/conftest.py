@@ -1,8 +1,13 @@
-"""Shared by all tests: a fixed seed, a fixed thread count, and no network."""
+"""Shared by all tests: a fixed seed, a fixed thread count, no network, and which tests run with types checked."""
 
+import json
 import os
 import sys
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
 
 import pytest
 import torch
@@ -13,6 +18,16 @@ if "PYTEST_XDIST_WORKER" in os.environ:  # there is one for each core; what they
     os.environ["OMP_NUM_THREADS"] = "1"
     torch.set_num_threads(1)
 sys.path.append(str(Path(__file__).parent.parent / "benchmarks"))  # test_promises.py asks what attach_coverage.py asks
+
+# With jaxtyping's hook every call checks types and shapes: what trains takes twice as long, what exports does not work.
+CHECKED = [Path(__file__).parent / room for room in ("ops", "models")]
+
+
+@pytest.hookimpl(tryfirst=True)  # before -m chooses
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    for item in items:
+        if not any(item.path.is_relative_to(folder) for folder in CHECKED):
+            item.add_marker(pytest.mark.unchecked)
 
 
 @pytest.fixture(autouse=True)
@@ -25,6 +40,38 @@ def in_an_empty_folder(tmp_path, monkeypatch):
     """Where a command is tried: nothing lies there, and a printed line is wide enough for a table."""
     monkeypatch.chdir(tmp_path)
     monkeypatch.setenv("COLUMNS", "200")
+
+
+def sweep_but(kept: Iterable[Any], rows: Iterable[Any]) -> list[Any]:
+    """The rows of a table for `parametrize`: all but those that are kept in the default lane are marked `sweep`."""
+    return [row if row in kept else pytest.param(row, marks=pytest.mark.sweep) for row in rows]
+
+
+@contextmanager
+def one_process() -> Iterator[None]:
+    """A comparison's runs are made here, one after the other: a process for each takes longer to start than to train.
+
+    `tests/analysis/test_comparison.py` has real processes.
+    """
+    from mrla.analysis import comparison_runs
+    from mrla.models.atomic_write import write_json
+    from mrla.train.fitting import train
+    from mrla.train.recipes import Recipe, as_dict, from_dict
+
+    def start(folder: Path, recipe: Recipe) -> SimpleNamespace:
+        write_json(folder / "recipe.json", as_dict(recipe))
+        train(from_dict(json.loads((folder / "recipe.json").read_text())), folder, progress=False)
+        return SimpleNamespace(poll=lambda: 0, communicate=lambda: None, returncode=0)
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(comparison_runs, "_start", start)
+        yield
+
+
+@pytest.fixture
+def runs_in_one_process() -> Iterator[None]:
+    with one_process():
+        yield
 
 
 def randomise_norms(model: nn.Module) -> nn.Module:

@@ -12,8 +12,6 @@ import mrla
 from mrla.cli import main
 from mrla.dense import detector, save
 
-pytestmark = pytest.mark.unchecked
-
 
 @pytest.fixture(scope="module")
 def network(tmp_path_factory) -> Path:
@@ -30,7 +28,14 @@ def picture(tmp_path_factory) -> Path:
     return path
 
 
-@pytest.mark.parametrize(("format", "suffix"), [("onnx", ".onnx"), ("torch_export", ".pt2"), ("openvino", ".xml")])
+@pytest.mark.parametrize(
+    ("format", "suffix"),
+    [
+        ("onnx", ".onnx"),
+        pytest.param("torch_export", ".pt2", marks=pytest.mark.sweep),
+        pytest.param("openvino", ".xml", marks=pytest.mark.sweep),
+    ],
+)
 def test_the_file_predicts_as_the_checkpoint(format, suffix, network, picture, tmp_path, monkeypatch, capsys):
     monkeypatch.chdir(tmp_path)
     assert main(["export", str(network), "--format", format]) == 0

@@ -16,6 +16,7 @@ TEXT = README.read_text()
 COMMAND_LINES = [line for block in re.findall(r"```bash\n(.*?)```", TEXT, re.DOTALL) for line in block.splitlines()]
 
 
+@pytest.mark.sweep
 def test_python_blocks_run_in_order(monkeypatch, tmp_path):
     create_model = timm.create_model
 

@@ -1,6 +1,7 @@
 """Residual blocks that leave their last norm, add and ReLU to the mixer behind them."""
 
 from collections.abc import Callable
+from functools import partial
 from typing import Any, NamedTuple
 
 import torch
@@ -46,13 +47,16 @@ def held_back(block: nn.Module, mixer: LayerMixer) -> dict[str, Callable[[Any], 
     if not unobserved(block, norm, act, mixer):
         return {}
 
-    def hold(branch: Tensor) -> _Held:
-        return _Held(BlockTail(branch, norm, branch, owned=unobserved(conv)))
+    # Not closures: jaxtyping's hook compiles every definition, here at each call of a block.
+    return {names.norm: partial(_hold, norm, conv), names.act: partial(_release, act)}
 
-    def release(x: Any) -> Any:  # one ReLU may serve the whole block
-        return x.tail if isinstance(x, _Held) else act(x)
 
-    return {names.norm: hold, names.act: release}
+def _hold(norm: nn.Module, conv: nn.Module, branch: Tensor) -> "_Held":
+    return _Held(BlockTail(branch, norm, branch, owned=unobserved(conv)))
+
+
+def _release(act: nn.Module, x: Any) -> Any:  # one ReLU may serve the whole block
+    return x.tail if isinstance(x, _Held) else act(x)
 
 
 class _Held:

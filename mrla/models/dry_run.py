@@ -7,6 +7,7 @@ from collections import OrderedDict
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass, field
+from functools import partial
 from typing import Any, NamedTuple
 
 import numpy
@@ -186,16 +187,17 @@ def _run(model: nn.Module, shape: tuple[int, ...], plain: bool) -> DryRun:
             unmix_block(block)
     for source in _grid_sources(twin):
         source.watch()  # its hook was left behind with the caller's
+
+    # Not defined for each module: jaxtyping's hook compiles every definition, which was half of the tests' time.
+    def begins(path: str, _: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+        calls.append(Call(path, args, kwargs))
+        open_calls.append(calls[-1])
+
+    def ends(_: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], output: Any) -> None:
+        open_calls.pop().output = output
+
     for path, module in twin.named_modules():
-
-        def begins(_: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], path: str = path) -> None:
-            calls.append(Call(path, args, kwargs))
-            open_calls.append(calls[-1])
-
-        def ends(_: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], output: Any) -> None:
-            open_calls.pop().output = output
-
-        module.register_forward_pre_hook(begins, with_kwargs=True)
+        module.register_forward_pre_hook(partial(begins, path), with_kwargs=True)
         module.register_forward_hook(ends, with_kwargs=True)
     tensors = (*twin.parameters(), *twin.buffers())
     reference = next((tensor for tensor in tensors if tensor.is_floating_point()), torch.empty(0))

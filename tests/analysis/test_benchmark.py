@@ -360,7 +360,7 @@ def test_a_training_step_learns_and_inference_does_not_see_it():
     assert all(tensor.grad is None for tensor in candidate.tensors)
 
 
-@pytest.mark.unchecked
+@pytest.mark.sweep
 def test_a_compiled_arm_computes_the_same(tmp_path):
     result = mrla.benchmark(small(), ("plain", "plain+compiled"), **{**SHORT, "rounds": 1}, out=tmp_path)
     entry = result.content["points"][0]["results"]["plain+compiled"]

@@ -1,4 +1,4 @@
-"""The comparison end to end, on networks of eight channels: every run is a process of its own."""
+"""The comparison end to end, on networks of eight channels."""
 
 import csv
 import itertools
@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from conftest import one_process
 
 from mrla.analysis import comparison_runs
 from mrla.analysis.comparison import Comparison, compare
@@ -42,11 +43,11 @@ def tiny(**changes: Any) -> Recipe:
 
 @pytest.fixture(scope="module")
 def whole(tmp_path_factory) -> Comparison:
-    """Uninterrupted, one run at a time."""
+    """Uninterrupted, one run at a time; test_killed_and_started_again has a process for each."""
     progress: list[tuple[int, int]] = []
-    result = compare(
-        tiny(), seeds=2, out=tmp_path_factory.mktemp("whole"), jobs=1, on_progress=lambda *done: progress.append(done)
-    )
+    with one_process():
+        out = tmp_path_factory.mktemp("whole")
+        result = compare(tiny(), seeds=2, out=out, jobs=1, on_progress=lambda *done: progress.append(done))
     assert progress == sorted(progress)
     assert progress[-1] == (4 * EPOCHS, 4 * EPOCHS)
     assert {total for _, total in progress} == {4 * EPOCHS}
@@ -210,6 +211,7 @@ def workers(folder: Path) -> list[int]:
     return found
 
 
+@pytest.mark.sweep
 @pytest.mark.skipif(not Path("/proc/self/cmdline").exists(), reason="looks for processes in /proc")
 def test_killed_and_started_again(whole, tmp_path):
     folder = tmp_path / "killed"

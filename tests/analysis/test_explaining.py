@@ -343,7 +343,6 @@ def test_a_saved_network_whose_images_are_not_known_is_explained_by_files(tmp_pa
     assert found.content["cuts"] is None
 
 
-@pytest.mark.slow
 def test_a_detectors_folder_is_explained_on_its_images(tmp_path):
     torch.manual_seed(0)
     options = {"fpn_channels": 16, "box_head_dim": 16}

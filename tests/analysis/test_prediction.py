@@ -83,17 +83,17 @@ def test_a_network_of_grey_images(pictures, tmp_path):
     assert len(found[0]["names"]) == 3
 
 
-@pytest.fixture(scope="module")
-def exported(of_classes, tmp_path_factory) -> dict[str, Path]:
-    folder, model = tmp_path_factory.mktemp("exported"), mrla.load(of_classes)
-    suffixes = {"onnx": ".onnx", "torch_export": ".pt2", "openvino": ".xml"}
-    return {name: export(model, folder / f"net{end}", format=name).path for name, end in suffixes.items()}
-
-
-@pytest.mark.unchecked
-@pytest.mark.parametrize("format", ["onnx", "torch_export", "openvino"])
-def test_an_exported_file_gives_the_checkpoints_answers(format, exported, of_classes, pictures, tmp_path):
-    found = predict(exported[format], pictures, tmp_path / "file", top=7, machine=CPU)
+@pytest.mark.parametrize(
+    ("format", "suffix"),
+    [
+        ("onnx", ".onnx"),
+        pytest.param("torch_export", ".pt2", marks=pytest.mark.sweep),
+        pytest.param("openvino", ".xml", marks=pytest.mark.sweep),
+    ],
+)
+def test_an_exported_file_gives_the_checkpoints_answers(format, suffix, of_classes, pictures, tmp_path):
+    file = export(mrla.load(of_classes), tmp_path / f"net{suffix}", format=format).path
+    found = predict(file, pictures, tmp_path / "file", top=7, machine=CPU)
     expected = predict(of_classes, pictures, tmp_path / "checkpoint", top=7, machine=CPU)
     for entry, other in zip(found, expected, strict=True):
         assert entry["names"] == other["names"]
@@ -101,7 +101,7 @@ def test_an_exported_file_gives_the_checkpoints_answers(format, exported, of_cla
         assert (tmp_path / "file" / entry["drawing"]).is_file()
 
 
-@pytest.mark.unchecked
+@pytest.mark.sweep
 def test_images_are_cropped_as_the_exported_file_says(of_classes, pictures, tmp_path):
     model, data = mrla.load(of_classes), Folder(crop_pct=0.4, interpolation="bilinear")
     prepared = preparation(model, Recipe(recipe="own", model="test_resnet", data=data, epochs=1, batch_size=1))
@@ -114,7 +114,6 @@ def test_images_are_cropped_as_the_exported_file_says(of_classes, pictures, tmp_
     assert scores[0] != pytest.approx(scores[1], abs=1e-6)
 
 
-@pytest.mark.unchecked
 def test_a_file_of_other_channels_than_pictures_have(pictures, tmp_path):
     net = torch.nn.Sequential(torch.nn.Conv2d(5, 3, 1), torch.nn.AdaptiveAvgPool2d(1), torch.nn.Flatten())
     path = export(net, tmp_path / "net.pt2", format="torch_export").path
@@ -122,7 +121,6 @@ def test_a_file_of_other_channels_than_pictures_have(pictures, tmp_path):
         predict(path, pictures, tmp_path / "out", machine=CPU)
 
 
-@pytest.mark.unchecked
 def test_an_image_that_does_not_decode_is_named(of_classes, tmp_path):
     (tmp_path / "text.png").write_text("no image")
     with pytest.raises(ValueError, match=r"text\.png does not decode as an image"):

@@ -13,8 +13,6 @@ from test_report import HOSTILE, compare_content, explain_content
 
 from mrla.analysis.report.page import write_report
 
-pytestmark = pytest.mark.unchecked
-
 NAMES = ("chromium", "chromium-browser", "google-chrome")
 FLAGS = (
     *("--no-sandbox", "--disable-gpu", "--disable-background-networking", "--disable-component-update"),

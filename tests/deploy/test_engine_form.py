@@ -295,7 +295,6 @@ def write(model: nn.Module, file) -> None:
         torch.onnx.export(program, dynamo=True, verbose=False).save(file)
 
 
-@pytest.mark.unchecked
 @pytest.mark.parametrize("shape", [(2, 3, 64, 64), (1, 3, 64, 64), (3, 3, 47, 90), (5, 3, 224, 33)], ids=str)
 def test_the_engine_says_the_same_for_every_batch_and_size(exported, shape):
     model, session, _ = exported
@@ -306,7 +305,6 @@ def test_the_engine_says_the_same_for_every_batch_and_size(exported, shape):
     assert (torch.from_numpy(found) - expected).abs().max() <= 1e-5 * expected.abs().max()
 
 
-@pytest.mark.unchecked
 def test_the_engine_keeps_every_map_in_its_own_layout(exported):
     model, _, optimised = exported
     nodes = optimised.graph.node

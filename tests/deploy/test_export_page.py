@@ -4,13 +4,10 @@ import re
 from pathlib import Path
 
 import onnxruntime
-import pytest
 import timm
 from PIL import Image
 
 import mrla
-
-pytestmark = pytest.mark.unchecked
 
 PAGE = (Path(__file__).parents[2] / "docs" / "serving.md").read_text()
 BLOCKS = re.findall(r"<!-- run -->\n```python\n(.*?)```", PAGE, re.DOTALL)

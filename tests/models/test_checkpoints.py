@@ -4,7 +4,7 @@ import pytest
 import timm
 import torch
 import torchvision
-from conftest import randomise_norms
+from conftest import randomise_norms, sweep_but
 from safetensors.torch import load_file, save_file
 
 import mrla
@@ -33,7 +33,7 @@ def small(method="light", **options):
     return mrla.attach(model, method, **{"init": "released", **options})
 
 
-@pytest.mark.parametrize("kind", MAKERS)
+@pytest.mark.parametrize("kind", sweep_but(("attached", "named", "detached name", "list", "base options"), MAKERS))
 def test_a_saved_network_is_rebuilt_bit_for_bit(kind, tmp_path):
     model = randomise_norms(MAKERS[kind]()).eval()
     folder = mrla.save(model, tmp_path / "net", class_names=["a", "b"], mean=(0.5,))

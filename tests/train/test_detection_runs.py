@@ -398,6 +398,7 @@ def test_segmenters_are_refused_in_one_line(command, tmp_path, capsys):
     assert "is a segmenter's; load it with mrla.dense.load" in said
 
 
+@pytest.mark.usefixtures("runs_in_one_process")
 def test_a_comparison(tmp_path, monkeypatch, capsys):
     monkeypatch.chdir(tmp_path)
     words = ["compare", "--recipe", "shapes_mask_rcnn", "--seeds", "2", "--epochs", "1", "--out", "here"]

@@ -201,16 +201,23 @@ def crash_before_the_weights(monkeypatch):
 
 
 CRASHES = [
-    *((name, crash_at_epoch_start) for name in RECIPES),
+    ("two stages", crash_at_epoch_start),
     ("drop path, moving average", crash_mid_epoch),
     ("as it is", crash_between_best_and_last),
+    ("as it is", crash_before_the_result),
+]
+MORE_CRASHES = [
+    *((name, crash_at_epoch_start) for name in RECIPES if name != "two stages"),
     ("as it is", crash_while_a_checkpoint_is_written),
     ("drop path, moving average", crash_before_the_weights),
-    ("as it is", crash_before_the_result),
 ]
 
 
-@pytest.mark.parametrize(("name", "crash"), CRASHES, ids=lambda value: getattr(value, "__name__", value))
+@pytest.mark.parametrize(
+    ("name", "crash"),
+    [*CRASHES, *(pytest.param(*row, marks=pytest.mark.sweep) for row in MORE_CRASHES)],
+    ids=lambda value: getattr(value, "__name__", value),
+)
 def test_an_interrupted_run_ends_as_the_uninterrupted_one(finished, name, crash, tmp_path):
     with pytest.MonkeyPatch.context() as patch:
         crash(patch)
@@ -239,6 +246,7 @@ train(RECIPES["drop path, moving average"], sys.argv[1], progress=False)
 """
 
 
+@pytest.mark.sweep
 def test_a_killed_process_is_gone_on_with(finished, tmp_path):
     script = tmp_path / "script.py"
     script.write_text(KILLED.format(tests=str(Path(__file__).parent)))
@@ -427,7 +435,7 @@ def own_loaders(workers: int = 0) -> tuple[DataLoader, DataLoader]:
 OWN = {"epochs": 4, "optim": Optim(lr=0.05), "seed": 4, "machine": CPU, "progress": False}
 
 
-@pytest.mark.parametrize("workers", [0, 1])
+@pytest.mark.parametrize("workers", [pytest.param(0, marks=pytest.mark.sweep), 1])
 def test_fit_goes_on_to_the_same_numbers(tmp_path, workers):
     whole = mrla.fit(own_network(), *own_loaders(workers), out=tmp_path / "whole", **OWN)
     assert len(whole.epochs) == 4

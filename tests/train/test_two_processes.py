@@ -96,6 +96,7 @@ def test_two_processes_give_the_losses_of_one(one, tmp_path):
     assert all(torch.allclose(weights[name], expected[name], atol=1e-4) for name in expected)
 
 
+@pytest.mark.sweep
 def test_a_loss_that_becomes_nan_in_one_process_stops_both(tmp_path):
     done = run_two(RECIPE, tmp_path / "two", prelude=POISON)
     assert done.returncode != 0
@@ -114,6 +115,7 @@ DETECTION = tiny_detection(
 )
 
 
+@pytest.mark.sweep
 def test_two_processes_count_a_detectors_hits_as_one(tmp_path):
     two = tmp_path / "two"
     done = run_two(DETECTION, two)
