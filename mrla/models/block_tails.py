@@ -40,13 +40,13 @@ def held_back(block: nn.Module, mixer: LayerMixer) -> dict[str, Callable[[Any], 
     conv, norm, act = (block.get_submodule(name) for name in names[:3])
     if type(conv) is not nn.Conv2d or type(norm) not in (nn.BatchNorm2d, nn.Identity) or type(act) is not nn.ReLU:
         return {}
-    if kind.forward.__qualname__ != f"{kind.__qualname__}.forward" or kind.forward.__module__ != kind.__module__:
+    own = getattr(kind, "plain_class", kind).forward
+    if own.__qualname__ != f"{kind.__qualname__}.forward" or own.__module__ != kind.__module__:
         return {}  # another has been put in its place
     if any(getattr(block, name, None) is not None for name in names.absent):
         return {}
     if not unobserved(block, norm, act, mixer):
         return {}
-
     # Not closures: jaxtyping's hook compiles every definition, here at each call of a block.
     return {names.norm: partial(_hold, norm, conv), names.act: partial(_release, act)}
 

@@ -17,6 +17,9 @@ from .grids import GridFromPatches, is_grid
 from .tensor_memory import Carried, carried_by, grid_carried_by, store
 from .wiring import Wiring, set_wiring, wiring_of
 
+# The dynamo of torch 2.11 and older refuses `update` and `items` of a module's __dict__; that of 2.14 follows them.
+_DYNAMO_FOLLOWS_VIEWS = torch.__version__ >= (2, 14)  # type: ignore[operator]
+
 MIXER = "mrla"
 """The name under which a block holds its mixer; it ends every new parameter's path: ``layer1.0.mrla.*``."""
 
@@ -86,7 +89,8 @@ class MixedBlock(nn.Module):
             changed.update(held_back(self, mixer))
         if wiring.shortcut == "downsample":
             # Computed once: a second call would update its BatchNorm twice in a training step.
-            shortcut = self.get_submodule("downsample")(x)
+            # By attribute: the dynamo of torch 2.9 does not follow get_submodule.
+            shortcut = getattr(self, "downsample")(x)  # noqa: B009  # a block's, not this class's
             changed["downsample"] = lambda _: shortcut
         else:
             shortcut = x if wiring.shortcut == "input" else None
@@ -286,6 +290,17 @@ def same(x: Tensor) -> Tensor:
     return x
 
 
+class _StandIn:
+    """A block with other children in a graph that an older torch compiles: not a module, and nothing is copied."""
+
+    def __init__(self, block: MixedBlock, changed: Mapping[str, Callable[[Any], Any]]):
+        self.block = block
+        self.changed = changed
+
+    def __getattr__(self, name: str) -> Any:
+        return self.changed[name] if name in self.changed else getattr(self.block, name)
+
+
 def _forward_with(block: MixedBlock, changed: Mapping[str, Callable[[Any], Any]], *args: Any, **kwargs: Any) -> Any:
     """The block's own forward, with other children in the place of those that are named in `changed`.
 
@@ -294,6 +309,8 @@ def _forward_with(block: MixedBlock, changed: Mapping[str, Callable[[Any], Any]]
     """
     if not changed:
         return block.plain_class.forward(block, *args, **kwargs)
+    if torch.compiler.is_compiling() and not _DYNAMO_FOLLOWS_VIEWS:
+        return block.plain_class.forward(_StandIn(block, changed), *args, **kwargs)  # type: ignore[arg-type]
     view = object.__new__(type(block))
     modules = {name: module for name, module in block._modules.items() if name not in changed}
     view.__dict__.update(block.__dict__, _modules=modules, **changed)

@@ -28,6 +28,12 @@ def pool(x: Float[Tensor, "b c h w"]) -> Float[Tensor, "b c"]:
     return x.mean(dim=(2, 3), dtype=torch.promote_types(x.dtype, torch.float32))
 
 
+@torch.compiler.assume_constant_result
+def _autocast_available(device: str) -> bool:
+    # Dynamo of torch 2.11 and older does not follow this builtin; it never changes.
+    return torch.amp.is_autocast_available(device)
+
+
 def slide(pooled: Float[Tensor, "n c"], *kernels: Float[Tensor, "1 1 k"]) -> tuple[Float[Tensor, "n c"], ...]:
     r"""Queries or keys of pooled channels: each kernel slides along them, with zero padding.
 
@@ -49,10 +55,11 @@ def slide(pooled: Float[Tensor, "n c"], *kernels: Float[Tensor, "1 1 k"]) -> tup
         [[2.0, 3.0, 0.0]]
     """
     device = pooled.device.type
-    lowered = torch.amp.is_autocast_available(device) and torch.is_autocast_enabled(device)
+    lowered = _autocast_available(device) and torch.is_autocast_enabled(device)
     with torch.autocast(device, enabled=False) if lowered else nullcontext():
         weight = torch.cat(kernels).to(pooled.dtype)
-        return conv1d(pooled.unsqueeze(1), weight, padding=weight.shape[-1] // 2).unbind(1)
+        # A tuple: torch.jit.trace of torch 2.9 takes a traced size for a list without elements.
+        return conv1d(pooled.unsqueeze(1), weight, padding=(weight.shape[-1] // 2,)).unbind(1)
 
 
 def depthwise_value(
