@@ -116,6 +116,39 @@ def test_recording_cost(tmp_path):
         assert f"{method} {entry['ms']:.0f} ms, {entry['ratio']['median']:.3f}" in done.stdout
 
 
+@pytest.mark.sweep
+def test_mixer_overhead_of_two_source_trees(tmp_path):
+    out = tmp_path / "overhead.json"
+    command = [sys.executable, str(BENCHMARKS / "mixer_overhead.py"), "--rounds", "2", "--places", "hot", "narrow"]
+    words = ["--against", str(BENCHMARKS.parent), "--out", str(out)]
+    done = subprocess.run([*command, *words], cwd=tmp_path, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    content = json.loads(out.read_text())
+    keys = {key for rounds in content["rounds"].values() for values in rounds for key in values}
+    assert {key.rsplit(" ", 1)[0] for key in keys} == {
+        f"{place} {mode} {method}"
+        for place in ("hot", "narrow")
+        for mode in ("inference", "training")
+        for method in ("light", "base")
+    }
+    assert set(content["results"]) == keys
+    for key, row in content["results"].items():
+        own, other = ([values[key] for values in content["rounds"][tree]] for tree in ("this", "against"))
+        assert row["n"] == len(own) == len(other) == 2
+        assert row["microseconds"]["this"]["median"] == pytest.approx(sum(own) / 2)
+        assert row["microseconds"]["against"]["median"] == pytest.approx(sum(other) / 2)
+        if key.startswith("hot"):
+            assert row["ratio"]["median"] == pytest.approx((own[0] / other[0] + own[1] / other[1]) / 2)
+        assert f"{key:<34}" in done.stdout
+
+
+def test_mixer_overhead_refuses_a_tree_without_the_package(tmp_path):
+    command = [sys.executable, str(BENCHMARKS / "mixer_overhead.py"), "--against", str(tmp_path)]
+    done = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True)
+    assert done.returncode == 2
+    assert "--against must be a source tree that holds mrla/__init__.py" in done.stderr
+
+
 @pytest.mark.unchecked
 def test_export_speed(tmp_path):
     out = tmp_path / "speed.json"
