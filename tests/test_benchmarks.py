@@ -1,8 +1,10 @@
 """Each benchmark runs from end to end, small, and writes what it says."""
 
+import importlib
 import json
 import re
 import runpy
+import subprocess
 import sys
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -10,7 +12,27 @@ from pathlib import Path
 import pytest
 import torch
 
+import mrla
+
 BENCHMARKS = Path(__file__).parent.parent / "benchmarks"
+
+BFLOAT16 = "bfloat16 autocast"
+
+# Runs gpu_check.py as on a machine that lacks what mrla needs elsewhere.
+WITHOUT_THE_REST = """
+import runpy, sys
+MISSING = "jsonargparse rich lightning torchmetrics numba scipy sklearn huggingface_hub matplotlib".split()
+class Finder:
+    def __init__(self, inner):
+        self.inner = inner
+    def __getattr__(self, name):
+        return getattr(self.inner, name)
+    def find_spec(self, name, path=None, target=None):
+        return None if name.split(".")[0] in MISSING else self.inner.find_spec(name, path, target)
+sys.meta_path[:] = [Finder(finder) for finder in sys.meta_path]
+sys.argv = sys.argv[1:]
+runpy.run_path(sys.argv[0], run_name="__main__")
+"""
 
 
 @pytest.fixture
@@ -127,6 +149,133 @@ def test_recording_cost(script, tmp_path):
     assert list(content["results"]["recorded"]) == ["light", "base"]
     for method, entry in content["results"]["recorded"].items():
         assert f"{method} {entry['ms']:.0f} ms, {entry['ratio']['median']:.3f}" in printed
+
+
+@pytest.mark.sweep
+def test_mixer_overhead_of_two_source_trees(tmp_path):
+    out = tmp_path / "overhead.json"
+    command = [sys.executable, str(BENCHMARKS / "mixer_overhead.py"), "--rounds", "2", "--places", "hot", "narrow"]
+    words = ["--against", str(BENCHMARKS.parent), "--out", str(out)]
+    done = subprocess.run([*command, *words], cwd=tmp_path, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    content = json.loads(out.read_text())
+    keys = {key for rounds in content["rounds"].values() for values in rounds for key in values}
+    assert {key.rsplit(" ", 1)[0] for key in keys} == {
+        f"{place} {mode} {method}"
+        for place in ("hot", "narrow")
+        for mode in ("inference", "training")
+        for method in ("light", "base")
+    }
+    assert set(content["results"]) == keys
+    for key, row in content["results"].items():
+        own, other = ([values[key] for values in content["rounds"][tree]] for tree in ("this", "against"))
+        assert row["n"] == len(own) == len(other) == 2
+        assert row["microseconds"]["this"]["median"] == pytest.approx(sum(own) / 2)
+        assert row["microseconds"]["against"]["median"] == pytest.approx(sum(other) / 2)
+        if key.startswith("hot"):
+            assert row["ratio"]["median"] == pytest.approx((own[0] / other[0] + own[1] / other[1]) / 2)
+        assert f"{key:<34}" in done.stdout
+
+
+def test_mixer_overhead_refuses_a_tree_without_the_package(tmp_path):
+    command = [sys.executable, str(BENCHMARKS / "mixer_overhead.py"), "--against", str(tmp_path)]
+    done = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True)
+    assert done.returncode == 2
+    assert "--against must be a source tree that holds mrla/__init__.py" in done.stderr
+
+
+@pytest.mark.sweep
+def test_gpu_check_on_a_cpu_with_few_packages(tmp_path):
+    words = [str(BENCHMARKS / "gpu_check.py"), "--device", "cpu", "--quick", "--out", str(tmp_path)]
+    command = [sys.executable, "-c", WITHOUT_THE_REST, *words]
+    done = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True)
+    assert done.returncode == 0, done.stdout + done.stderr
+    (path,) = tmp_path.glob("gpu_check_*.json")
+    content = json.loads(path.read_text())
+    assert content["complete"]
+    rows = content["rows"]
+    assert all(set(row) == {"kind", "name", "settings", "values", "tolerance", "ok"} for row in rows)
+    assert rows[0]["kind"] == "environment"
+    assert rows[0]["values"]["numba"] is not None  # its version is known, though it cannot be imported
+    equality = [row for row in rows if row["kind"] == "equality"]
+    assert all(row["ok"] for row in equality)
+    # three networks; five methods at their start and at work, and plain; eval and train, two formats, two types
+    assert len({json.dumps([row["name"], row["settings"]]) for row in equality}) == len(equality) == 3 * (2 * 5 + 1) * 8
+    speed = [row for row in rows if row["kind"] == "speed"]
+    assert all(row["ok"] and row["values"]["n"] == 2 for row in speed)
+    assert {row["settings"]["arm"] for row in speed} == {
+        *("plain", "light", "base", "plain+compiled", "light+compiled", "base+compiled")
+    }
+    compiled = [row["values"] for row in rows if row["kind"] == "compilation"]
+    assert len(compiled) == 5
+    assert all(values["graphs"] >= 1 for values in compiled)
+    memory = [row for row in rows if row["kind"] == "memory"]
+    assert memory
+    assert all(row["values"] == {"not_measured": "on a CPU"} for row in memory)
+
+
+def gpu_check(monkeypatch):
+    """The script as a module, with little to do."""
+    monkeypatch.syspath_prepend(BENCHMARKS)
+    module = importlib.import_module("gpu_check")
+    vit = {"ViT": module.small_networks()["ViT"]}
+    monkeypatch.setattr(module, "small_networks", lambda: vit)
+    monkeypatch.setattr(module, "METHODS", {"light": {"method": "light"}, "dw": {"method": "dw"}})
+    monkeypatch.setattr(torch.backends.cudnn, "deterministic", torch.backends.cudnn.deterministic)
+    return module
+
+
+def test_gpu_check_finds_a_wrong_mixer_and_reports_no_speed(tmp_path, monkeypatch, capsys):
+    module = gpu_check(monkeypatch)
+    right = mrla.ops.MRLALight.forward
+
+    def wrong(self, x, *args, **kwargs):
+        out, memory = right(self, x, *args, **kwargs)
+        # On the device: the reference is computed in float64.
+        return (out if x.dtype == torch.float64 else 1.01 * out), memory
+
+    monkeypatch.setattr(mrla.ops.MRLALight, "forward", wrong)
+    assert module.main(["--device", "cpu", "--quick", "--out", str(tmp_path)]) == 1
+    (path,) = tmp_path.glob("gpu_check_*.json")
+    rows = json.loads(path.read_text())["rows"]
+    held = {(row["name"], row["settings"]["dtype"]): row["ok"] for row in rows if row["kind"] == "equality"}
+    assert held == {
+        (f"ViT, {method}: {what}", dtype): not (method == "light" and (what, dtype) != ("device against CPU", BFLOAT16))
+        for method, what in (
+            ("plain", "device against CPU"),
+            ("light", "same bits at the start"),
+            ("light", "device against CPU"),
+            ("dw", "same bits at the start"),
+            ("dw", "device against CPU"),
+        )
+        for dtype in ("float32", BFLOAT16)
+    }
+    assert {row["ok"] for row in rows if row["kind"] == "speed"} == {None}
+    assert all("equality rows failed" in row["values"]["not_run"] for row in rows if row["kind"] == "speed")
+    printed = capsys.readouterr().out.splitlines()
+    assert module.main(["--show", str(path)]) == 0
+    assert capsys.readouterr().out.splitlines()[1 : len(rows) + 1] == printed[: len(rows)]
+
+
+def test_gpu_check_notes_errors_and_what_it_has_no_time_for(tmp_path, monkeypatch):
+    module = gpu_check(monkeypatch)
+
+    def broken(*_, **__):
+        raise torch.OutOfMemoryError("no memory left")
+
+    monkeypatch.setattr(mrla.ops.DepthwiseMixer, "forward", broken)
+    assert module.main(["--device", "cpu", "--quick", "--out", str(tmp_path)]) == 1
+    assert module.main(["--device", "cpu", "--quick", "--seconds", "1", "--force", "--out", str(tmp_path)]) == 1
+    first, second = (json.loads(path.read_text()) for path in sorted(tmp_path.glob("gpu_check_*.json")))
+    errors = {row["name"]: row["values"] for row in first["rows"] if "error" in row["values"]}
+    assert errors == {
+        f"ViT, dw: {what}": {"error": "OutOfMemoryError: no memory left"}
+        for what in ("same bits at the start", "device against CPU")
+    }
+    assert first["complete"]
+    assert second["complete"]
+    assert second["seconds"] < 20
+    assert [row["values"] for row in second["rows"] if row["kind"] == "speed"] == 3 * [{"not_run": "no time left"}]
 
 
 @pytest.mark.sweep

@@ -5,16 +5,6 @@ from contextlib import contextmanager
 from importlib.metadata import version
 from pathlib import Path
 
-import huggingface_hub
-from huggingface_hub.errors import (
-    GatedRepoError,
-    HfHubHTTPError,
-    HFValidationError,
-    LocalEntryNotFoundError,
-    RepositoryNotFoundError,
-    RevisionNotFoundError,
-)
-
 CARD = "README.md"
 _SOURCES = ("hf-hub", "hf_hub")  # as timm spells it, today and before
 
@@ -62,6 +52,8 @@ def download(repo: str, revision: str | None, files: Sequence[str]) -> Path:
     Raises:
         ValueError: If the hub cannot be reached, has no such repository, revision or file, or does not allow it.
     """
+    import huggingface_hub  # here, so that machines without it can do everything else
+
     with _explained(repo, revision):
         found = huggingface_hub.snapshot_download(
             repo,
@@ -106,6 +98,8 @@ def upload(
     Raises:
         ValueError: If the hub cannot be reached, or does not accept it.
     """
+    import huggingface_hub
+
     with _explained(repo, revision):
         api = huggingface_hub.HfApi(token=token, library_name="mrla", library_version=version("mrla"))
         made = api.create_repo(repo, private=private, exist_ok=True)
@@ -132,6 +126,15 @@ def _explained(repo: str, revision: str | None) -> Iterator[None]:
 
 
 def _explanation(error: BaseException, repo: str, revision: str | None) -> str:
+    from huggingface_hub.errors import (
+        GatedRepoError,
+        HfHubHTTPError,
+        HFValidationError,
+        LocalEntryNotFoundError,
+        RepositoryNotFoundError,
+        RevisionNotFoundError,
+    )
+
     if isinstance(error, LocalEntryNotFoundError) and error.__cause__ is not None:
         error = error.__cause__  # it says that nothing is in the cache either
     place, login = _place(repo, revision), "log in with `hf auth login` or set HF_TOKEN"

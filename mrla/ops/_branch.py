@@ -130,7 +130,7 @@ class BranchMixer(LayerMixer):
         if x.is_meta:
             return
         for module in (self, self.norm, self.input_norm, self.shortcut_norm):
-            if module is None:
+            if module is None or "forward" in module.__dict__:  # accelerate fetches weights when that is called
                 continue
             for one in (*module._parameters.values(), *module._buffers.values()):
                 if one is not None and one.is_meta:
@@ -355,11 +355,10 @@ def _normed(norm: nn.Module, branch: Tensor) -> Tensor:
         weight, bias = (None if one is None else one[:, None, None] for one in (norm.weight, norm.bias))
         normed = branch * 0 if weight is None else branch * 0 * weight
         return normed if bias is None else normed + bias
-    norm.training = False  # and not other operators: what waits for the norm to be called is called
-    try:
-        return norm(branch)
-    finally:
-        norm.training = True
+    # The norm is called, for its hooks; on a view, so that no other thread sees its mode change.
+    view = object.__new__(type(norm))
+    view.__dict__.update(norm.__dict__, training=False)
+    return view(branch)
 
 
 def _has_one_value(branch: Tensor) -> bool:

@@ -739,7 +739,7 @@ def test_a_feature_extractor_gives_the_networks_features(option):
 
 
 @pytest.mark.unchecked
-@pytest.mark.slow
+@pytest.mark.sweep
 @pytest.mark.parametrize("training", [True, False], ids=["train", "eval"])
 @pytest.mark.parametrize("option", ["light", "base"])
 def test_compiled_without_a_break_is_eager(option, training, tails):

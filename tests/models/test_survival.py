@@ -76,6 +76,8 @@ NETWORKS = {
     ),  # blocks that return their grid
     "torchvision": lambda **numbers: ResNet(BasicBlock, [2, 2, 1, 1], **numbers),
 }
+# The others are in the sweep.
+KEPT = ("resnet", "vit", "swin", "pvt", "mvit", "torchvision")
 # Each network with one method, each method with three networks; and each network with three methods.
 ONE_METHOD = list(zip(NETWORKS, list(METHODS) * 3, strict=True))
 THREE_METHODS = [
@@ -86,8 +88,12 @@ THREE_METHODS = [
 
 
 def over(pairs: list[tuple[str, str]], *without: str) -> pytest.MarkDecorator:
-    kept = [pair for pair in pairs if pair[0] not in without]
-    return pytest.mark.parametrize(("name", "method"), kept, ids=["-".join(pair) for pair in kept])
+    rows = [
+        pytest.param(*pair, id="-".join(pair), marks=() if pair[0] in KEPT else pytest.mark.sweep)
+        for pair in pairs
+        if pair[0] not in without
+    ]
+    return pytest.mark.parametrize(("name", "method"), rows)
 
 
 def image(batch: int = 2, size: tuple[int, int] = (64, 64)) -> Tensor:
@@ -604,6 +610,7 @@ if __name__ == "__main__":
 """
 
 
+@pytest.mark.sweep
 def test_ddp_with_two_processes(tmp_path):
     script = tmp_path / "two.py"
     here = Path(__file__).parent

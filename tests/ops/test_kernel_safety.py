@@ -165,7 +165,7 @@ def test_eight_threads_share_mixers_in_eval_mode():
         assert all(map(torch.equal, one, other))
 
 
-@pytest.mark.slow
+@pytest.mark.sweep
 @pytest.mark.unchecked
 def test_eight_threads_meet_the_kernels_for_the_first_time(tmp_path):
     """Before anything is compiled or loaded."""
@@ -275,6 +275,7 @@ def test_a_forked_child_computes():
     assert_silent(python(script))
 
 
+@pytest.mark.sweep
 def test_a_forked_child_that_does_not_ask_for_one_thread_computes():
     """Inference on as many threads as before: kernels keep to one by themselves."""
     pytest.importorskip("numba")
@@ -297,6 +298,7 @@ def test_a_forked_child_that_does_not_ask_for_one_thread_computes():
     assert_silent(python(script, timeout=40))
 
 
+@pytest.mark.sweep
 def test_workers_of_a_data_loader_compute():
     pytest.importorskip("numba")
     script = """
@@ -352,6 +354,7 @@ if __name__ == "__main__":
 """
 
 
+@pytest.mark.sweep
 @pytest.mark.unchecked
 @pytest.mark.parametrize("method", ["light", "base"])
 def test_two_processes_give_the_gradients_of_one(method, tmp_path):
@@ -490,7 +493,7 @@ def cache_script(check: str) -> str:
     ) + textwrap.dedent(check)
 
 
-@pytest.mark.slow
+@pytest.mark.sweep
 @pytest.mark.unchecked
 def test_code_is_kept_between_processes(tmp_path):
     pytest.importorskip("numba")
@@ -503,7 +506,7 @@ def test_code_is_kept_between_processes(tmp_path):
     assert list(tmp_path.rglob("*.nbc"))
 
 
-@pytest.mark.slow
+@pytest.mark.sweep
 @pytest.mark.unchecked
 def test_changed_sources_are_compiled_anew(tmp_path):
     """A copy of the package, edited in a file that the kernel's own file only calls: numba would not look there."""
@@ -537,7 +540,7 @@ def test_the_number_of_the_sources_follows_every_file(tmp_path, monkeypatch):
     assert compiling._sources() == compiling.SOURCES
 
 
-@pytest.mark.slow
+@pytest.mark.sweep
 @pytest.mark.unchecked
 @pytest.mark.parametrize("kind", ["a folder that cannot be made", "no home and a read-only package"])
 def test_without_a_place_for_code_all_works_in_silence(kind, tmp_path):

@@ -1050,7 +1050,7 @@ def _base_arguments(
 
 
 @pytest.mark.unchecked
-@pytest.mark.slow
+@pytest.mark.sweep
 @pytest.mark.parametrize(
     ("name", "arguments"),
     [
@@ -1067,7 +1067,7 @@ def test_the_operators_keep_torchs_rules(name, arguments):
 
 
 @pytest.mark.unchecked
-@pytest.mark.slow
+@pytest.mark.sweep
 @pytest.mark.parametrize("method", ["light", "base"])
 @pytest.mark.parametrize("training", [True, False], ids=["train", "eval"])
 def test_compiled_is_eager(method, training):

@@ -119,13 +119,15 @@ def maps_at(
     _check_images(images)
     images = images.detach().clone()  # no part of the caller's graph, and no tensor of inference mode
     chain = place.chain
-    patches = GridFromPatches(model.get_submodule(chain.patch_embed)) if chain.patch_embed else None
+    patches = None
+    if chain.patch_embed:
+        patches = GridFromPatches(model.get_submodule(chain.patch_embed), chain.num_prefix_tokens)
     try:
         with in_eval_mode(model):
             with torch.no_grad():
                 logits = model(images)
             classes = _checked_targets(targets, _checked_logits(logits, len(images)))
-            grid = patches.grid((), {}) if patches else place.grid
+            grid = patches.grid(images) if patches else place.grid
             found = LayerGradientXActivation(model, model.get_submodule(place.path)).attribute(
                 images,
                 target=classes,
