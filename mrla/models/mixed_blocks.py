@@ -142,7 +142,7 @@ def mix_block(block: nn.Module, mixer: LayerMixer | None, wiring: Wiring) -> Non
     set_wiring(block, wiring)
 
 
-def unmix_block(block: MixedBlock) -> None:
+def unmix_block(block: nn.Module) -> None:
     """Makes a block a plain one again.
 
     Args:
@@ -151,6 +151,7 @@ def unmix_block(block: MixedBlock) -> None:
     Raises:
         ValueError: If something has put a class of its own on top of the block's.
     """
+    assert isinstance(block, MixedBlock)
     plain_class, wiring = block.plain_class, _known(block)
     if type(block) is not mixed(plain_class):
         raise ValueError(

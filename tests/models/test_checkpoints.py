@@ -219,7 +219,7 @@ def test_a_pooling_that_was_changed_after_attach_gets_the_remedy(tmp_path):
 def dry_runs(monkeypatch):
     runs = []
     monkeypatch.setattr(
-        "mrla.models.chain_search.dry_run", lambda model, shape=None: runs.append(model) or dry_run(model, shape)
+        "mrla.models.attachment.dry_run", lambda model, shape=None: runs.append(model) or dry_run(model, shape)
     )
     return runs
 
@@ -229,15 +229,15 @@ def test_a_network_is_rebuilt_once_for_every_way_it_is_described(dry_runs, tmp_p
     dry_runs.clear()
     mrla.save(model, tmp_path)
     mrla.save(model, tmp_path, state_dict={name: tensor + 1 for name, tensor in model.state_dict().items()})
-    assert len(dry_runs) == 1
-    model.reset_classifier(3, "max")  # described anew, and with another pooling still in one dry run
+    assert len(dry_runs) == 2  # attach looks before and after
+    model.reset_classifier(3, "max")  # described anew, and with another pooling still in one attach
     mrla.save(model, tmp_path)
-    assert len(dry_runs) == 2
-    mrla.save(small(), tmp_path)  # its own attach, then its own description
     assert len(dry_runs) == 4
+    mrla.save(small(), tmp_path)  # its own attach, then its own description
+    assert len(dry_runs) == 8
     mrla.detach(model)
     assert read_config(mrla.save(model, tmp_path))["mrla"]["attach"] is None
-    assert len(dry_runs) == 4
+    assert len(dry_runs) == 8
 
 
 def test_what_is_remembered_of_a_network_does_not_let_other_weights_pass(tmp_path):
