@@ -287,3 +287,13 @@ def test_export_speed(script, tmp_path):
     assert set(rows) == {"plain", "depthwise", "light", "light_engine", "base"}
     assert rows["plain"]["ratio"] == {"median": 1.0, "p10": 1.0, "p90": 1.0}
     assert all(row["n"] == 1 and row["difference"] < 1e-4 for row in rows.values())
+
+
+@pytest.mark.sweep
+def test_memory_growth(script, tmp_path):
+    out = tmp_path / "growth.json"
+    printed = script("memory_growth.py", "--steps", "5", "--out", str(out))
+    results = json.loads(out.read_text())["results"]
+    assert len(results) == 10
+    assert len(printed.splitlines()) == 11
+    assert all(row["tensors"] == 0 for row in results.values())

@@ -113,11 +113,12 @@ def _twin(model: nn.Module, fake: FakeTensorMode) -> nn.Module:
     replaced: dict[int, Any] = {}
     for module in model.modules():
         replaced |= {id(hooks): OrderedDict() for hooks in (module._forward_pre_hooks, module._forward_hooks)}
+    device = _device_of(model)
     for parameter in model.parameters():
         # Not by deepcopy, which keeps what a quantised or sharded parameter keeps on itself.
-        replaced[id(parameter)] = _fake(parameter, fake)
+        replaced[id(parameter)] = _fake(parameter, fake, device)
     for buffer in model.buffers():
-        replaced[id(buffer)] = _fake(buffer, fake) if buffer.is_meta else buffer.detach().clone()
+        replaced[id(buffer)] = _fake(buffer, fake, device) if buffer.is_meta else buffer.detach().clone().to(device)
     replaced |= _whole_twins(model, replaced)
     try:
         return copy.deepcopy(model, dict(replaced))
@@ -135,12 +136,18 @@ def _twin(model: nn.Module, fake: FakeTensorMode) -> nn.Module:
         ) from error
 
 
-def _fake(tensor: Tensor, fake: FakeTensorMode) -> Tensor:
+def _device_of(model: nn.Module) -> torch.device:
+    """One device for the whole copy: a network may be spread over several, or have weights on the meta device alone."""
+    devices = [tensor.device for tensor in (*model.parameters(), *model.buffers())]
+    return next((device for device in devices if device.type != "meta"), devices[0] if devices else torch.device("cpu"))
+
+
+def _fake(tensor: Tensor, fake: FakeTensorMode, device: torch.device) -> Tensor:
     """The same without numbers, a parameter where it was one; a sharded or quantised one whole and in plain form."""
-    if type(tensor) in (Tensor, nn.Parameter, nn.Buffer):
+    if type(tensor) in (Tensor, nn.Parameter, nn.Buffer) and tensor.device == device:
         return fake.from_tensor(tensor, static_shapes=True)
     with fake:
-        whole = torch.empty(tensor.shape, dtype=tensor.dtype, device=tensor.device)
+        whole = torch.empty(tensor.shape, dtype=tensor.dtype, device=device)
     return nn.Parameter(whole, requires_grad=False) if isinstance(tensor, nn.Parameter) else whole
 
 
@@ -200,11 +207,11 @@ def _run(model: nn.Module, shape: tuple[int, ...], plain: bool) -> DryRun:
         module.register_forward_pre_hook(partial(begins, path), with_kwargs=True)
         module.register_forward_hook(ends, with_kwargs=True)
     tensors = (*twin.parameters(), *twin.buffers())
-    reference = next((tensor for tensor in tensors if tensor.is_floating_point()), torch.empty(0))
-    device = reference.device
+    dtype = next((tensor.dtype for tensor in tensors if tensor.is_floating_point()), torch.float32)
+    device = _device_of(model)
     lowered = torch.amp.is_autocast_available(device.type) and torch.is_autocast_enabled(device.type)
     with fake, torch.no_grad(), torch.autocast(device.type, enabled=False) if lowered else nullcontext():
-        twin.eval()(torch.empty(shape, dtype=reference.dtype, device=device))
+        twin.eval()(torch.empty(shape, dtype=dtype, device=device))
     return DryRun(shape, calls, twin)
 
 

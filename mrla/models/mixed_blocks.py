@@ -58,7 +58,7 @@ class MixedBlock(nn.Module):
 
     def __call__(self, *args: Any, **kwargs: Any) -> Any:
         """Calls the block; what rides on its input and output outlives hooks that replace these by new tensors."""
-        if torch.compiler.is_compiling() or not self._may_be_replaced():
+        if torch.compiler.is_compiling() or unobserved(self):
             return super().__call__(*args, **kwargs)
         x = args[0] if args else next(iter(kwargs.values()), None)
         call = _Call(self._modules.get(MIXER), None if isinstance(x, Proxy) else carried_by(x))
@@ -72,9 +72,6 @@ class MixedBlock(nn.Module):
             return output
         kept = store(first, call.left)
         return output if kept is first else _with_first(output, kept)
-
-    def _may_be_replaced(self) -> bool:
-        return bool("forward" in self.__dict__ or not unobserved(self))
 
     def forward(self, *args: Any, **kwargs: Any) -> Any:
         """The plain block's output after the mixer; of an output of several parts the first is the mixer's."""

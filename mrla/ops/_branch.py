@@ -363,7 +363,7 @@ def _normed(norm: nn.Module, branch: Tensor) -> Tensor:
 
 def _has_one_value(branch: Tensor) -> bool:
     images, _, rows, columns = branch.shape
-    return images == rows == columns == 1
+    return images == 1 and rows == 1 and columns == 1  # one by one: dynamic sizes are not compared with one another
 
 
 def unobserved(*modules: nn.Module) -> bool:

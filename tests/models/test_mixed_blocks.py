@@ -171,6 +171,35 @@ def test_the_dry_run_changes_nothing():
     assert (numpy.random.get_state()[1] == randomness[2]).all()
 
 
+def test_weights_on_meta_beside_buffers_on_the_cpu():
+    """As accelerate's `init_empty_weights` leaves a network."""
+    for name in ("resnet18", "swin_tiny_patch4_window7_224"):
+        model = timm.create_model(name)
+        for module in model.modules():
+            for key, parameter in module._parameters.items():
+                if parameter is not None:
+                    module._parameters[key] = nn.Parameter(parameter.to("meta"))
+        expected = mrla.chains(timm.create_model(name))
+        assert mrla.chains(mrla.attach(model, "base")) == expected
+        assert {parameter.device.type for parameter in model.parameters()} == {"meta"}
+
+
+@pytest.mark.parametrize("option", METHODS)
+def test_one_image_that_ends_in_one_pixel_trains_as_the_plain_network_does(option):
+    """The mixers' BatchNorm sees one value a channel, where the network itself has LayerNorm."""
+    plain = timm.create_model("convnext_atto", depths=(2, 2, 2, 2), dims=(8, 16, 24, 32), num_classes=3)
+    model = mrla.attach(copy.deepcopy(plain), option.partition("-")[0], **METHODS[option]).train()
+    last = model.stages[3].blocks[1].mrla.norm
+    before = {key: value.clone() for key, value in last.state_dict().items()}
+    x = torch.randn(1, 3, 32, 32)
+    out = model(x)
+    assert torch.equal(out, plain.train()(x))
+    out.sum().backward()
+    assert all(torch.equal(value, before[key]) for key, value in last.state_dict().items())
+    with mrla.ops.use("reference"):
+        assert torch.equal(model(x), out)
+
+
 # --- what rides on tensors
 
 
