@@ -37,7 +37,7 @@ NETWORKS = {
 
 def live_tensors() -> int:
     """Tensors that Python holds."""
-    return sum(isinstance(one, torch.Tensor) for one in gc.get_objects())
+    return sum(issubclass(type(one), torch.Tensor) for one in gc.get_objects())
 
 
 def resident_mb() -> float:

@@ -120,8 +120,13 @@ class MixedBlock(nn.Module):
 @functools.cache
 def mixed(plain_class: type[nn.Module]) -> type[MixedBlock]:
     """The class of blocks of a plain class that run their mixers."""
+
+    @functools.wraps(plain_class.forward)  # its signature, which torch.fx and others read
+    def forward(self: MixedBlock, *args: Any, **kwargs: Any) -> Any:
+        return MixedBlock.forward(self, *args, **kwargs)
+
     names = {"__module__": plain_class.__module__, "__qualname__": plain_class.__qualname__}
-    attributes = {**names, "__doc__": plain_class.__doc__, "plain_class": plain_class}
+    attributes = {**names, "__doc__": plain_class.__doc__, "plain_class": plain_class, "forward": forward}
     return type(plain_class.__name__, (MixedBlock, plain_class), attributes)  # type: ignore[return-value]
 
 

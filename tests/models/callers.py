@@ -609,7 +609,7 @@ def scripted(case: Case) -> None:
         torch.jit.script(case.model)
 
 
-@caller("torch.fx: `symbolic_trace`, graph modules pickled and traced again")
+@caller("torch.fx: `symbolic_trace` of the network and of a block, graph modules pickled and traced again")
 def traced_by_fx(case: Case) -> None:
     if case.name == "swin":
         return  # without mixers it does not trace either
@@ -621,6 +621,8 @@ def traced_by_fx(case: Case) -> None:
         same(run(graph, case.x), expected)
         same(run(pickle.loads(pickle.dumps(graph)), case.x), expected)
         same(run(torch.fx.symbolic_trace(graph), case.x), expected)
+        head = case.blocks[0]
+        same(run(torch.fx.symbolic_trace(head), case.tokens), run(head, case.tokens))
 
 
 @caller("torchvision's and timm's extractors: tensors at every node, stages and blocks within them", slow=True)
