@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from torch.overrides import TorchFunctionMode
 from torchvision.ops import FrozenBatchNorm2d
 
-from mrla.models.dry_run import Call, dry_run
+from mrla.models.dry_run import Call, DryRun, dry_run
 from mrla.ops import LayerMixer
 
 # Exact classes: one that inherits may do anything with its weight (timm's StdConv2d standardises it first).
@@ -113,10 +113,8 @@ class _Observation:
 def _observe(model: nn.Module, example: Sequence[int] | None) -> _Observation:
     _check_fusable(model, example)
     with _Readings() as readings:
-        calls = dry_run(model, example).calls
-    image = calls[0].given
-    assert image is not None
-    return _Observation(tuple(image.shape), _pairs(model, calls, readings))
+        seen = dry_run(model, example)
+    return _Observation(seen.shape, _pairs(model, seen, readings))
 
 
 def _check_fusable(model: Any, example: Any) -> None:
@@ -147,9 +145,10 @@ class _Readings(TorchFunctionMode):
         return result
 
 
-def _pairs(model: nn.Module, calls: list[Call], readings: _Readings) -> list[tuple[str, str]]:
+def _pairs(model: nn.Module, run: DryRun, readings: _Readings) -> list[tuple[str, str]]:
+    calls, copied = run.calls, run.network  # whose tensors were read; the caller's hooks are the model's
     reads = Counter(map(id, readings.tensors))
-    alone = _standing_alone(model, reads)
+    alone = _standing_alone(copied, reads)
     seen = _seen_by_others(model, calls)
     layers = {id(call.output): call for call in calls if type(model.get_submodule(call.path)) in _LAYERS}
     pairs = []
@@ -158,10 +157,16 @@ def _pairs(model: nn.Module, calls: list[Call], readings: _Readings) -> list[tup
         made = layers.get(id(between))
         if type(norm) not in _NORMS or not _has_statistics(norm) or between is None or made is None:
             continue
-        layer = model.get_submodule(made.path)
+        layer = copied.get_submodule(made.path)
         # A linear layer's channels come last, a norm's second; and a norm may take an image alone for a batch.
         fits = between.ndim == layer.weight.ndim and getattr(call.output, "shape", None) == between.shape
-        if fits and reads[id(between)] == 1 and id(between) not in seen and alone(layer) and alone(norm):
+        if (
+            fits
+            and reads[id(between)] == 1
+            and id(between) not in seen
+            and alone(layer)
+            and alone(copied.get_submodule(call.path))
+        ):
             pairs.append((made.path, call.path))
     return pairs
 

@@ -59,11 +59,11 @@ def store(tensor: Tensor, carried: Carried) -> Tensor:
     Returns:
         The tensor to hand on; in a compiled graph a view of the one given.
     """
-    if torch.compiler.is_compiling():
+    if torch.compiler.is_dynamo_compiling():
         tensor = tensor.view_as(tensor)  # dynamo sets no attribute on an element of a custom operator's outputs
-        setattr(tensor, _ATTRIBUTE, carried)
-        return tensor
     setattr(tensor, _ATTRIBUTE, carried)
+    if torch.compiler.is_compiling():
+        return tensor
     if (storage := _storage(tensor)) is not None:
         known = _OnStorage(_geometry(tensor), tensor.is_leaf, tensor.requires_grad, carried)
         setattr(storage, _ATTRIBUTE, known)

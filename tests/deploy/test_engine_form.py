@@ -244,7 +244,7 @@ def test_among_mixers_of_another_kind_nothing_is_handed_on():
     length = len(model.layer3)
     assert length == 2
     last = model.layer3[1]
-    last.mrla = MRLABase(32, place=last.mrla.place, init="released")
+    last.mrla = MRLABase(32, place=ChainPlace(0, 1), init="released")  # light has left it no memory
     randomised(model)
     form = engine_form(model)
     assert [type(mixer) for mixer in mixers(form)] == [EngineLight, MRLABase]
