@@ -375,13 +375,13 @@ def test_compiled_arms_leave_torch_s_settings_and_a_caller_s_compiled_functions_
     resets = []
     monkeypatch.setattr(torch.compiler, "reset", lambda: resets.append(1))
     limit = 8  # torch's own; whatever ran before in this process may have left another
-    monkeypatch.setattr(torch._dynamo.config, "recompile_limit", limit)
-    with compiling([Arm("plain", "plain"), Arm("light+fused", "light", ("fused",))]):
-        assert torch._dynamo.config.recompile_limit == limit
-    assert resets == []
-    with compiling([Arm("plain+compiled", "plain", ("compiled",))]):
-        assert torch._dynamo.config.recompile_limit > limit
-    assert (torch._dynamo.config.recompile_limit, resets) == (limit, [1])
+    with torch._dynamo.config.patch(recompile_limit=limit):  # monkeypatch would delete it afterwards
+        with compiling([Arm("plain", "plain"), Arm("light+fused", "light", ("fused",))]):
+            assert torch._dynamo.config.recompile_limit == limit
+        assert resets == []
+        with compiling([Arm("plain+compiled", "plain", ("compiled",))]):
+            assert torch._dynamo.config.recompile_limit > limit
+        assert (torch._dynamo.config.recompile_limit, resets) == (limit, [1])
 
 
 class StandInRuntime:

@@ -16,6 +16,7 @@ from mrla.dense import FeatureBackbone
 from mrla.models import is_attached
 
 LEVELS = {name: [0, 1, 2, 3] if name in ("convnext", "pvt", "swin") else [1, 2, 3, 4] for name in BACKBONES}
+WITH_STAGES = ("resnet", "bottleneck", "named light", "named base")  # lost when they are flattened, without mixers too
 
 
 def hooked(model: nn.Module, x: Tensor, levels: list[int]) -> list[Tensor]:
@@ -62,7 +63,7 @@ def test_maps_are_those_of_timms_features_only(name):
     if name in ("pvt", "swin"):
         timms = FeatureGetterNet(copy.deepcopy(model), levels)
     else:
-        timms = FeatureListNet(copy.deepcopy(model), levels, flatten_sequential=name not in ("resnet", "bottleneck"))
+        timms = FeatureListNet(copy.deepcopy(model), levels, flatten_sequential=name not in WITH_STAGES)
     with torch.no_grad():
         expected = timms(x)
     for one, other in zip(maps(model, x, levels), expected, strict=True):
