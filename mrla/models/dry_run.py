@@ -2,7 +2,6 @@
 
 import copy
 import logging
-import random
 from collections import OrderedDict
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, nullcontext
@@ -10,13 +9,13 @@ from dataclasses import dataclass, field
 from functools import partial
 from typing import Any, NamedTuple
 
-import numpy
 import torch
 from torch import Tensor, nn
 from torch._subclasses.fake_tensor import FakeTensorMode
 
 from .grids import GridFromPatches
 from .mixed_blocks import MixedBlock, mixed, unmix_block
+from .modes import random_states_kept
 from .wiring import wiring_of
 
 
@@ -79,7 +78,7 @@ def dry_run(model: nn.Module, shape: Sequence[int] | None = None, *, plain: bool
     """
     shapes = [tuple(shape)] if shape is not None else [(2, *size) for size in input_sizes(model)]
     failures: list[Exception] = []
-    with _quiet(), _random_states_kept(), _without_global_hooks():
+    with _quiet(), random_states_kept(), _without_global_hooks():
         for candidate in shapes:
             try:
                 return _run(model, candidate, plain)
@@ -218,18 +217,6 @@ def _run(model: nn.Module, shape: tuple[int, ...], plain: bool) -> DryRun:
 def _grid_sources(model: nn.Module) -> list[GridFromPatches]:
     sources = [wiring.grid_source for module in model.modules() if (wiring := wiring_of(module)) is not None]
     return list({id(source): source for source in sources if isinstance(source, GridFromPatches)}.values())
-
-
-@contextmanager
-def _random_states_kept() -> Iterator[None]:
-    """A network may draw from Python's or numpy's generator; torch's draws nothing for fake tensors but may be set."""
-    states = torch.get_rng_state(), random.getstate(), numpy.random.get_state()
-    try:
-        yield
-    finally:
-        torch.set_rng_state(states[0])
-        random.setstate(states[1])
-        numpy.random.set_state(states[2])
 
 
 @contextmanager

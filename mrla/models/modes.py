@@ -1,8 +1,11 @@
-"""Looking at a network in eval mode without leaving a trace."""
+"""Looking at a network without leaving a trace: its mode, and what it draws."""
 
+import random
 from collections.abc import Iterator
 from contextlib import contextmanager
 
+import numpy
+import torch
 from torch import nn
 
 
@@ -29,3 +32,23 @@ def in_eval_mode(*models: nn.Module) -> Iterator[None]:
     finally:
         for module, training in modes:
             module.training = training
+
+
+@contextmanager
+def random_states_kept() -> Iterator[None]:
+    """The body may draw from torch's CPU generator, `random` and numpy, or seed them; afterwards they are as before.
+
+    Example:
+        >>> before = torch.get_rng_state()
+        >>> with random_states_kept():
+        ...     _ = torch.manual_seed(5)
+        >>> torch.equal(torch.get_rng_state(), before)
+        True
+    """
+    states = torch.get_rng_state(), random.getstate(), numpy.random.get_state()
+    try:
+        yield
+    finally:
+        torch.set_rng_state(states[0])
+        random.setstate(states[1])
+        numpy.random.set_state(states[2])

@@ -8,6 +8,8 @@ from contextlib import contextmanager
 import numpy as np
 import torch
 
+from mrla.models.modes import random_states_kept
+
 
 def derive_seed(seed: int, *parts: int | str) -> int:
     """A seed for one purpose, from a run's seed and what tells the purpose from all others.
@@ -51,13 +53,8 @@ def seeded(seed: int) -> Iterator[None]:
     Args:
         seed: As `derive_seed` gives it.
     """
-    states = torch.get_rng_state(), random.getstate(), np.random.get_state()
-    torch.default_generator.manual_seed(seed)
-    random.seed(seed)
-    np.random.seed(seed % 2**32)
-    try:
+    with random_states_kept():
+        torch.default_generator.manual_seed(seed)
+        random.seed(seed)
+        np.random.seed(seed % 2**32)
         yield
-    finally:
-        torch.set_rng_state(states[0])
-        random.setstate(states[1])
-        np.random.set_state(states[2])

@@ -74,7 +74,7 @@ def test_a_forward_that_hides_a_mixer_undoes_attach():
 
 
 class Cloning(nn.Module):
-    """A network that makes a new tensor between two blocks of a container, in training alone or always."""
+    """A network that makes a new tensor between two blocks of a container."""
 
     def __init__(self):
         super().__init__()
