@@ -112,8 +112,8 @@ class _Observation:
 
 def _observe(model: nn.Module, example: Sequence[int] | None) -> _Observation:
     _check_fusable(model, example)
-    with _Readings() as readings:
-        seen = dry_run(model, example)
+    readings = _Readings()
+    seen = dry_run(model, example, within=readings)
     return _Observation(seen.shape, _pairs(model, seen, readings))
 
 

@@ -53,7 +53,7 @@ class DryRun(NamedTuple):
     network: nn.Module
 
 
-def dry_run(model: nn.Module, shape: Sequence[int] | None = None, *, plain: bool = False) -> DryRun:
+def dry_run(model: nn.Module, shape: Sequence[int] | None = None, *, plain: bool = False, within: Any = None) -> DryRun:
     """Every call of every module when the network sees a batch of images, in the order in which they begin.
 
     It runs on a copy under torch's fake tensors: nothing is computed, no hook of the caller's runs, and what the
@@ -64,6 +64,7 @@ def dry_run(model: nn.Module, shape: Sequence[int] | None = None, *, plain: bool
         model: Any network of one input.
         shape: Shape of the input, the batch included; None to try the sizes that the network tells of.
         plain: Whether the copy runs without the mixers that the network has.
+        within: A context for the copy's forward pass alone, such as a mode that sees its operators.
 
     Returns:
         The calls, the shape and the copy.
@@ -81,7 +82,7 @@ def dry_run(model: nn.Module, shape: Sequence[int] | None = None, *, plain: bool
     with _quiet(), random_states_kept(), _without_global_hooks():
         for candidate in shapes:
             try:
-                return _run(model, candidate, plain)
+                return _run(model, candidate, plain, within or nullcontext())
             except CannotBeCopied:
                 raise
             except Exception as error:  # whatever a foreign network raises at a size that is not its own
@@ -117,7 +118,7 @@ def _twin(model: nn.Module, fake: FakeTensorMode) -> nn.Module:
         # Not by deepcopy, which keeps what a quantised or sharded parameter keeps on itself.
         replaced[id(parameter)] = _fake(parameter, fake, device)
     for buffer in model.buffers():
-        replaced[id(buffer)] = _fake(buffer, fake, device) if buffer.is_meta else buffer.detach().clone().to(device)
+        replaced[id(buffer)] = _fake(buffer, fake, device) if buffer.is_meta else buffer.detach().to(device, copy=True)
     replaced |= _whole_twins(model, replaced)
     try:
         return copy.deepcopy(model, dict(replaced))
@@ -183,7 +184,7 @@ def _can_be_copied(value: Any, shared: dict[int, Any]) -> bool:
     return True
 
 
-def _run(model: nn.Module, shape: tuple[int, ...], plain: bool) -> DryRun:
+def _run(model: nn.Module, shape: tuple[int, ...], plain: bool, within: Any) -> DryRun:
     calls: list[Call] = []
     open_calls: list[Call] = []
     fake = FakeTensorMode(allow_non_fake_inputs=True)
@@ -210,7 +211,9 @@ def _run(model: nn.Module, shape: tuple[int, ...], plain: bool) -> DryRun:
     device = _device_of(model)
     lowered = torch.amp.is_autocast_available(device.type) and torch.is_autocast_enabled(device.type)
     with fake, torch.no_grad(), torch.autocast(device.type, enabled=False) if lowered else nullcontext():
-        twin.eval()(torch.empty(shape, dtype=dtype, device=device))
+        image = torch.empty(shape, dtype=dtype, device=device)
+        with within:
+            twin.eval()(image)
     return DryRun(shape, calls, twin)
 
 
