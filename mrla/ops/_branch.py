@@ -357,7 +357,9 @@ def _normed(norm: nn.Module, branch: Tensor) -> Tensor:
         return normed if bias is None else normed + bias
     # The norm is called, for its hooks; on a view, so that no other thread sees its mode change.
     view = object.__new__(type(norm))
-    view.__dict__.update(norm.__dict__, training=False)
+    # torch's backward reads past statistics that are strided
+    packed = {name: None if one is None else one.contiguous() for name, one in norm._buffers.items()}
+    view.__dict__.update(norm.__dict__, training=False, _buffers=packed)
     return view(branch)
 
 
