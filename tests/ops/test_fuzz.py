@@ -2,6 +2,7 @@
 
 import contextlib
 import copy
+from dataclasses import dataclass, replace
 from typing import Any
 
 import pytest
@@ -134,21 +135,46 @@ def surroundings(case: dict[str, Any]):
         yield
 
 
-def outcome(module: nn.Module, inputs: list[Tensor], case: dict[str, Any], path: Any, run: Any) -> Any:
+def pack(module: nn.Module, names: list[str]) -> None:
+    """Lays parameters and buffers out as torch makes them."""
+    for name in names:
+        one = getattr(module, name)
+        if isinstance(one, nn.Parameter):
+            setattr(module, name, nn.Parameter(one.detach().contiguous(), one.requires_grad))
+        elif one is not None:
+            setattr(module, name, one.contiguous())
+
+
+@dataclass(frozen=True)
+class Subject:
+    """A module, the names of its parts whose parameters are laid out anew, its inputs, and a forward pass of it."""
+
+    module: nn.Module
+    parts: list[str]
+    inputs: list[Tensor]
+    run: Any
+
+
+def outcome(subject: Subject, case: dict[str, Any], path: Any) -> Any:
     """All that comes out, or the kind of error."""
-    module = copy.deepcopy(module)
-    # torch's own backward of a BatchNorm in eval mode reads past strided statistics, with kernels too where they leave
-    # the norm to torch. `test_kernel_requirements.py` has such gradients of mixers that kernels take.
-    if path == "reference" or (case["grad"] == "grad" and not case["training"]):
-        for norm in module.modules():
-            if isinstance(norm, nn.BatchNorm2d) and norm.running_mean is not None and norm.running_var is not None:
-                norm.running_mean, norm.running_var = norm.running_mean.contiguous(), norm.running_var.contiguous()
-    leaves = [one.detach().requires_grad_(case["grad"] == "grad") for one in inputs]
+    module = copy.deepcopy(subject.module)
+    for part in subject.parts:  # after the copy, which packs parameters
+        change_parameters(module.get_submodule(part), case["parameters"])
+    # torch's own backward of a BatchNorm reads past strided weights where the map is channels-last or 1x1, and past
+    # strided statistics in eval mode. Norms that may be left to it have them packed, as they are for the comparison.
+    _, _, h, w = case["shape"]
+    weights_packed = path == "reference" or case["layout"] != "packed" or h * w == 1
+    statistics_packed = path == "reference" or (case["grad"] == "grad" and not case["training"])
+    for norm in module.modules():
+        if isinstance(norm, nn.BatchNorm2d):
+            pack(norm, [*norm._parameters] if weights_packed else [])
+            pack(norm, ["running_mean", "running_var"] if statistics_packed else [])
+    leaves = [one.detach().requires_grad_(case["grad"] == "grad") for one in subject.inputs]
     calls: list[str] = []
     try:
         with surroundings(case), use(path):
             torch.manual_seed(case["seed"])
-            outs = run(module, leaves, calls)
+            outs = subject.run(module, leaves, calls)
         found = {f"out {at}": one for at, one in enumerate(outs)}
         if case["grad"] == "grad":
             sum(one.float().square().mean() for one in outs if one.numel()).backward()
@@ -161,8 +187,8 @@ def outcome(module: nn.Module, inputs: list[Tensor], case: dict[str, Any], path:
     return {name: one.detach() for name, one in found.items()}
 
 
-def assert_same(module: nn.Module, inputs: list[Tensor], case: dict[str, Any], run: Any) -> None:
-    fused, reference = (outcome(module, inputs, case, path, run) for path in ("fused", "reference"))
+def assert_same(subject: Subject, case: dict[str, Any]) -> None:
+    fused, reference = (outcome(subject, case, path) for path in ("fused", "reference"))
     if isinstance(fused, str) or isinstance(reference, str):
         assert isinstance(fused, str), (reference, "by torch's operators alone")
         assert isinstance(reference, str), (fused, "by kernels alone")
@@ -170,7 +196,7 @@ def assert_same(module: nn.Module, inputs: list[Tensor], case: dict[str, Any], r
     assert fused.keys() == reference.keys()
     low = case["autocast"] is not None or case["dtype"] is torch.bfloat16
     tolerance = TOLERANCES[torch.bfloat16 if low else case["dtype"]]
-    truth = in_float64(module, inputs, case, run) if low else reference
+    truth = in_float64(subject, case) if low else reference
     # A norm over few values, and a ReLU, make much of bfloat16's rounding. So the kernels' distance from the exact
     # numbers is held against that of torch's operators, over all gradients, since one flipped sign is in many.
     grads = [name for name, one in reference.items() if "grad" in name and one.numel()]
@@ -193,10 +219,11 @@ def distance(one: Tensor, other: Tensor) -> float:
     return float((one.double() - other.double()).abs().max())
 
 
-def in_float64(module: nn.Module, inputs: list[Tensor], case: dict[str, Any], run: Any) -> dict[str, Tensor]:
+def in_float64(subject: Subject, case: dict[str, Any]) -> dict[str, Tensor]:
     """What torch's operators give in float64, from the same numbers."""
     exactly = case | {"dtype": torch.float64, "default": torch.float64, "autocast": None}
-    found = outcome(copy.deepcopy(module).double(), [one.double() for one in inputs], exactly, "reference", run)
+    module, inputs = copy.deepcopy(subject.module).double(), [one.double() for one in subject.inputs]
+    found = outcome(replace(subject, module=module, inputs=inputs), exactly, "reference")
     assert not isinstance(found, str), (found, "in float64 alone")
     return found
 
@@ -224,8 +251,6 @@ def check_mixer(case: dict[str, Any]) -> None:
     for mixer in mixers:
         nn.init.uniform_(mixer.norm.weight, 0.5, 1.5)
         mixer.to(case["dtype"]).train(case["training"])
-        for module in (mixer, mixer.norm):
-            change_parameters(module, case["parameters"])
         change_norm(mixer.norm, case)
 
     def run(mixers: Any, leaves: list[Tensor], calls: list[str]) -> list[Tensor]:
@@ -236,7 +261,8 @@ def check_mixer(case: dict[str, Any]) -> None:
             outs.append(out)
         return outs
 
-    assert_same(mixers, inputs_of(case, case["shape"], 4), case, run)
+    parts = ["0", "0.norm", "1", "1.norm"]
+    assert_same(Subject(mixers, parts, inputs_of(case, case["shape"], 4), run), case)
 
 
 NETWORKS: dict[Any, nn.Module] = {}
@@ -262,27 +288,21 @@ def check_block(case: dict[str, Any], kind: str) -> None:
     torch.manual_seed(case["seed"])
     stage = copy.deepcopy(network(case["method"][0], kind)).to(case["dtype"]).train(case["training"])
     last = {"timm": "bn2", "basic": "bn2", "bottleneck": "bn3"}[kind]
-    for module in stage.modules():
-        norm = getattr(module, last, None)
+    parts = [f"{at}.{part}" for at in range(len(stage)) for part in (last, "mrla", "mrla.norm")]
+    for part in parts:
+        norm = stage.get_submodule(part)
         if isinstance(norm, nn.BatchNorm2d):
             nn.init.uniform_(norm.weight, 0.5, 1.5)
-            change_parameters(norm, case["parameters"])
             change_norm(norm, case)
     b, _, h, w = case["shape"]
     channels = 8 if kind == "timm" else 64
 
     def run(stage: Any, leaves: list[Tensor], calls: list[str]) -> list[Tensor]:
-        block = getattr(stage[0], "block", stage[0])
-        patch(
-            block,
-            case | ({"patched": None} if case["patched"] in ("mixer", "drop_path") else {}),
-            calls,
-            getattr(block, last),
-            block,
-        )
+        block = stage[0]
+        patch(block.mrla, case, calls, getattr(block, last), block.mrla.drop_path)
         return [stage(leaves[0])]
 
-    assert_same(stage, inputs_of(case, (b, channels, h, w), 1), case, run)
+    assert_same(Subject(stage, parts, inputs_of(case, (b, channels, h, w), 1), run), case)
 
 
 KINDS = st.sampled_from(["mixer", "mixer", "mixer", "timm", "basic", "bottleneck"])
