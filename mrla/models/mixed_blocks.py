@@ -4,6 +4,7 @@ import copyreg
 import functools
 import threading
 from collections.abc import Callable, Mapping
+from operator import is_
 from typing import Any, ClassVar
 
 import torch
@@ -315,12 +316,17 @@ def _forward_with(block: MixedBlock, changed: Mapping[str, Callable[[Any], Any]]
     if torch.compiler.is_compiling() and not _DYNAMO_FOLLOWS_VIEWS:
         return block.plain_class.forward(_StandIn(block, changed), *args, **kwargs)  # type: ignore[arg-type]
     view = object.__new__(type(block))
-    modules = {name: module for name, module in block._modules.items() if name not in changed}
+    modules = block._modules.copy()
+    for name in changed:
+        del modules[name]
     view.__dict__.update(block.__dict__, _modules=modules, **changed)
+    if torch.compiler.is_compiling():
+        return block.plain_class.forward(view, *args, **kwargs)
+    before = view.__dict__.copy()
     output = block.plain_class.forward(view, *args, **kwargs)
-    if not torch.compiler.is_compiling():
+    if len(view.__dict__) != len(before) or not all(map(is_, view.__dict__.values(), before.values())):
         for name, value in view.__dict__.items():  # what the block has written to itself
-            if name != "_modules" and name not in changed and value is not block.__dict__.get(name):
+            if name not in before or value is not before[name]:
                 block.__dict__[name] = value
     return output
 

@@ -18,9 +18,10 @@ def moves_statistics(norm: nn.BatchNorm2d) -> bool:
 
 def kept_statistics(norm: nn.BatchNorm2d) -> tuple[Tensor, Tensor] | None:
     """The mean and variance that a norm goes by, in float32, packed; None where it takes those of the batch."""
-    if takes_batch(norm) or norm.running_mean is None or norm.running_var is None:
+    mean, variance = norm.running_mean, norm.running_var
+    if norm.training or mean is None or variance is None:
         return None
-    return as_float32(norm.running_mean), as_float32(norm.running_var)
+    return as_float32(mean), as_float32(variance)
 
 
 def as_float32(tensor: Tensor) -> Tensor:
@@ -44,7 +45,8 @@ def norm_fits(norm: nn.BatchNorm2d, x: Tensor) -> bool:
         return False
     if momentum is not None and not _is_real(momentum):
         return False
-    if takes_batch(norm) and (x.numel() == x.shape[1] or eps == 0):
+    by_batch = norm.training or mean is None
+    if by_batch and (x.numel() == x.shape[1] or eps == 0):
         return False
     shape, dtype = x.shape[1:2], None
     for one in (norm.weight, norm.bias, mean, variance):

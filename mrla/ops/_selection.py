@@ -101,7 +101,7 @@ def kernels_apply(
         if map is not None and not (_is_plain(map) and map.dtype is dtype and map.numel() > 0 and map.is_contiguous()):
             return False
     for one in parameters:
-        if one is not None and not (_is_plain(one) and (one.dtype is dtype or one.dtype is torch.float32)):
+        if one is not None and not ((one.dtype is dtype or one.dtype is torch.float32) and _is_plain(one)):
             return False
     for one in exact:
         if not _is_plain(one) or one.dtype is not torch.float32:
