@@ -37,7 +37,7 @@ def held_back(block: nn.Module, mixer: LayerMixer) -> dict[str, Callable[[Any], 
     names = TAILS.get((kind.__module__, kind.__qualname__))
     if names is None or not mixer.takes_tails or chosen_path() == "reference" or torch.compiler.is_compiling():
         return {}
-    parts = block._modules
+    parts: Any = block._modules
     conv, norm, act = parts.get(names.conv), parts.get(names.norm), parts.get(names.act)
     if type(conv) is not nn.Conv2d or type(norm) not in (nn.BatchNorm2d, nn.Identity) or type(act) is not nn.ReLU:
         return {}
