@@ -7,7 +7,7 @@ from typing import Any
 from torch import Tensor, nn
 
 from mrla.deploy.export_facts import preprocessing_of
-from mrla.train.data import Folder, open_image
+from mrla.train.data import Folder
 from mrla.train.recipes import Recipe
 
 
@@ -28,23 +28,6 @@ def checked_files(images: Sequence[str | Path]) -> list[Path]:
         what = "is a folder" if missing[0].is_dir() else "does not exist"
         raise ValueError(f"images must be files: {missing[0]} {what}")
     return files
-
-
-def upright_image(file: Path) -> Any:
-    """The picture in a file in three colours; one that lies on its side by its EXIF entry is turned.
-
-    Args:
-        file: The file.
-
-    Returns:
-        A PIL image.
-
-    Raises:
-        ValueError: If it cannot be decoded.
-    """
-    from PIL import ImageOps
-
-    return ImageOps.exif_transpose(open_image([str(file)], 0))
 
 
 def preparation(model: nn.Module, recipe: Recipe | None) -> dict[str, Any]:

@@ -10,10 +10,11 @@ from torch import Tensor
 from mrla.deploy import is_exported, open_exported
 from mrla.models.atomic_write import make_folder, write_json, written_whole
 from mrla.train.engine import thread_limit
+from mrla.train.images import read_image
 from mrla.train.recipes import Machine
 from mrla.train.trained import load_trained
 
-from .image_files import checked_files, classifier_input, preparation, upright_image
+from .image_files import checked_files, classifier_input, preparation
 from .measure import timing_device
 
 PREDICTIONS = "predictions.json"
@@ -71,7 +72,7 @@ def predict(
     folder, found = make_folder(Path(out)), []
     with thread_limit(machine.threads), torch.inference_mode():
         for index, (file, name) in enumerate(zip(files, _different_names(files), strict=True)):
-            picture = upright_image(file)
+            picture = read_image(file)
             if hasattr(model, "built_as"):
                 entry, drawn = _found_objects(model, picture, class_names, score_thresh, device)
             else:

@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 
 from .coco_masks import decode_mask
-from .data import UndecodableImageError, open_image
+from .images import Photo, UndecodableImageError, read_photo
 
 _SAID = {
     "crowd_ignored": "crowd regions in which detections are not counted",
@@ -147,9 +147,11 @@ class AnnotatedImages:
 
     def __getitem__(self, index: int) -> tuple[Tensor, dict[str, Any]]:
         record = self.record(index)
-        pixels = np.array(_opened(record))
+        photo = _opened(record)
+        pixels, orientation = np.array(photo.image), _orientation_of_annotations(photo, record)
+        boxes = torch.tensor(record.boxes, dtype=torch.float32).reshape(-1, 4)
         target: dict[str, Any] = {
-            "boxes": torch.tensor(record.boxes, dtype=torch.float32).reshape(-1, 4),
+            "boxes": turned_boxes(boxes, (record.width, record.height), orientation),
             "labels": torch.tensor(record.labels, dtype=torch.int64),
             "image_id": record.image_id,
             "area": torch.tensor(record.areas, dtype=torch.float32),
@@ -158,7 +160,7 @@ class AnnotatedImages:
         if self.masks:
             decoded = [decode_mask(entry, record.height, record.width) for entry in record.segmentations]
             masks = np.stack(decoded) if decoded else np.zeros((0, record.height, record.width), np.uint8)
-            target["masks"] = torch.from_numpy(masks)
+            target["masks"] = torch.from_numpy(turned_masks(masks, orientation))
         return torch.from_numpy(pixels).permute(2, 0, 1).contiguous(), target
 
     def record(self, index: int) -> ImageRecord:
@@ -257,15 +259,57 @@ def kept_records(records: Sequence[ImageRecord], report: DataReport, *, skip_emp
     return kept
 
 
-def _opened(record: ImageRecord) -> Any:
-    """The image as it is stored: like COCO's tools it does not heed EXIF's orientation, and neither do annotations."""
+def turned_boxes(boxes: Tensor, size: tuple[int, int], orientation: int) -> Tensor:
+    """Boxes on a stored image, on the upright one.
+
+    Args:
+        boxes: (n, 4): x1, y1, x2, y2 in pixels of the stored image.
+        size: Its width and height.
+        orientation: EXIF's: 5 to 8 for images that lie on their side; 1 changes nothing.
+
+    Returns:
+        (n, 4), likewise in pixels of the upright image.
+
+    Example:
+        >>> turned_boxes(torch.tensor([[0.0, 0.0, 2.0, 1.0]]), (6, 4), 6)  # the top edge becomes the right one
+        tensor([[3., 0., 4., 2.]])
+    """
+    if orientation == 1:
+        return boxes
+    width, height = size
+    x1, y1, x2, y2 = boxes.unbind(1)
+    if orientation in (6, 7):  # rows from below
+        y1, y2 = height - y2, height - y1
+    if orientation in (7, 8):  # columns from the right
+        x1, x2 = width - x2, width - x1
+    return torch.stack((y1, x1, y2, x2), 1)
+
+
+def turned_masks(masks: np.ndarray, orientation: int) -> np.ndarray:
+    """Masks (n, h, w) of a stored image, as those of the upright one; see `turned_boxes`."""
+    if orientation == 1:
+        return masks
+    if orientation in (6, 7):
+        masks = masks[:, ::-1]
+    if orientation in (7, 8):
+        masks = masks[:, :, ::-1]
+    return np.ascontiguousarray(masks.transpose(0, 2, 1))
+
+
+def _orientation_of_annotations(photo: Photo, record: ImageRecord) -> int:
+    """How annotations are to be turned; not at all where the size that they say is that of the upright image."""
+    return 1 if photo.image.size == (record.width, record.height) else photo.orientation
+
+
+def _opened(record: ImageRecord) -> Photo:
+    """The image, upright; its annotations may be in pixels of the upright or of the stored image, by their size."""
     try:
-        image = open_image([record.path], 0)
+        photo = read_photo(record.path)
     except UndecodableImageError as error:
         raise UndecodableImageError(f"{error} [{record.place}]") from error
-    if image.size != (record.width, record.height):
+    if (record.width, record.height) not in (photo.image.size, photo.stored_size):
         raise UndecodableImageError(
             f"{record.path} ({record.place}) must have the size that its annotations say, {record.width}x"
-            f"{record.height} (width x height): it has {image.size[0]}x{image.size[1]}; repair one of them"
+            f"{record.height} (width x height): it has {photo.image.size[0]}x{photo.image.size[1]}; repair one of them"
         )
-    return image
+    return photo

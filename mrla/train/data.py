@@ -1,6 +1,6 @@
 """Data descriptions: what the images are and where they lie, as frozen data; `open_split` opens them."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from functools import lru_cache, partial
 from operator import getitem
@@ -10,6 +10,7 @@ from typing import Any, Literal
 import torch
 from torch import Tensor
 
+from .images import class_names_in, labelled_files, one_line, read_indexed
 from .samples import IGNORE_LABEL as IGNORE_LABEL
 from .samples import Samples as Samples
 from .samples import TensorSamples as TensorSamples
@@ -169,17 +170,6 @@ interpolation='bilinear', crop_pct=1.0, auto_augment=None, workers=4)
     )
 
 
-class UndecodableImageError(ValueError):
-    """An image that does not decode, or not to a known range: one line, which names its path.
-
-    Args:
-        message: The line, or the traceback that ends in it: a loader's process hands over no more than that.
-    """
-
-    def __init__(self, message: str):
-        super().__init__(message.strip().splitlines()[-1].removeprefix(f"{__name__}.{type(self).__qualname__}: "))
-
-
 @dataclass(frozen=True, kw_only=True)
 class ImageFacts:
     """What a network must know of its images.
@@ -320,7 +310,7 @@ def _cifar(data: Cifar10 | Cifar100, *, train: bool) -> Any:
             return dataset(str(root), train=train, download=True)
         except (RuntimeError, OSError, EOFError) as error:
             raise ValueError(
-                f"{dataset.filename} could not be fetched into {root} ({_one_line(error)}); fetch {dataset.url} by hand"
+                f"{dataset.filename} could not be fetched into {root} ({one_line(error)}); fetch {dataset.url} by hand"
             ) from error
     if unpacked.is_dir():
         _check_unpacked(unpacked, dataset)
@@ -354,7 +344,6 @@ def _check_unpacked(unpacked: Path, dataset: Any) -> None:
 
 def _open_folder(data: Folder, split: Split, seed: int, augment: bool) -> Samples:
     from timm.data.transforms_factory import create_transform
-    from torchvision.datasets.folder import IMG_EXTENSIONS, make_dataset
 
     names = _class_folders(data, split)
     if split != "train" and (wrong := set(names) ^ set(trained := _class_folders(data, "train"))):
@@ -362,12 +351,7 @@ def _open_folder(data: Folder, split: Split, seed: int, augment: bool) -> Sample
         shown = ", ".join(f"{name!r} is only in {where[name]}" for name in sorted(wrong)[:5])
         more = f" and {len(wrong) - 5} more" if len(wrong) > 5 else ""
         raise ValueError(f"{split} must have the classes of train: in {data.root} {shown}{more}")
-    folder = Path(data.root) / split
-    places = {name: label for label, name in enumerate(names)}
-    try:
-        files = make_dataset(str(folder), places, extensions=IMG_EXTENSIONS)
-    except FileNotFoundError as error:
-        raise ValueError(f"every class needs an image: {error} (in {folder})") from error
+    files = labelled_files(Path(data.root) / split, names)
     options: dict[str, Any] = {"mean": data.mean, "std": data.std, "interpolation": data.interpolation}
     if augment:
         options |= {"is_training": True, "color_jitter": 0.0, "auto_augment": data.auto_augment}
@@ -379,72 +363,10 @@ def _open_folder(data: Folder, split: Split, seed: int, augment: bool) -> Sample
     except (AssertionError, ValueError) as error:
         raise ValueError(
             f"data.auto_augment must be a name that timm reads, such as rand-m9-mstd0.5-inc1: got "
-            f"{data.auto_augment!r} ({_one_line(error)})"
+            f"{data.auto_augment!r} ({one_line(error)})"
         ) from error
     paths = [path for path, _ in files]
-    return Samples(partial(open_image, paths), [label for _, label in files], transform, names, seed)
-
-
-def open_image(paths: Sequence[str], index: int) -> Any:
-    """A file as an image of PIL's with 8 bits of red, green and blue, as it is stored: EXIF's orientation stays beside.
-
-    Args:
-        paths: Image files.
-        index: Which of them.
-
-    Returns:
-        The image.
-
-    Raises:
-        UndecodableImageError: If the file does not decode, or nothing says which of its values is white.
-    """
-    from PIL import Image
-
-    path = paths[index]
-    try:
-        with open(path, "rb") as file, Image.open(file) as image:
-            return _three_channels(image)
-    except _UnknownRangeError as error:
-        raise UndecodableImageError(
-            f"{path} must have values of a known range: {error}; save it with 8 or 16 bits a channel"
-        ) from error
-    except Exception as error:  # decoders raise whatever they stumble over: OSError, SyntaxError, struct.error, ...
-        raise UndecodableImageError(
-            f"{path} does not decode as an image ({_one_line(error)}); repair or remove it"
-        ) from error
-
-
-class _UnknownRangeError(ValueError):
-    """An image of which nothing says what value is white."""
-
-
-def _three_channels(image: Any) -> Any:
-    """The image with 8 bits of red, green and blue; what is transparent shows the colour that is stored there."""
-    import numpy as np
-    from PIL import Image
-
-    if image.mode[0] in "IF":  # greys of more than 8 bits, which PIL cuts off at 255 instead of scaling them
-        white = _white(image)
-        greys = np.asarray(image).astype(np.float64) * (255 / white)
-        return Image.fromarray(greys.round().astype(np.uint8)).convert("RGB")
-    if image.mode == "P" and "transparency" in image.info:
-        # PIL warns, or fails, where transparent colours of a palette are to become one colour of an image without.
-        image = image.convert("RGBA")
-    return image.convert("RGB")
-
-
-def _white(image: Any) -> int:
-    """The value that stands for white in an image of greys of more than 8 bits."""
-    if image.mode.startswith("I;16"):
-        bits_per_sample = 258  # a tag of TIFF, where 12 bits are possible too
-        return 2 ** getattr(image, "tag_v2", {}).get(bits_per_sample, (16,))[0] - 1
-    if image.mode == "I" and image.format in ("PNG", "PPM"):
-        return 65535  # more bits than 16 these formats do not have; PIL brings fewer of PPM to 16
-    raise _UnknownRangeError(f"its mode is {image.mode} (PIL's name), in which white can be anything")
-
-
-def _one_line(error: Exception) -> str:
-    return " ".join(str(error).split()) or type(error).__name__
+    return Samples(partial(read_indexed, paths), [label for _, label in files], transform, names, seed)
 
 
 def _class_folders(data: Folder, split: str) -> tuple[str, ...]:
@@ -459,7 +381,7 @@ def _class_folders(data: Folder, split: str) -> tuple[str, ...]:
                 f"{root} has no test/, only {' and '.join(there) or 'neither train/ nor val/'}: use another"
             )
         raise ValueError(f"{rule}: {root} has {' and '.join(there) or 'neither'}, {split}/ is needed")
-    names = tuple(sorted(entry.name for entry in folder.iterdir() if entry.is_dir()))
+    names = class_names_in(folder)
     if not names:
         raise ValueError(f"{folder} must have a folder of images for every class: it has none")
     return names

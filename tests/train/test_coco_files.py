@@ -13,15 +13,15 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from hypothesis.extra.numpy import array_shapes, arrays
-from PIL import Image
+from PIL import Image, ImageOps
 from pycocotools import mask as mask_tools
 from torch.utils.data import DataLoader
 from torchmetrics.detection import MeanAveragePrecision
 
 from mrla.train.annotated_images import OBJECTS_LEFT_OUT, DataReport, settled_box
 from mrla.train.coco_masks import decode_mask, encode_mask, run_lengths
-from mrla.train.data import UndecodableImageError
 from mrla.train.detection_data import Coco, collate_detection, detection_facts, open_detection_split
+from mrla.train.images import UndecodableImageError
 from mrla.train.sampling import SampleKey
 
 HEIGHT, WIDTH = 20, 30
@@ -480,13 +480,35 @@ def test_an_image_of_any_mode_has_three_channels(folder, mode):
     assert torch.equal(found, torch.tensor(expected).permute(2, 0, 1).to(torch.uint8) / 255)
 
 
-def test_annotations_are_in_the_pixels_as_stored_whatever_exif_says(folder):
-    data = folder(images=[image(1, file_name="1.jpg")])
-    path = Path(data.root) / "val2017" / "1.jpg"
-    turned = Image.Exif()
-    turned[274] = 6  # to be shown turned by a quarter
-    Image.fromarray(PIXELS).save(path, exif=turned)
-    assert opened(data)[SampleKey(0, 0)][0].shape == (3, HEIGHT, WIDTH)
+def turned(picture: Image.Image, orientation: int) -> Image.Image:
+    """The image that a viewer shows of one with this entry in its EXIF."""
+    picture.getexif()[274] = orientation
+    return ImageOps.exif_transpose(picture)
+
+
+@pytest.mark.parametrize("orientation", range(1, 9))
+@pytest.mark.parametrize("as_shown", [True, False])
+def test_boxes_and_masks_stand_upright_with_their_image(folder, orientation, as_shown):
+    """A white rectangle, its box and its outline, annotated on the image as shown or as stored, stay on one another."""
+    pixels, (left, top, wide, high) = np.zeros((HEIGHT, WIDTH, 3), np.uint8), (3, 5, 9, 6)
+    pixels[top : top + high, left : left + wide] = 255
+    stored, height, width = Image.fromarray(pixels), HEIGHT, WIDTH
+    if as_shown or orientation < 5:  # a half turn leaves the size: such annotations are taken to be as shown
+        stored = turned(stored, {6: 8, 8: 6}.get(orientation, orientation))  # each other is its own inverse
+    else:
+        height, width = WIDTH, HEIGHT
+    corners = [left, top, left + wide, top, left + wide, top + high, left, top + high]
+    box = {"bbox": [left, top, wide, high], "segmentation": [corners], "area": wide * high}
+    data = replace(folder(annotations=[annotation(1, **box)]), masks=True)
+    exif = Image.Exif()
+    exif[274] = orientation
+    stored.save(Path(data.root) / "val2017" / "1.png", exif=exif)
+    found, target = opened(data)[SampleKey(0, 0)]
+    assert found.shape == (3, height, width)
+    assert torch.equal(target["masks"][0], found[0].to(torch.uint8))
+    x1, y1, x2, y2 = target["boxes"][0].int().tolist()
+    assert torch.equal(found[0, y1:y2, x1:x2], torch.ones(y2 - y1, x2 - x1))
+    assert found[0].sum() == (y2 - y1) * (x2 - x1) == wide * high
 
 
 def test_an_image_of_another_size_than_described_is_refused(folder):

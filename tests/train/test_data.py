@@ -20,12 +20,12 @@ from mrla.train.data import (
     Cifar100,
     Digits,
     Folder,
-    UndecodableImageError,
     _cifar,
     image_facts,
     loader,
     open_split,
 )
+from mrla.train.images import UndecodableImageError
 from mrla.train.sampling import PADDING, SampleKey
 
 PER_FILE = 3

@@ -21,9 +21,10 @@ from torch.utils.data import DataLoader, Dataset, TensorDataset
 
 import mrla
 from mrla.train import Digits, Folder, Machine, MixerOptions, Optim, engine, fitting
-from mrla.train.data import UndecodableImageError, loader, open_split
+from mrla.train.data import loader, open_split
 from mrla.train.fitting import train
 from mrla.train.history import History
+from mrla.train.images import UndecodableImageError
 from mrla.train.task import Classification, DivergedError, Scores
 
 ADAMW = Optim(name="adamw", lr=0.01, decay_vectors=False, clip_grad_norm=0.5, schedule="multistep", milestones=(2,))

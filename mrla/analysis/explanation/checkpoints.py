@@ -10,11 +10,12 @@ from mrla.models import mixed_chains
 from mrla.train.data import Data, Split
 from mrla.train.detection_data import DetectionData
 from mrla.train.engine import thread_limit
+from mrla.train.images import read_image
 from mrla.train.recipes import Machine, Recipe
 from mrla.train.trained import load_trained
 
 from ..evaluation import shown_images
-from ..image_files import checked_files, classifier_input, preparation, upright_image
+from ..image_files import checked_files, classifier_input, preparation
 from ..measure import timing_device
 from .explaining import Explanation, Origin, explain
 from .looked_at import Picture
@@ -86,7 +87,7 @@ def explain_checkpoint(
         return explain(
             model,
             batches,
-            pictures=[Picture(name=str(file), input=prepare(upright_image(file))) for file in files],
+            pictures=[Picture(name=str(file), input=prepare(read_image(file))) for file in files],
             cuts=cuts,
             max_images=max_images,
             class_names=class_names,
