@@ -80,18 +80,54 @@ def test_torchvisions_networks_and_other_images(tmp_path, capsys):
     assert torch.equal(mrla.load("plain")(image), mrla.detach(mrla.load("mine"))(image))
 
 
-def test_a_folder_that_is_there_is_replaced_only_when_asked(run, capsys):
+def test_a_folder_that_prune_wrote_is_replaced_when_asked_and_no_other(run, capsys):
     words = ["prune", str(run), "--keep", "2", "--max_images", "60", *QUIET]
-    (run / "pruned").mkdir()
-    (run / "pruned" / "note.txt").write_text("mine")
+    pruned, names = run / "pruned", {"model.safetensors", "config.json", "prune.json"}
+    pruned.mkdir()
+    (pruned / "note.txt").write_text("mine")
     assert main(words) == 2
-    assert "holds 1 entries" in capsys.readouterr().err
+    assert "holds 1 entries; choose another --out\n" in capsys.readouterr().err
+    assert main([*words, "--overwrite", "true"]) == 2
+    assert "only a folder that the same command wrote is replaced" in capsys.readouterr().err
+    assert [path.name for path in pruned.iterdir()] == ["note.txt"]
+    (pruned / "note.txt").unlink()
+    assert main(words) == 0
+    before = (pruned / "prune.json").stat().st_mtime_ns
+    assert main(words) == 2
+    assert "replace it with --overwrite true" in capsys.readouterr().err
     assert main([*words, "--overwrite", "true", "--keep", "nothing"]) == 2
-    assert [path.name for path in (run / "pruned").iterdir()] == ["note.txt"]
+    assert (pruned / "prune.json").stat().st_mtime_ns == before
     assert main([*words, "--overwrite", "true"]) == 0
-    names = {path.name for path in (run / "pruned").iterdir()}
-    assert names == {"model.safetensors", "config.json", "prune.json"}
+    assert {path.name for path in pruned.iterdir()} == names
+    assert (pruned / "prune.json").stat().st_mtime_ns > before
     assert not [path for path in run.iterdir() if path.name.startswith(".")]
+
+
+@pytest.mark.parametrize(
+    ("out", "said"),
+    [
+        (".", "must not be the current folder"),
+        ("..", "must not be the current folder or one above it"),
+        ("{run}", "must not be or hold what is read"),
+        ("{above}", "must not be or hold what is read"),
+        ("link", "must not be or hold what is read"),
+        ("other", "holds other results is not replaced"),
+    ],
+)
+def test_no_folder_with_something_else_in_it_is_ever_replaced(run, out, said, capsys):
+    """Each would be taken for a folder of ours by what lies in it."""
+    Path("link").symlink_to(run.parent)
+    Path("other/run").mkdir(parents=True)
+    for place in (Path(), run, run.parent, Path("other")):
+        (place / "prune.json").write_text("{}")
+    Path("other/run/run.json").write_text("{}")
+    there = sorted(path for place in (Path.cwd(), run.parent) for path in place.rglob("*"))
+    words = ["--out", out.format(run=run, above=run.parent), "--overwrite", "true", "--keep", "2", *QUIET]
+    assert main(["prune", str(run), *words]) == 2
+    error = capsys.readouterr().err
+    assert said in error
+    assert error.count("\n") == 1
+    assert sorted(path for place in (Path.cwd(), run.parent) for path in place.rglob("*")) == there
 
 
 REFUSED = {

@@ -97,6 +97,15 @@ class ShownImages:
     words: str
 
 
+def places_read(
+    checkpoint: str | Path, recipe: Recipe | None, data: Data | DetectionData | None, root: str | None
+) -> tuple[str, ...]:
+    """The checkpoint and the folder of the images that `shown_images` opens, which no output may replace."""
+    images_of = data if data is not None or recipe is None else recipe.data
+    folder = root if root is not None else getattr(images_of, "root", None)
+    return (str(checkpoint),) if folder is None else (str(checkpoint), folder)
+
+
 def shown_images(
     checkpoint: str | Path,
     model: nn.Module,

@@ -142,7 +142,12 @@ def shown_data(options: Mapping[str, Any], words: Sequence[str]) -> dict[str, An
 
 def add_study_flags(parser: ArgumentParser, words: Sequence[str]) -> None:
     """Adds the flags of a command that studies a trained network and writes a folder, for `study_options`."""
-    parser.add_argument("--overwrite", type=bool, default=False, help="Whether what lies in that folder is replaced")
+    parser.add_argument(
+        "--overwrite",
+        type=bool,
+        default=False,
+        help="Whether a folder that this command wrote before is replaced, all of it",
+    )
     parser.add_argument("--max_images", type=int, default=1000, help="How many annotated images at most")
     add_data_flags(parser, words)
     parser.add_class_arguments(Machine, "machine")

@@ -2,9 +2,8 @@
 
 import json
 import os
-import shutil
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -44,41 +43,85 @@ def written_whole(path: Path) -> Iterator[Path]:
 
 
 @contextmanager
-def written_folder(target: Path, *, overwrite: bool = False) -> Iterator[Path]:
+def written_folder(
+    target: Path, *, record: str, overwrite: bool = False, inputs: Iterable[str | Path] = ()
+) -> Iterator[Path]:
     """Gives an empty folder beside `target` to fill, and puts it in its place if the body succeeds.
 
     Args:
         target: The folder to make.
-        overwrite: Whether what lies there is replaced, all of it.
+        record: The name of a file that the body writes, by which such a folder is known again.
+        overwrite: Whether a folder that the same command wrote is replaced, all of it.
+        inputs: Files and folders that are read; those that do not exist are no paths.
 
     Yields:
         A folder beside it. It is removed if the body raises, and `target` is then as it was.
 
     Raises:
-        ValueError: If `target` is a file, or holds something that is not to be replaced, or cannot be made.
+        ValueError: If `target` is a file, the current folder or one above it, is or holds an input or a run, holds
+            something that is not to be replaced, or cannot be made.
 
     Example:
         >>> import tempfile
         >>> target = Path(tempfile.mkdtemp()) / "notes"
-        >>> with written_folder(target) as beside:
+        >>> with written_folder(target, record="note.txt") as beside:
         ...     _ = (beside / "note.txt").write_text("done")
         >>> [path.name for path in target.iterdir()]
         ['note.txt']
     """
-    if target.exists() and not target.is_dir():
-        raise ValueError(f"out must be a folder: {target} is a file; choose another")
-    if target.is_dir() and any(target.iterdir()) and not overwrite:
-        raise ValueError(
-            f"out must be a new or empty folder: {target} holds {len(list(target.iterdir()))} entries; choose another "
-            f"--out, or replace it with --overwrite true"
-        )
+    target = Path(os.path.realpath(target))  # of a link, what it leads to
+    _check_may_be_made(target, inputs)
+    if target.is_dir() and any(target.iterdir()):
+        _check_may_be_replaced(target, record, overwrite=overwrite)
     make_folder(target.parent)
     with tempfile.TemporaryDirectory(prefix=f".{target.name}-", dir=target.parent) as scratch:
         beside = make_folder(Path(scratch) / "whole")
         yield beside
+        before = Path(scratch) / "before"
         if target.is_dir():
-            shutil.rmtree(target)
-        beside.rename(target)
+            target.rename(before)
+        try:
+            beside.rename(target)
+        except OSError:
+            if before.is_dir():
+                before.rename(target)
+            raise
+
+
+def _check_may_be_made(target: Path, inputs: Iterable[str | Path]) -> None:
+    if target.exists() and not target.is_dir():
+        raise ValueError(f"out must be a folder: {target} is a file; choose another")
+    here = Path.cwd().resolve()
+    if target == here or target in here.parents:
+        raise ValueError(
+            f"out must not be the current folder or one above it, which hold more than a result: got {target}; choose "
+            f"another --out"
+        )
+    for one in inputs:
+        place = Path(os.path.realpath(one))
+        if place.exists() and (target == place or target in place.parents):
+            raise ValueError(f"out must not be or hold what is read: {target} has {one}; choose another --out")
+
+
+def _check_may_be_replaced(target: Path, record: str, *, overwrite: bool) -> None:
+    ours = (target / record).is_file()
+    if not overwrite:
+        replace = ", or replace it with --overwrite true" if ours else ""
+        raise ValueError(
+            f"out must be a new or empty folder: {target} holds {len(list(target.iterdir()))} entries; choose another "
+            f"--out{replace}"
+        )
+    if not ours:
+        raise ValueError(
+            f"only a folder that the same command wrote is replaced: {target} has no {record}; choose another --out"
+        )
+    for name in ("run.json", "config.json", record):  # of runs, networks, results
+        if inside := next((path for path in target.rglob(name) if path.parent != target), None):
+            raise ValueError(
+                f"a folder that holds other results is not replaced: {target} has {inside.parent}; choose another --out"
+            )
+    if (target / "run.json").is_file():
+        raise ValueError(f"the folder of a run is not replaced: {target} has run.json; choose another --out")
 
 
 def make_folder(folder: Path) -> Path:
@@ -112,7 +155,7 @@ def read_json(path: Path) -> dict[str, Any]:
     """
     try:
         content = json.loads(path.read_text())
-    except (OSError, ValueError) as error:
+    except (OSError, ValueError, RecursionError) as error:
         raise ValueError(
             f"{path} is missing or damaged ({error}); remove its folder or choose another --out"
         ) from error

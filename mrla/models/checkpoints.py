@@ -1,6 +1,7 @@
 """Saving a network so that it can be rebuilt without the code that made it, and loading it again."""
 
 import json
+import re
 from collections.abc import Mapping, Sequence
 from importlib.metadata import version
 from pathlib import Path
@@ -78,6 +79,7 @@ def save(
     config = describe(model, weights, architecture=architecture, model_args=model_args)
     facts = {"label_names": class_names, "input_size": input_size, "mean": mean, "std": std}
     config["pretrained_cfg"].update({name: list(value) for name, value in facts.items() if value is not None})
+    _check_label_names(config, model, Path(folder) / CONFIG)
     return write(Path(folder), config, weights)
 
 
@@ -141,6 +143,7 @@ def load(folder: str | Path) -> nn.Module:
     with torch.random.fork_rng(devices=[]):  # what is drawn here is overwritten below
         model = build(config["architecture"], config.get("model_args") or {}, (config.get("mrla") or {}).get("attach"))
     read_weights(folder, model, config["architecture"])
+    _check_label_names(config, model, Path(folder) / CONFIG)
     # So that the class names and the normalisation are there for whoever saves the network again.
     known = getattr(model, "pretrained_cfg", None) or {}
     model.__dict__["pretrained_cfg"] = {**known, **(config.get("pretrained_cfg") or {})}
@@ -190,7 +193,8 @@ def read_config(folder: str | Path) -> dict[str, Any]:
         Its content; ``architecture`` is there.
 
     Raises:
-        ValueError: If the folder or the file is missing or cannot be read.
+        ValueError: If the folder or the file is missing or cannot be read, or would have something fetched or opened;
+            see `checked_config`.
     """
     if (on_hub := hub_name(folder)) is not None:
         folder = download(*on_hub, (CONFIG,))
@@ -201,11 +205,81 @@ def read_config(folder: str | Path) -> dict[str, Any]:
         )
     try:
         config = json.loads(path.read_text())
-        if not isinstance(config["architecture"], str):
-            raise TypeError("architecture must be a name")
-    except (OSError, ValueError, KeyError, TypeError) as error:
+    except (OSError, ValueError, RecursionError) as error:
         raise ValueError(f"{path} is damaged ({type(error).__name__}: {error}); save the network again") from error
-    return config
+    return checked_config(config, path)
+
+
+# What timm's and torchvision's makers of networks do with these is fetch, open or run something.
+_LOADING = frozenset(
+    {
+        *("pretrained", "pretrained_cfg", "pretrained_cfg_overlay", "pretrained_strict", "pretrained_filter_fn"),
+        *("pretrained_model_args", "checkpoint_path", "cache_dir", "kwargs_filter", "scriptable", "exportable"),
+        *("no_jit", "weights", "weights_backbone", "progress", "device", "dtype"),
+    }
+)
+_MOST_PIXELS = 16384  # of a side that a config.json may name
+
+
+def checked_config(config: Any, path: str | Path) -> dict[str, Any]:
+    """A description of a network that others may have written, from which nothing is fetched, opened or run.
+
+    Args:
+        config: Content of a config.json.
+        path: Where it is from, for errors.
+
+    Returns:
+        The same, its ``model_args`` without those of `timm.create_model` itself that are unset.
+
+    Raises:
+        ValueError: If the architecture is no plain name of timm's or torchvision's classifiers, an argument would have
+            weights fetched or a file opened, or a field is of another kind than `save` writes.
+    """
+
+    def refuse(what: str) -> ValueError:
+        return ValueError(f"{path} is damaged or made to do harm: {what}; take it from whoever saved the network")
+
+    if not isinstance(config, dict) or not isinstance(config.get("architecture"), str):
+        raise refuse("it must be a JSON object whose architecture is a name")
+    name = config["architecture"]
+    if not re.fullmatch(r"[\w.+-]+", name.removeprefix(TORCHVISION), re.ASCII):
+        raise refuse(f"architecture must be a name of timm's registry or {TORCHVISION}NAME, got {name[:100]!r}")
+    if name.startswith(TORCHVISION) and not _is_classifier_of_torchvision(name.removeprefix(TORCHVISION)):
+        raise refuse(f"architecture must be one of torchvision's classifiers, got {name!r}")
+    arguments, extra, known = (config.get(field) or {} for field in ("model_args", "mrla", "pretrained_cfg"))
+    if not all(isinstance(one, dict) for one in (arguments, extra, known)):
+        raise refuse("model_args, mrla and pretrained_cfg must be JSON objects")
+    if not isinstance(extra.get("attach") or {}, dict):
+        raise refuse("mrla.attach must be a JSON object")
+    if wrong := [argument for argument, value in arguments.items() if argument in _LOADING and value]:
+        raise refuse(f"model_args must not have weights fetched, files opened or code chosen, got {wrong[0]!r}")
+    labels, size = known.get("label_names"), known.get("input_size")
+    if labels is not None and not (isinstance(labels, list) and all(isinstance(label, str) for label in labels)):
+        raise refuse("label_names must be a list of strings")
+    if size is not None and not _is_image_size(size):
+        raise refuse(f"input_size must be channels, height and width, up to {_MOST_PIXELS} pixels a side, got {size!r}")
+    kept = {argument: value for argument, value in arguments.items() if argument not in _LOADING}
+    return {**config, "model_args": kept}
+
+
+def _is_classifier_of_torchvision(name: str) -> bool:
+    from torchvision import models
+
+    return name in models.list_models(module=models)
+
+
+def _is_image_size(size: Any) -> bool:
+    is_list = isinstance(size, list) and len(size) == 3 and all(type(one) is int for one in size)
+    return is_list and all(1 <= one <= _MOST_PIXELS for one in size)
+
+
+def _check_label_names(config: Mapping[str, Any], model: nn.Module, path: Path) -> None:
+    labels, classes = (config.get("pretrained_cfg") or {}).get("label_names"), getattr(model, "num_classes", None)
+    if labels is not None and isinstance(classes, int) and len(labels) != classes:
+        raise ValueError(
+            f"class_names must name every class: {path} has label_names of {len(labels)} for {classes} outputs; save "
+            f"the network with all its class_names"
+        )
 
 
 def describe(
@@ -365,8 +439,10 @@ def _create(architecture: str, model_args: Mapping[str, Any]) -> nn.Module:
             model.__dict__.update(pretrained_cfg={"architecture": architecture}, _model_args=built_with)
             return model
         return timm.create_model(architecture, **model_args)
-    except (RuntimeError, TypeError, ValueError) as error:
-        raise ValueError(f"{architecture} cannot be built with {dict(model_args)}: {error}") from error
+    # of arguments that are not as they should be networks raise whatever they stumble over
+    except (ArithmeticError, AssertionError, AttributeError, LookupError, RuntimeError, TypeError, ValueError) as error:
+        said = " ".join(str(error).split()) or type(error).__name__
+        raise ValueError(f"{architecture} cannot be built with {dict(model_args)}: {said}") from error
 
 
 def _attach_as(model: nn.Module, recipe: Mapping[str, Any] | None) -> nn.Module:

@@ -11,6 +11,7 @@ from torch import Tensor, nn
 
 from mrla.models import build, is_saved, read_config
 from mrla.models.atomic_write import read_json
+from mrla.models.checkpoints import checked_config
 
 from .recipe_tasks import build_network, class_names_of
 from .recipes import Recipe, from_dict
@@ -46,7 +47,7 @@ def load_trained(checkpoint: str | Path) -> tuple[nn.Module, Recipe | None, tupl
     run = path.parent.parent
     settings = read_json(run / CONFIG)["settings"]
     if "network" in settings:  # a run of mrla.fit
-        network, recipe, names = settings["network"], None, None
+        network, recipe, names = checked_config(settings["network"], run / CONFIG), None, None
         model = build(network["architecture"], network["model_args"], network["mrla"]["attach"])
     else:
         recipe = from_dict(settings)

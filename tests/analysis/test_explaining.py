@@ -144,16 +144,22 @@ def test_what_is_written(tmp_path):
             assert picture.width > 300
 
 
-def test_a_folder_that_is_not_empty_is_refused_or_replaced_whole(tmp_path, monkeypatch):
+def test_a_folder_that_explain_wrote_is_replaced_whole_when_asked_and_no_other(tmp_path, monkeypatch):
     model, out = network(), tmp_path / "out"
     out.mkdir()
     (out / "mine.txt").write_text("keep")
-    with pytest.raises(
-        ValueError, match=r"new or empty folder: .*out holds 1 entries; choose another --out, or replace"
-    ):
+    with pytest.raises(ValueError, match=r"new or empty folder: .*out holds 1 entries; choose another --out$"):
         mrla.explain(model, batches(), cuts=[], out=out)
     with pytest.raises(ValueError, match=r"out must be a folder: .*mine.txt is a file"):
         mrla.explain(model, batches(), cuts=[], out=out / "mine.txt")
+    with pytest.raises(ValueError, match=r"only a folder that the same command wrote is replaced: .* no explain\.json"):
+        mrla.explain(model, batches(), cuts=[], out=out, overwrite=True)
+    (out / "mine.txt").unlink()
+    mrla.explain(model, batches(), cuts=[], out=out)
+    with pytest.raises(ValueError, match="replace it with --overwrite true"):
+        mrla.explain(model, batches(), cuts=[], out=out)
+    (out / "of before").write_text("")
+    before = sorted(tmp_path.rglob("*"))
 
     def broken(*_: object, **__: object):
         raise ValueError("no page")
@@ -162,10 +168,11 @@ def test_a_folder_that_is_not_empty_is_refused_or_replaced_whole(tmp_path, monke
         patch.setattr(explaining, "write_report", broken)
         with pytest.raises(ValueError, match="no page"):
             mrla.explain(model, batches(), cuts=[], out=out, overwrite=True)
-    assert [path.name for path in tmp_path.rglob("*")] == ["out", "mine.txt"]
+    assert sorted(tmp_path.rglob("*")) == before
     mrla.explain(model, batches(), cuts=[], out=out, overwrite=True)
-    assert not (out / "mine.txt").exists()
+    assert not (out / "of before").exists()
     assert (out / "explain.json").is_file()
+    assert [path.name for path in tmp_path.iterdir()] == ["out"]
 
 
 def test_a_network_with_no_place_to_look_at_is_explained_without_maps(tmp_path, monkeypatch):

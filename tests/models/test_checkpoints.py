@@ -36,14 +36,15 @@ def small(method="light", **options):
 @pytest.mark.parametrize("kind", sweep_but(("attached", "named", "detached name", "list", "base options"), MAKERS))
 def test_a_saved_network_is_rebuilt_bit_for_bit(kind, tmp_path):
     model = randomise_norms(MAKERS[kind]()).eval()
-    folder = mrla.save(model, tmp_path / "net", class_names=["a", "b"], mean=(0.5,))
+    names = [str(number) for number in range(model.num_classes)]
+    folder = mrla.save(model, tmp_path / "net", class_names=names, mean=(0.5,))
     again = mrla.load(folder)
     assert not again.training
     x = torch.randn(2, model.conv1.in_channels, 64, 64)
     assert torch.equal(again(x), model(x))
     assert list(again.state_dict()) == list(model.state_dict())
     assert attach_recipe(again) == attach_recipe(model)
-    assert read_config(folder)["pretrained_cfg"]["label_names"] == ["a", "b"]
+    assert read_config(folder)["pretrained_cfg"]["label_names"] == names
     assert sorted(path.name for path in folder.iterdir()) == ["config.json", "model.safetensors"]
 
 
@@ -105,6 +106,77 @@ def test_weights_of_another_network_are_refused_with_the_first_differences(tmp_p
     (tmp_path / "config.json").write_text(json.dumps(config))
     with pytest.raises(ValueError, match="resnet18_no_such cannot be built"):
         mrla.load(tmp_path)
+
+
+HARMFUL = {
+    "pretrained weights": {"model_args": {"pretrained": True}},
+    "a cache": {"model_args": {"cache_dir": "any/folder"}},
+    "an address": {"model_args": {"pretrained_cfg": {"url": "http://127.0.0.1:1/usercustomize.py"}}},
+    "an overlay": {"model_args": {"pretrained_cfg_overlay": {"file": "any/file"}}},
+    "a checkpoint": {"model_args": {"checkpoint_path": "any/file"}},
+    "torchvision's weights": {"architecture": "torchvision/resnet18", "model_args": {"weights": "DEFAULT"}},
+    "a folder": {"architecture": "local-dir:../x"},
+    "the hub": {"architecture": "hf-hub:a/b"},
+    "a path": {"architecture": "../x"},
+    "an address as a name": {"architecture": "https://127.0.0.1/x"},
+    "two lines": {"architecture": "resnet18\nresnet18"},
+    "a detector": {"architecture": "torchvision/fasterrcnn_resnet50_fpn"},
+    "a segmenter": {"architecture": "torchvision/fcn_resnet50"},
+    "no name": {"architecture": 5},
+    "arguments": {"model_args": [1]},
+    "attach": {"mrla": {"attach": "light"}},
+    "one label": {"pretrained_cfg": {"label_names": ["a"]}},
+    "labels by number": {"pretrained_cfg": {"label_names": {"a": 1}}},
+    "a word": {"pretrained_cfg": {"label_names": "abc"}},
+    "a number": {"pretrained_cfg": {"label_names": 5}},
+    "a short size": {"pretrained_cfg": {"input_size": [3]}},
+    "a large size": {"pretrained_cfg": {"input_size": [3, 100000, 100000]}},
+    "no size": {"pretrained_cfg": {"input_size": [3, 0, 64]}},
+    "no channels": {"model_args": {"channels": ""}},
+    "a list of none": {"model_args": {"channels": []}},
+    "an object": {"model_args": {"channels": {}}},
+}
+
+
+@pytest.mark.parametrize("case", HARMFUL)
+def test_nothing_is_fetched_opened_or_run_that_a_config_names(case, tmp_path, monkeypatch):
+    def reached(*_: object, **__: object):
+        raise AssertionError("the net was asked")
+
+    mrla.save(MAKERS["plain"](), tmp_path)
+    path = tmp_path / "config.json"
+    config = json.loads(path.read_text())
+    path.write_text(json.dumps(config | HARMFUL[case]))
+    before = sorted(tmp_path.rglob("*"))
+    monkeypatch.setattr("socket.socket.connect", reached)
+    with pytest.raises(ValueError, match=r"config\.json|resnet18 cannot be built") as caught:
+        mrla.load(tmp_path)
+    assert "\n" not in str(caught.value)
+    assert sorted(tmp_path.rglob("*")) == before
+
+
+def test_a_config_of_brackets_is_damaged(tmp_path):
+    mrla.save(MAKERS["plain"](), tmp_path)
+    (tmp_path / "config.json").write_text("[" * 100_000)
+    with pytest.raises(ValueError, match=r"config\.json is damaged \(RecursionError"):
+        mrla.load(tmp_path)
+
+
+def test_arguments_of_loading_that_are_unset_are_left_out(tmp_path):
+    model = MAKERS["plain"]().eval()
+    mrla.save(model, tmp_path)
+    path = tmp_path / "config.json"
+    config = json.loads(path.read_text())
+    config["model_args"] |= {"pretrained": False, "checkpoint_path": "", "cache_dir": None}
+    path.write_text(json.dumps(config))
+    x = torch.randn(1, model.conv1.in_channels, 32, 32)
+    assert torch.equal(mrla.load(tmp_path)(x), model(x))
+
+
+def test_class_names_for_other_outputs_are_not_saved(tmp_path):
+    with pytest.raises(ValueError, match=r"class_names must name every class: .* has label_names of 1 for 3 outputs"):
+        mrla.save(MAKERS["plain"](), tmp_path, class_names=["a"])
+    assert not list(tmp_path.iterdir())
 
 
 def test_nothing_half_written_is_left(tmp_path, monkeypatch):
@@ -170,7 +242,8 @@ def test_chosen_containers_of_a_torchvision_network_are_remembered(blocks, tmp_p
 def test_a_loaded_network_is_saved_without_being_told_anything(kind, tmp_path):
     given = {"architecture": "torchvision/resnet18"} if kind == "torchvision" else {}
     model = mrla.attach(torchvision.models.resnet18()) if given else MAKERS[kind]()
-    first = mrla.save(model, tmp_path / "first", class_names=["a", "b"], std=(0.2,), **given)
+    names = [str(number) for number in range(getattr(model, "num_classes", 1000))]
+    first = mrla.save(model, tmp_path / "first", class_names=names, std=(0.2,), **given)
     second = mrla.save(mrla.load(first), tmp_path / "second")
     assert read_config(second) == read_config(first)
     assert (second / "model.safetensors").read_bytes() == (first / "model.safetensors").read_bytes()

@@ -1,6 +1,7 @@
 """The explanation of a trained network from its checkpoint and image files."""
 
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -14,7 +15,7 @@ from mrla.train.images import read_image
 from mrla.train.recipes import Machine, Recipe
 from mrla.train.trained import load_trained
 
-from ..evaluation import shown_images
+from ..evaluation import places_read, shown_images
 from ..image_files import checked_files, classifier_input, preparation
 from ..measure import timing_device
 from .explaining import Explanation, Origin, explain
@@ -51,7 +52,7 @@ def explain_checkpoint(
         cuts: What is cut, see `mrla.explain`; if not given, mixers and links of a classifier whose images are known.
         max_images: How many images at most; None for all.
         machine: Where it is computed.
-        overwrite: Whether what lies in the folder is replaced.
+        overwrite: Whether a folder that `explain` wrote before is replaced, all of it.
         command: The command line, for the record.
         on_progress: Called with the passes over a batch done and those in all.
 
@@ -72,13 +73,15 @@ def explain_checkpoint(
             f"{checkpoint} has no mixers, so nothing is heard in it: mrla.attach(mrla.load({str(checkpoint)!r})) adds "
             f"them, mrla train --model {checkpoint} trains with them"
         ) from error
-    batches, origin = None, Origin(checkpoint=str(checkpoint), command=command, source=f"{len(files)} image files")
+    read = (*places_read(checkpoint, recipe, data, root), *map(str, files))
+    origin = Origin(checkpoint=str(checkpoint), command=command, source=f"{len(files)} image files", read=read)
+    batches = None
     if data is not None or recipe is not None or not files:
         shown = shown_images(
             checkpoint, model, recipe, class_names, data=data, root=root, split=split, batch_size=batch_size
         )
         batches, class_names = shown.batches, class_names or shown.class_names
-        origin = Origin(checkpoint=str(checkpoint), command=command, source=shown.words)
+        origin = replace(origin, source=shown.words)
     if cuts is None:
         cuts = () if batches is None or hasattr(model, "built_as") else ("mixers", "links")
     prepare = _input_of(model, recipe)

@@ -70,11 +70,13 @@ class Origin:
         checkpoint: What it was loaded from.
         command: The command line that does the same again.
         source: The images, in words.
+        read: Files and folders that are read, which no output may replace.
     """
 
     checkpoint: str | None = None
     command: str | None = None
     source: str = "the caller's loader"
+    read: tuple[str, ...] = ()
 
 
 def explain(
@@ -107,7 +109,7 @@ def explain(
         max_images: How many of the loader's images are used; None for all.
         class_names: Names of the classes.
         out: A new or empty folder for ``explain.json``, ``report.html`` and pictures; None to write nothing.
-        overwrite: Whether what lies in that folder is replaced.
+        overwrite: Whether a folder that `explain` wrote before is replaced, all of it.
         origin: Where it all comes from, for the record.
         on_progress: Called with the passes over a batch done and those in all.
 
@@ -133,7 +135,11 @@ def explain(
     _check(model, loader, pictures, cuts, max_images)
     chosen = {kind: possible_cuts(model, [kind]) for kind in dict.fromkeys(cuts)}
     origin = origin or Origin()
-    with nullcontext() if out is None else written_folder(Path(out), overwrite=overwrite) as folder:
+    with (
+        nullcontext()
+        if out is None
+        else written_folder(Path(out), record=EXPLANATION, overwrite=overwrite, inputs=origin.read) as folder
+    ):
         statistics, effect, terms, whole, images = RetrievalStatistics(), None, None, None, len(pictures)
         if loader is not None:
             passes = Passes(loader, max_images, 2 + sum(map(len, chosen.values())) if chosen else 1, on_progress)

@@ -16,7 +16,7 @@ from mrla.train.recipes import Machine, Recipe
 from mrla.train.runs import versions
 from mrla.train.trained import load_trained
 
-from ..evaluation import shown_images
+from ..evaluation import places_read, shown_images
 from ..measure import timing_device
 from .pruning import Pruning, prune
 
@@ -51,7 +51,7 @@ def prune_checkpoint(
         batch_size: Images in one batch.
         max_images: How many images at most; None for all.
         machine: Where it is computed.
-        overwrite: Whether what lies in the folder is replaced.
+        overwrite: Whether a folder that pruning wrote before is replaced, all of it.
         command: The command line, for the record.
         on_progress: Called with the passes over the images done and those in all.
 
@@ -74,7 +74,9 @@ def prune_checkpoint(
         mixed_chains(model)
     except ValueError as error:
         raise ValueError(f"{checkpoint} has no mixers, so there is nothing to take off") from error
-    with written_folder(folder, overwrite=overwrite) as beside:  # before the work: the folder may be refused
+    read = places_read(checkpoint, recipe, data, root)
+    # before the work: the folder may be refused
+    with written_folder(folder, record=RECORD, overwrite=overwrite, inputs=read) as beside:
         shown = shown_images(
             checkpoint, model, recipe, class_names, data=data, root=root, split=split, batch_size=batch_size
         )
