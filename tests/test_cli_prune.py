@@ -116,18 +116,19 @@ def test_a_folder_that_prune_wrote_is_replaced_when_asked_and_no_other(run, caps
 )
 def test_no_folder_with_something_else_in_it_is_ever_replaced(run, out, said, capsys):
     """Each would be taken for a folder of ours by what lies in it."""
-    Path("link").symlink_to(run.parent)
+    run = shutil.copytree(run, Path("runs") / "a")
+    Path("link").symlink_to(run.parent.resolve())
     Path("other/run").mkdir(parents=True)
     for place in (Path(), run, run.parent, Path("other")):
         (place / "prune.json").write_text("{}")
     Path("other/run/run.json").write_text("{}")
-    there = sorted(path for place in (Path.cwd(), run.parent) for path in place.rglob("*"))
+    there = sorted(Path.cwd().rglob("*"))
     words = ["--out", out.format(run=run, above=run.parent), "--overwrite", "true", "--keep", "2", *QUIET]
     assert main(["prune", str(run), *words]) == 2
     error = capsys.readouterr().err
     assert said in error
     assert error.count("\n") == 1
-    assert sorted(path for place in (Path.cwd(), run.parent) for path in place.rglob("*")) == there
+    assert sorted(Path.cwd().rglob("*")) == there
 
 
 REFUSED = {
