@@ -68,6 +68,7 @@ class BranchMixer(LayerMixer):
                 f"got init={init!r}, num_prefix_tokens={num_prefix_tokens}; use init='released' on maps"
             )
         norm = norm or ("batch" if layout == "NCHW" else "layer")
+        self.init: Init = init
         self.place = place
         self.channels = channels
         self.layout: Layout = layout
@@ -299,17 +300,19 @@ class BranchMixer(LayerMixer):
         return to_map(x, self.layout, num_prefix_tokens=self.num_prefix_tokens, grid=grid)
 
     @torch.no_grad()
-    def reset_parameters(self, init: Init) -> None:
+    def reset_parameters(self, init: Init | None = None) -> None:
         """Draws every parameter anew, from torch's global generator.
 
         Args:
             init: ``"identity"``: the last norm's weight 0 (or, where no norm stands last, gamma 0), so that the mixer
                 changes nothing until it is trained. ``"released"`` and ``"notebook"``: norm weights 1; the method's own
-                parameters as the authors' code or the Paddle notebook starts them.
+                parameters as the authors' code or the Paddle notebook starts them. None: the one that the mixer was
+                made with, as FSDP and timm's `init_weights` ask for it.
 
         Raises:
             ValueError: If the mixer was made for another start and has no gamma to be zero.
         """
+        init = self.init if init is None else init
         one_of("init", init, get_args(Init))
         without_scale = self.scale is None and (self.norm is None or self.out_act is not None)
         if init == "identity" and (without_scale or not self.residual):

@@ -138,7 +138,7 @@ class LayerMixer(nn.Module, ABC):
         self.place = place
 
     @abstractmethod
-    def reset_parameters(self, init: Init) -> None:
+    def reset_parameters(self, init: Init | None = None) -> None:
         """Draws every parameter anew, from torch's global generator."""
 
     def silent_parameters(self) -> tuple[str, ...]:

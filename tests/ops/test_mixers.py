@@ -694,3 +694,15 @@ def maps(*shape: int) -> Tensor:
 def test_a_memory_of_another_chain_is_refused(mixer, memory, message):
     with pytest.raises(ValueError, match=message):
         mixer(maps(), None, memory)
+
+
+@pytest.mark.parametrize("init", ["identity", "released"])
+@pytest.mark.parametrize("method", [MRLALight, MRLABase])
+def test_made_on_meta_and_reset_without_words_it_starts_as_it_was_made_to(method, init):
+    """`reset_parameters()` is what FSDP and timm's `init_weights` call behind `to_empty`."""
+    mixer = method(32, init=init, device="meta").to_empty(device="cpu")
+    torch.manual_seed(0)
+    mixer.reset_parameters()
+    torch.manual_seed(0)
+    for found, made in zip(mixer.state_dict().values(), method(32, init=init).state_dict().values(), strict=True):
+        assert torch.equal(found, made)
