@@ -115,11 +115,12 @@ def _check_may_be_replaced(target: Path, record: str, *, overwrite: bool) -> Non
         raise ValueError(
             f"only a folder that the same command wrote is replaced: {target} has no {record}; choose another --out"
         )
-    for name in ("run.json", "config.json", record):  # of runs, networks, results
-        if inside := next((path for path in target.rglob(name) if path.parent != target), None):
-            raise ValueError(
-                f"a folder that holds other results is not replaced: {target} has {inside.parent}; choose another --out"
-            )
+    results = {"run.json", "config.json", record}  # of runs, networks, and this command
+    inside = (path.parent for path in target.rglob("*") if path.name in results and path.parent != target)
+    if (other := next(inside, None)) is not None:
+        raise ValueError(
+            f"a folder that holds other results is not replaced: {target} has {other}; choose another --out"
+        )
     if (target / "run.json").is_file():
         raise ValueError(f"the folder of a run is not replaced: {target} has run.json; choose another --out")
 
