@@ -149,7 +149,6 @@ TORCHVISION = (
 # Rows and columns of the images: not square, so that a forgotten grid or a wrong axis does not fit.
 SIZE = (64, 96)
 SIZES = {
-    "timm/gemma4_vit": (64, 64),  # nothing that `attach` can ask tells the grid of its patches: they must form a square
     **dict.fromkeys(("timm/coat", "timm/convit"), (64, 64)),
     **dict.fromkeys(("timm/pit", "timm/volo", "torchvision/vit_b_16"), (64, 64)),
     **dict.fromkeys(("timm/inception_resnet_v2", "timm/inception_v4"), (96, 128)),

@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from mrla.ops import Layout, resolve_grid
 
 from .dry_run import Call, DryRun, dry_run
-from .grids import GridFromArgument, is_grid
+from .grids import GridFromArgument, grid_made, is_grid, says_grid
 from .wiring import ShortcutSource, attach_recipe
 
 ContainerNames = str | Sequence[str]
@@ -386,7 +386,8 @@ def _tokens(model: nn.Module, run: _Run, tokens: int, calls: list[Call]) -> dict
 def _patch_makers(model: nn.Module, likely: str, calls: list[Call]) -> dict[str, tuple[int, ...]]:
     """Modules that make tokens of maps and know the grid, with the grid that they had in the dry run, `likely` first.
 
-    They have it as their `grid_size`, or give it beside the tokens; one of timm's for any image gives a map.
+    They have it as their `grid_size`, or give it or coordinates beside the tokens; one of timm's for any image gives a
+    map.
     """
     makers: dict[str, tuple[int, ...]] = {}
     for call in calls:
@@ -396,9 +397,9 @@ def _patch_makers(model: nn.Module, likely: str, calls: list[Call]) -> dict[str,
                 makers[call.path] = tuple(output.shape[1:3])
         elif is_grid(grid := getattr(module, "grid_size", None)):
             makers[call.path] = tuple(grid)  # type: ignore[arg-type]
-        elif isinstance(call.output, (tuple, list)) and len(call.output) == 2 and is_grid(call.output[1]):
-            if call.given is not None and call.given.ndim == 4:
-                makers[call.path] = tuple(call.output[1])
+        elif call.given is not None and call.given.ndim == 4 and says_grid(module, call.output):
+            if (grid := grid_made(module, call.args, call.kwargs, call.output)) is not None:
+                makers[call.path] = grid
     return {path: makers[path] for path in sorted(makers, key=lambda path: path != likely)}
 
 

@@ -79,22 +79,25 @@ def carried_by(tensor: Any) -> Carried | None:
     Returns:
         What is carried; None of a new tensor, a detached one, or one that only shares a part of the memory.
     """
-    carried = getattr(tensor, _ATTRIBUTE, None)
-    if isinstance(carried, Carried):
-        return carried
-    known = None if torch.compiler.is_compiling() else _on_storage(tensor)
-    if known is None or known.requires_grad != tensor.requires_grad or known.is_leaf != tensor.is_leaf:
+    found, known = _found(tensor)
+    if known is not None and (known.requires_grad != tensor.requires_grad or known.is_leaf != tensor.is_leaf):
         return None
-    return known.carried
+    return found
 
 
 def grid_carried_by(tensor: Any) -> Grid | None:
     """The grid that rides on a tensor or an alias of it, a detached one too: its numbers are the same tokens."""
+    found, _ = _found(tensor)
+    return None if found is None else found.grid
+
+
+def _found(tensor: Any) -> tuple[Carried | None, _OnStorage | None]:
+    """What rides on a tensor; where it was found on the storage alone, how the tensor it was put on was made too."""
     carried = getattr(tensor, _ATTRIBUTE, None)
     if isinstance(carried, Carried):
-        return carried.grid
+        return carried, None
     known = None if torch.compiler.is_compiling() else _on_storage(tensor)
-    return None if known is None else known.carried.grid
+    return (None, None) if known is None else (known.carried, known)
 
 
 def _on_storage(tensor: Any) -> _OnStorage | None:

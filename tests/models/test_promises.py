@@ -47,10 +47,3 @@ def test_a_network_without_chains_is_refused_and_stays_as_it_was(name):
     with pytest.raises(ValueError, match=r"no chain of blocks was found in this .*name those that hold blocks"):
         mrla.attach(network)
     assert coverage.anatomy(network) == anatomy
-
-
-def test_patches_of_no_known_grid_must_form_a_square():
-    """To be mended: then this fails, and the network's size in the table need not be a square any more."""
-    network = mrla.attach(NETWORKS["timm/gemma4_vit"]())
-    with pytest.raises(ValueError, match="without a grid the patch tokens must form a square"):
-        network(torch.randn(2, 3, *coverage.SIZE))
