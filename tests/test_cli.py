@@ -356,6 +356,19 @@ REFUSED = {
 }
 
 
+@pytest.mark.parametrize("command", ["train", "compare", "bench"])
+@pytest.mark.parametrize("text", ["a: &a [1]\nb: *a\n", "[" * 100_000, "\udcff", "- a\n"])
+def test_a_config_that_never_ends_or_is_none_is_refused(command, text, tmp_path, capsys):
+    levels = [f"l{n}: &l{n} [{', '.join([f'*l{n - 1}'] * 9)}]" for n in range(1, 10)]
+    path = tmp_path / "run.yaml"
+    path.write_bytes(text.encode(errors="surrogateescape"))
+    assert main([command, "--config", str(path)]) == 2
+    assert len(capsys.readouterr().err.splitlines()) == 1
+    path.write_text("l0: &l0 [1]\n" + "\n".join(levels))
+    assert main([command, "--config", str(path)]) == 2
+    assert "without aliases" in capsys.readouterr().err
+
+
 @pytest.mark.parametrize("case", REFUSED)
 def test_refused_with_one_line_and_exit_code_2(case, trained, capsys, tmp_path):
     words, message = REFUSED[case]

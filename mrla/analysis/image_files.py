@@ -8,26 +8,32 @@ from torch import Tensor, nn
 
 from mrla.deploy.export_facts import preprocessing_of
 from mrla.train.data import Folder
+from mrla.train.images import files_in
 from mrla.train.recipes import Recipe
 
 
 def checked_files(images: Sequence[str | Path]) -> list[Path]:
-    """Image files as paths.
+    """Image files as paths, those of folders in their place.
 
     Args:
-        images: The files.
+        images: Files, and folders of files.
 
     Returns:
-        Their paths.
+        Their paths, each once.
 
     Raises:
-        ValueError: If one does not exist or is a folder.
+        ValueError: If one does not exist or is no regular file, or a folder has no image.
     """
-    files = [Path(image) for image in images]
-    if missing := [file for file in files if not file.is_file()]:
-        what = "is a folder" if missing[0].is_dir() else "does not exist"
-        raise ValueError(f"images must be files: {missing[0]} {what}")
-    return files
+    files: list[Path] = []
+    for image in map(Path, images):
+        if image.is_dir():
+            files += map(Path, files_in(image))
+        elif image.is_file():
+            files.append(image)
+        else:
+            what = "is no regular file" if image.exists() else "does not exist"
+            raise ValueError(f"images must be files or folders: {image} {what}")
+    return list(dict.fromkeys(files))
 
 
 def preparation(model: nn.Module, recipe: Recipe | None) -> dict[str, Any]:

@@ -1,5 +1,8 @@
 """What a trained network says of images: drawn boxes and masks, or the most likely classes."""
 
+import itertools
+import json
+import os
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
@@ -10,7 +13,7 @@ from torch import Tensor
 from mrla.deploy import is_exported, open_exported
 from mrla.models.atomic_write import make_folder, write_json, written_whole
 from mrla.train.engine import thread_limit
-from mrla.train.images import read_image
+from mrla.train.images import UndecodableImageError, read_image
 from mrla.train.recipes import Machine
 from mrla.train.trained import load_trained
 
@@ -40,8 +43,9 @@ def predict(
     Args:
         checkpoint: A run's folder, a folder of `mrla.save` or `mrla.dense.save`, a ``.ckpt``, or a classifier's file of
             `mrla.deploy.export` (``.onnx``, ``.pt2``, ``.xml``), which runs on the CPU.
-        images: Image files.
-        out: Folder for ``NAME.png`` of each and ``predictions.json``.
+        images: Image files, and folders of them.
+        out: Folder for ``NAME.png`` of each and ``predictions.json``. A file there that no earlier prediction has drawn
+            is never replaced: the drawing gets a number behind its name.
         score_thresh: Below what score a detection is left out.
         top: How many classes are given.
         machine: Where it is computed.
@@ -49,10 +53,11 @@ def predict(
 
     Returns:
         What ``predictions.json`` holds, one entry an image: ``file``, ``drawing`` and ``boxes``, ``labels``, ``names``,
-        ``scores`` of a detector, or ``names`` and ``scores`` of a classifier.
+        ``scores`` of a detector, or ``names`` and ``scores`` of a classifier. Of an image that cannot be read: ``file``
+        and ``error``.
 
     Raises:
-        ValueError: If the checkpoint or an image cannot be read, or a number is out of range.
+        ValueError: If the checkpoint or every image cannot be read, or a number is out of range.
     """
     if not images:
         raise ValueError("images must be at least one file: got none")
@@ -71,8 +76,14 @@ def predict(
         model, prepared = network.to(device).eval(), preparation(network, recipe)
     folder, found = make_folder(Path(out)), []
     with thread_limit(machine.threads), torch.inference_mode():
-        for index, (file, name) in enumerate(zip(files, _different_names(files), strict=True)):
-            picture = read_image(file)
+        for index, (file, name) in enumerate(zip(files, _drawing_names(files, folder), strict=True)):
+            if on_progress is not None:
+                on_progress(index, len(files))
+            try:
+                picture = read_image(file)
+            except UndecodableImageError as error:
+                found.append({"file": str(file), "error": str(error)})
+                continue
             if hasattr(model, "built_as"):
                 entry, drawn = _found_objects(model, picture, class_names, score_thresh, device)
             else:
@@ -80,8 +91,10 @@ def predict(
             with written_whole(folder / name) as beside:
                 drawn.save(beside, format="PNG")
             found.append({"file": str(file), "drawing": name, **entry})
-            if on_progress is not None:
-                on_progress(index + 1, len(files))
+    if on_progress is not None:
+        on_progress(len(files), len(files))
+    if all("error" in entry for entry in found):
+        raise ValueError(f"no image can be read: {found[0]['error']}")
     write_json(folder / PREDICTIONS, {"checkpoint": str(checkpoint), "images": found})
     return found
 
@@ -172,12 +185,24 @@ def _enlarged(image: Tensor) -> Tensor:
     return image.repeat_interleave(scale, 1).repeat_interleave(scale, 2)
 
 
-def _different_names(files: Sequence[Path]) -> list[str]:
-    """``NAME.png`` for each file, counted where two are called alike."""
-    seen: dict[str, int] = {}
+def _drawing_names(files: Sequence[Path], folder: Path) -> list[str]:
+    """``NAME.png`` for each file, with a number where that is taken by another or by a file that is not ours."""
+    # Not all file systems tell large letters from small ones.
+    inputs = {file.name for file in files if file.resolve().parent == folder.resolve()}
+    replaced = {name.casefold() for name in _drawn_before(folder) - inputs}
+    taken = {name.casefold() for name in os.listdir(folder)} - replaced
     names = []
     for file in files:
-        seen[file.stem] = seen.get(file.stem, 0) + 1
-        count = seen[file.stem]
-        names.append(f"{file.stem}.png" if count == 1 else f"{file.stem}-{count}.png")
+        candidates = (f"{file.stem}{f'-{count}' if count > 1 else ''}.png" for count in itertools.count(1))
+        names.append(next(name for name in candidates if name.casefold() not in taken))
+        taken.add(names[-1].casefold())
     return names
+
+
+def _drawn_before(folder: Path) -> set[str]:
+    """The drawings of an earlier prediction in a folder."""
+    try:
+        images = json.loads((folder / PREDICTIONS).read_bytes())["images"]
+        return {entry["drawing"] for entry in images if isinstance(entry.get("drawing"), str)}
+    except (OSError, ValueError, RecursionError, KeyError, TypeError, AttributeError):
+        return set()  # no prediction, or one that cannot be read: then nothing there is replaced

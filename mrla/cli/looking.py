@@ -1,5 +1,6 @@
 """The commands that look at networks: what they find, what they are made of."""
 
+import sys
 from collections.abc import Sequence
 
 from rich.table import Table
@@ -16,7 +17,7 @@ def predict_command(words: Sequence[str]) -> int:
     parser.add_argument(
         "checkpoint", type=str, help="A folder of a run or of mrla.save, a .ckpt, or a file of mrla export"
     )
-    parser.add_argument("images", type=str, nargs="+", help="Image files")
+    parser.add_argument("images", type=str, nargs="+", help="Image files, and folders of them")
     parser.add_argument("--out", type=str, default="predictions", help="Folder for the drawings and predictions.json")
     parser.add_argument("--score_thresh", type=float, default=0.5, help="Below what score a detection is left out")
     parser.add_argument("--top", type=int, default=5, help="How many classes are given")
@@ -35,16 +36,20 @@ def predict_command(words: Sequence[str]) -> int:
             machine=Machine(**options["machine"]),
             on_progress=on_progress,
         )
-    table = Table(title=f"{options['checkpoint']}: {len(found)} images")
+    read = [entry for entry in found if "error" not in entry]
+    table = Table(title=f"{options['checkpoint']}: {len(read)} images")
     table.add_column("image")
-    table.add_column("found" if "labels" in found[0] else "most likely")
-    for entry in found:
+    table.add_column("found" if "labels" in read[0] else "most likely")
+    for entry in read:
         shown = [f"{name} {100 * score:.0f} %" for name, score in zip(entry["names"], entry["scores"], strict=True)]
         table.add_row(entry["file"], ", ".join(shown) or "nothing")
     console = console_of_width()
     console.print(table)
     console.print(f"Drawn in {options['out']}/", highlight=False)
-    return 0
+    unread = [entry["error"] for entry in found if "error" in entry]
+    for error in unread:
+        print(f"mrla: not read: {error}", file=sys.stderr)
+    return 1 if unread else 0
 
 
 def explain_command(words: Sequence[str]) -> int:

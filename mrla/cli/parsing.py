@@ -10,6 +10,7 @@ from typing import Any
 from jsonargparse import ArgumentError, ArgumentParser
 
 from mrla.models.near_names import nearest
+from mrla.train.images import one_line
 from mrla.train.recipes import ALL_DATA_KINDS, RECIPES, DetectorOptions, Machine, Recipe, as_dict, from_dict, get_recipe
 
 DEFAULT_RECIPE = "digits_resnet18"
@@ -51,6 +52,7 @@ def recipe_from(options: Mapping[str, Any]) -> Recipe:
 
 def parse(parser: ArgumentParser, words: Sequence[str]) -> dict[str, Any]:
     """Options by name; what cannot be parsed is a ValueError of one line, with the flag or value that was meant."""
+    _config_of(words)  # what must not be read is refused before the parser reads it
     try:
         return parser.parse_args(list(words)).as_dict()
     except ArgumentError as error:
@@ -104,9 +106,13 @@ def _config_of(words: Sequence[str]) -> dict[str, Any]:
     import yaml
 
     try:
-        content = yaml.safe_load(Path(path).read_text())
-    except (OSError, yaml.YAMLError) as error:
-        raise ValueError(f"--config must be a YAML file: {path} cannot be read ({error})") from error
+        text = Path(path).read_text()
+        # An alias stands for all that its anchor holds: nine that hold nine others each would never end.
+        if any(isinstance(token, yaml.AliasToken) for token in yaml.scan(text)):
+            raise ValueError(f"--config must be a YAML file without aliases (*name): {path} has one; write it out")
+        content = yaml.safe_load(text)
+    except (OSError, UnicodeDecodeError, RecursionError, yaml.YAMLError) as error:
+        raise ValueError(f"--config must be a YAML file: {path} cannot be read ({one_line(error)})") from error
     if not isinstance(content, dict):
         raise ValueError(f"--config must be a YAML file as --print_config prints it: {path} holds no settings")
     return content

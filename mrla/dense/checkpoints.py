@@ -10,7 +10,18 @@ import torch
 from torch import Tensor, nn
 
 from mrla.models import attach_recipe, read_config
-from mrla.models.checkpoints import DENSE, build, differences, network_arguments, read_weights, write
+from mrla.models.checkpoints import (
+    DENSE,
+    WEIGHTS,
+    build_from,
+    check_size,
+    differences,
+    network_arguments,
+    put_weights,
+    read_saved,
+    write,
+)
+from mrla.models.network_structure import new_ties, structure_difference
 
 from .detectors import detector
 from .segmenters import segmenter
@@ -57,11 +68,12 @@ def save(
     return write(Path(folder), config, weights)
 
 
-def load(folder: str | Path) -> nn.Module:
+def load(folder: str | Path, *, allow_nan: bool = False) -> nn.Module:
     """Rebuilds a detector or segmenter that `save` has written, in eval mode; no code from there is run.
 
     Args:
         folder: A folder with ``model.safetensors`` and ``config.json``.
+        allow_nan: Whether weights may be NaN, as after a training that diverged.
 
     Returns:
         The network; its attribute `class_names` holds the names of the classes, None where they are not known.
@@ -69,13 +81,15 @@ def load(folder: str | Path) -> nn.Module:
     Raises:
         ValueError: If the folder or a file is missing, damaged, or of another kind of network.
     """
-    config = read_config(folder)
-    built_as = (config.get("mrla") or {}).get(DENSE)
+    built_as = (read_config(folder).get("mrla") or {}).get(DENSE)
     if not built_as:
         raise ValueError(f"{folder} holds no detector or segmenter: load a classifier with mrla.load")
+    config, weights = read_saved(folder)
+    built_as = config["mrla"][DENSE]
+    check_size(config, weights, Path(folder))
     with torch.random.fork_rng(devices=[]):  # what is drawn here is overwritten below
         model = _rebuilt(config, built_as)
-    read_weights(folder, model, built_as["name"])
+    put_weights(model, weights, Path(folder) / WEIGHTS, built_as["name"], allow_nan=allow_nan)
     names = (config.get("pretrained_cfg") or {}).get("label_names")
     model.__dict__["class_names"] = tuple(names) if names else None
     return model.eval()
@@ -117,8 +131,11 @@ def describe(model: nn.Module, weights: Mapping[str, Tensor]) -> dict[str, Any]:
     except TypeError as error:
         raise ValueError(f"every argument of the network must be writable as JSON: {error}") from error
     with torch.device("meta"):  # nothing is drawn or copied
-        own = _rebuilt(kept, kept["mrla"][DENSE]).state_dict()
-    if found := differences(own, weights):
+        twin = _rebuilt(kept, kept["mrla"][DENSE])
+    found = differences(twin.state_dict(), weights) or structure_difference(model, twin)
+    if shared := {place: first for kind in new_ties(model, twin) for place, first in kind.items()}:
+        found = "; ".join(f"{place} is shared with {first}" for place, first in list(shared.items())[:5])
+    if found:
         raise ValueError(
             f"{built_as['name']} on {known['architecture']} with {config['model_args']} does not rebuild this network "
             f"({found}); build its backbone by timm.create_model and leave the parts as they are"
@@ -127,7 +144,7 @@ def describe(model: nn.Module, weights: Mapping[str, Tensor]) -> dict[str, Any]:
 
 
 def _rebuilt(config: Mapping[str, Any], built_as: Mapping[str, Any]) -> nn.Module:
-    body = build(config["architecture"], config.get("model_args") or {}, config["mrla"].get("attach"))
+    body = build_from(config)
     try:
         return _MAKERS[built_as["made_by"]](built_as["name"], body, **built_as["arguments"])
     except (KeyError, TypeError) as error:

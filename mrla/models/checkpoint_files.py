@@ -14,6 +14,7 @@ from safetensors.torch import load_file
 from torch import Tensor
 
 from .paddle_pickles import STATE_ENTRIES, read_pdparams, tensor_from_array
+from .pickle_check import DamagedPickle, HarmfulPickle, check_torch_file
 
 
 def read_state_dict(checkpoint: str | Path | Mapping[str, Any]) -> dict[str, Tensor]:
@@ -42,19 +43,71 @@ def read_state_dict(checkpoint: str | Path | Mapping[str, Any]) -> dict[str, Ten
         {'fc.bias': tensor([0., 0.])}
     """
     if isinstance(checkpoint, Mapping):
-        return _weights(checkpoint, "the mapping")
+        weights = _weights(checkpoint, "the mapping")
+        check_tensors(weights, "the mapping", whole=False)
+        return weights
     path = Path(checkpoint)
     _check_is_data(path)
     reader = _READERS.get(path.suffix.lower())
     if reader is None:
         raise ValueError(f"a checkpoint ends in one of {', '.join(_READERS)}: got {path}; rename or convert it")
-    return _weights(reader(path), str(path))
+    weights = _weights(reader(path), str(path))
+    check_tensors(weights, str(path))
+    return weights
+
+
+def check_tensors(weights: Mapping[str, Any], source: str, *, whole: bool = True) -> None:
+    """Raises where weights are no dense tensors of real numbers, or say to be larger than they are.
+
+    Args:
+        weights: What a file or mapping has under names.
+        source: What the message calls it.
+        whole: Whether each must have memory for all its numbers, as those of a file: there an expanded tensor of one
+            number may say to be of any size.
+
+    Raises:
+        ValueError: If one of them is no such tensor.
+    """
+    for name, tensor in weights.items():
+        if found := _unusual(tensor):
+            raise ValueError(
+                f"{source} must hold weights as dense tensors of real numbers: {name!r} is {found}; convert it before "
+                f"it is saved"
+            )
+        if whole and tensor.numel() * tensor.element_size() > tensor.untyped_storage().nbytes():
+            raise ValueError(
+                f"{source}: {name!r} says the shape {tuple(tensor.shape)} and has fewer numbers; save the state_dict() "
+                f"of the network again"
+            )
+
+
+def check_values(weights: Mapping[str, Tensor], source: str | Path, *, allow_nan: bool = False) -> None:
+    """Raises where weights are no numbers, as after a training that diverged.
+
+    Args:
+        weights: Tensors by name.
+        source: What the message calls where they are from.
+        allow_nan: Whether they may be NaN.
+
+    Raises:
+        ValueError: If a weight is NaN, and that is not allowed.
+    """
+    if allow_nan:
+        return
+    for name, tensor in weights.items():
+        if tensor.is_floating_point() and tensor.isnan().any():
+            raise ValueError(
+                f"{source} has weights that are NaN, the first {name}, as after a training that diverged; take an "
+                f"earlier checkpoint, or in Python pass allow_nan=True"
+            )
 
 
 def _check_is_data(path: Path) -> None:
     """Raises where `path` is no file, or is one of the texts that failed downloads leave in a file's place."""
     if path.is_dir():
         raise ValueError(f"{path} is a folder; give the path of the file in it")
+    if path.exists() and not path.is_file():
+        raise ValueError(f"{path} is no regular file; give the path of a file")
     try:
         with path.open("rb") as file:
             start = file.read(512)
@@ -68,7 +121,28 @@ def _check_is_data(path: Path) -> None:
         raise ValueError(f"{path} is a web page, not weights; download the file that the page links to")
 
 
-def _read_torch(path: Path) -> Any:
+def read_torch(path: Path) -> Any:
+    """What `torch.save` wrote, without running what the file asks for, in memory of the file's size.
+
+    Args:
+        path: The file.
+
+    Returns:
+        Its content, on the CPU.
+
+    Raises:
+        ValueError: If it cannot be read, is damaged, or asks for something that may do harm.
+    """
+    try:
+        check_torch_file(path)
+    except HarmfulPickle as error:
+        raise ValueError(f"{path} {error}; do not load it, or have its state dict saved alone") from None
+    except DamagedPickle as error:
+        raise ValueError(
+            f"{path} is damaged or not a checkpoint of torch ({error}); download it or save its state dict again"
+        ) from None
+    except OSError as error:
+        raise ValueError(f"{path} cannot be read ({error.strerror or error}); give the path of a file") from error
     try:
         # Released DeiT checkpoints hold a Namespace of their training arguments. torch's warnings say in many words
         # what the error then says in one line.
@@ -90,7 +164,20 @@ def _read_torch(path: Path) -> Any:
         ) from None
 
 
-def _read_safetensors(path: Path) -> dict[str, Tensor]:
+def read_safetensors(path: Path) -> dict[str, Tensor]:
+    """The tensors of a ``.safetensors`` file.
+
+    Args:
+        path: The file.
+
+    Returns:
+        Tensors by name, on the CPU.
+
+    Raises:
+        ValueError: If it is missing, damaged or of another kind.
+    """
+    if not path.is_file():
+        raise ValueError(f"{path} is missing; download or save it again")
     try:
         return load_file(path)
     except (OSError, SafetensorError) as error:
@@ -100,8 +187,8 @@ def _read_safetensors(path: Path) -> dict[str, Tensor]:
 
 _TORCH = (".pth", ".pt", ".tar", ".bin", ".ckpt")
 _READERS: dict[str, Callable[[Path], Any]] = {
-    **dict.fromkeys(_TORCH, _read_torch),
-    ".safetensors": _read_safetensors,
+    **dict.fromkeys(_TORCH, read_torch),
+    ".safetensors": read_safetensors,
     ".pdparams": read_pdparams,
 }
 
@@ -132,6 +219,18 @@ def _weights(content: Any, source: str) -> dict[str, Tensor]:
     while all(name.startswith("module.") for name in tensors):
         tensors = {name.removeprefix("module."): tensor for name, tensor in tensors.items()}
     return tensors
+
+
+def _unusual(tensor: Any) -> str | None:
+    """What a value is that weights are not; None for a dense tensor of real numbers."""
+    if not isinstance(tensor, Tensor):
+        return f"a {type(tensor).__name__}"
+    if tensor.layout is not torch.strided:
+        return str(tensor.layout).removeprefix("torch.")
+    if type(tensor) not in (Tensor, torch.nn.Parameter, torch.nn.Buffer):
+        return f"a {type(tensor).__name__}"
+    kinds = {"quantised": tensor.is_quantized, "meta": tensor.is_meta, "complex": tensor.is_complex()}
+    return next((kind for kind, holds in kinds.items() if holds), "nested" if tensor.is_nested else None)
 
 
 def _has_tensors(entry: Any) -> bool:

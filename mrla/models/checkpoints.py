@@ -1,7 +1,11 @@
 """Saving a network so that it can be rebuilt without the code that made it, and loading it again."""
 
+import copy
+import hashlib
 import json
 import re
+import time
+import warnings
 from collections.abc import Mapping, Sequence
 from importlib.metadata import version
 from pathlib import Path
@@ -10,14 +14,15 @@ from weakref import WeakKeyDictionary
 
 import timm
 import torch
-from safetensors import SafetensorError
-from safetensors.torch import load_file, save_file
+from safetensors.torch import save_file
 from torch import Tensor, nn
 
 from .atomic_write import make_folder, written_whole
 from .attachment import attach, detach, is_attached
+from .checkpoint_files import check_values, read_safetensors
 from .hub_transfer import download, hub_name
 from .mixed_blocks import MIXER
+from .network_structure import Ties, new_ties, structure_difference, tie
 from .registration import NAMED
 from .wiring import attach_recipe
 
@@ -25,11 +30,13 @@ WEIGHTS = "model.safetensors"
 CONFIG = "config.json"
 DENSE = "dense"
 """The key under which config.json says what is built on the network, see `mrla.dense.save`."""
+WEIGHTS_HASH = "weights_sha256"
+"""The key under which config.json has the hash of the weights that it was written with."""
 TORCHVISION = "torchvision/"
 """What an architecture's name begins with where it is torchvision's."""
 
 # What was last asked about a network, and the answer: a training describes the same network at its start and its end.
-_REBUILT: WeakKeyDictionary[nn.Module, tuple[str, dict[str, Any], dict[str, Tensor]]] = WeakKeyDictionary()
+_REBUILT: WeakKeyDictionary[nn.Module, tuple[str, dict[str, Any], nn.Module]] = WeakKeyDictionary()
 
 
 def save(
@@ -65,8 +72,9 @@ def save(
         The folder.
 
     Raises:
-        ValueError: If the architecture is not known or does not rebuild the network, an argument is not JSON, weights
-            are on the meta device, or the folder is not writable.
+        ValueError: If the architecture is not known or does not rebuild the network (its modules, what they show of
+            themselves and their eps and rates are compared, too), an argument is not JSON, weights are on the meta
+            device, or the folder is not writable.
 
     Example:
         >>> import mrla, tempfile, timm
@@ -98,7 +106,7 @@ def write(folder: Path, config: Mapping[str, Any], weights: Mapping[str, Tensor]
         ValueError: If the description is not JSON, weights are on the meta device, or the folder is not writable.
     """
     try:
-        text = json.dumps(config, indent=2)
+        json.dumps(config)
     except TypeError as error:
         raise ValueError(
             f"class_names, input_size, mean and std must be writable as JSON: {error}; pass plain strings and numbers"
@@ -106,28 +114,37 @@ def write(folder: Path, config: Mapping[str, Any], weights: Mapping[str, Tensor]
     if empty := next((name for name, tensor in weights.items() if tensor.is_meta), None):
         raise ValueError(f"weights must have values to be saved: {empty} is on the meta device; load weights first")
     folder = make_folder(folder)
-    # Both are written before either takes its place.
+    # Both are written before either takes its place, the weights first: whoever has read a config.json finds weights
+    # that are as new, and sees by the hash whether they are newer.
     with written_whole(folder / CONFIG) as config_beside, written_whole(folder / WEIGHTS) as weights_beside:
-        config_beside.write_text(text + "\n")
         save_file(_apart(weights), weights_beside)
+        tied = {**config["mrla"], WEIGHTS_HASH: _sha256(weights_beside)}
+        config_beside.write_text(json.dumps({**config, "mrla": tied}, indent=2) + "\n")
     return folder
 
 
-def load(folder: str | Path) -> nn.Module:
+def _sha256(path: Path) -> str:
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def load(folder: str | Path, *, allow_nan: bool = False) -> nn.Module:
     """Rebuilds a network that `save` or `mrla.push` has written, in eval mode; no code from there is run.
 
     Args:
         folder: A folder with ``model.safetensors`` and ``config.json``, or a repository on the Hugging Face Hub as timm
             spells it: ``"hf-hub:owner/name"``, ``"hf-hub:owner/name@revision"``. One that is private is read with the
             token of ``hf auth login`` or ``HF_TOKEN``.
+        allow_nan: Whether weights may be NaN, as after a training that diverged.
 
     Returns:
         The network, with its mixers if it had any, on the CPU and in float32; weights that were saved in lower
         precision keep their values.
 
     Raises:
-        ValueError: If the folder or a file is missing or damaged, the weights are of another network, or the hub cannot
-            be reached, has no such repository or does not allow it.
+        ValueError: If the folder or a file is missing or damaged, the weights are of another network or another save
+            than the config.json, a weight is NaN, or the hub cannot be reached, has no such repository or does not
+            allow it.
 
     Example:
         >>> import mrla, tempfile, timm
@@ -137,12 +154,13 @@ def load(folder: str | Path) -> nn.Module:
     """
     if (on_hub := hub_name(folder)) is not None:
         folder = download(*on_hub, (CONFIG, WEIGHTS))
-    config = read_config(folder)
+    config, weights = read_saved(folder)
     if is_dense(config):
         raise ValueError(f"{folder} holds a detector or segmenter: load it with mrla.dense.load")
+    check_size(config, weights, Path(folder))
     with torch.random.fork_rng(devices=[]):  # what is drawn here is overwritten below
-        model = build(config["architecture"], config.get("model_args") or {}, (config.get("mrla") or {}).get("attach"))
-    read_weights(folder, model, config["architecture"])
+        model = build_from(config)
+    put_weights(model, weights, Path(folder) / WEIGHTS, config["architecture"], allow_nan=allow_nan)
     _check_label_names(config, model, Path(folder) / CONFIG)
     # So that the class names and the normalisation are there for whoever saves the network again.
     known = getattr(model, "pretrained_cfg", None) or {}
@@ -150,26 +168,100 @@ def load(folder: str | Path) -> nn.Module:
     return model.eval()
 
 
-def read_weights(folder: str | Path, model: nn.Module, name: str) -> None:
-    """Gives a network the weights of a folder.
+def read_saved(folder: str | Path) -> tuple[dict[str, Any], dict[str, Tensor]]:
+    """The config.json of a saved network and the weights that it was written with.
 
     Args:
-        folder: The folder.
-        model: The network, which gets them.
-        name: What it is called in an error.
+        folder: A folder on this machine.
+
+    Returns:
+        The content of both.
 
     Raises:
-        ValueError: If the file is missing or damaged, or of another network.
+        ValueError: As `read_config`, or if the weights are missing, damaged or not those of that config.json. A writer
+            that is at work is waited for, a second at most.
     """
     path = Path(folder) / WEIGHTS
-    try:
-        weights = load_file(path)
-    except (OSError, SafetensorError) as error:
-        raise ValueError(f"{path} is missing or damaged ({error}); save the network again") from error
+    for attempt in range(_ATTEMPTS):
+        time.sleep(0.2 if attempt else 0)
+        config = read_config(folder)
+        weights = read_safetensors(path)
+        known = (config.get("mrla") or {}).get(WEIGHTS_HASH)
+        if known is None or _sha256(path) == known:
+            return config, weights
+    raise ValueError(
+        f"{path} is not what {Path(folder) / CONFIG} was written with: writing was broken off, or one of them was "
+        f"changed; save the network again, or, if it was changed on purpose, remove {WEIGHTS_HASH} from {CONFIG}"
+    )
+
+
+_ATTEMPTS = 6
+
+
+def build_from(config: Mapping[str, Any]) -> nn.Module:
+    """Makes the classifier or backbone that a config.json describes, at its random start.
+
+    Args:
+        config: As `read_config` gives it.
+
+    Returns:
+        The network.
+
+    Raises:
+        ValueError: If there is no such architecture, or it does not take an argument.
+    """
+    extra = config.get("mrla") or {}
+    model = build(config["architecture"], config.get("model_args") or {}, extra.get("attach"))
+    if extra.get("ties"):
+        tie(model, Ties(**extra["ties"]))
+    return model
+
+
+def check_size(config: Mapping[str, Any], weights: Mapping[str, Tensor], folder: Path) -> None:
+    """Raises where the network that is described is larger than its weights, before memory is taken for it.
+
+    Args:
+        config: As `read_config` gives it.
+        weights: What was read beside it.
+        folder: Where both are from, for errors.
+
+    Raises:
+        ValueError: If the plain network has more numbers than there are weights, or cannot be built.
+    """
+    with torch.device("meta"), warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        plain = _create(config["architecture"], config.get("model_args") or {})
+    # A name can bring mixers that were taken off again.
+    own = {name: tensor for name, tensor in plain.state_dict().items() if MIXER not in name.split(".")}
+    wanted, found = (sum(tensor.numel() for tensor in state.values()) for state in (own, weights))
+    if wanted > found:
+        missing = differences(own, weights)
+        raise ValueError(
+            f"{folder / WEIGHTS} is of another network than {config['architecture']}: {CONFIG} describes {wanted} "
+            f"numbers, it has {found} ({missing}); keep it with the config.json that it was saved with"
+        )
+
+
+def put_weights(
+    model: nn.Module, weights: Mapping[str, Tensor], path: Path, name: str, *, allow_nan: bool = False
+) -> None:
+    """Gives a network weights that were read from a file.
+
+    Args:
+        model: The network, which gets them.
+        weights: Tensors by name.
+        path: The file, for errors.
+        name: What the network is called in an error.
+        allow_nan: Whether weights may be NaN.
+
+    Raises:
+        ValueError: If they are of another network, or one is NaN.
+    """
     if found := differences(model.state_dict(), weights):
         raise ValueError(
             f"{path} is of another network than {name} ({found}); keep it with the config.json that it was saved with"
         )
+    check_values(weights, path, allow_nan=allow_nan)
     model.load_state_dict(weights)
 
 
@@ -215,10 +307,14 @@ _LOADING = frozenset(
     {
         *("pretrained", "pretrained_cfg", "pretrained_cfg_overlay", "pretrained_strict", "pretrained_filter_fn"),
         *("pretrained_model_args", "checkpoint_path", "cache_dir", "kwargs_filter", "scriptable", "exportable"),
-        *("no_jit", "weights", "weights_backbone", "progress", "device", "dtype"),
+        *("no_jit", "progress", "device", "dtype"),
     }
 )
-_MOST_PIXELS = 16384  # of a side that a config.json may name
+_LOADING_PREFIXES = ("pretrained", "weights")
+# What a config.json may name: no network of timm's has a tenth of it, and more would be built for hours.
+_MOST_PIXELS = 16384  # of a side
+_MOST_BLOCKS = 2000  # of a stage
+_MOST = 2**20  # of anything else
 
 
 def checked_config(config: Any, path: str | Path) -> dict[str, Any]:
@@ -251,15 +347,40 @@ def checked_config(config: Any, path: str | Path) -> dict[str, Any]:
         raise refuse("model_args, mrla and pretrained_cfg must be JSON objects")
     if not isinstance(extra.get("attach") or {}, dict):
         raise refuse("mrla.attach must be a JSON object")
-    if wrong := [argument for argument, value in arguments.items() if argument in _LOADING and value]:
+    if "ties" in extra and not _are_ties(extra["ties"]):
+        raise refuse("mrla.ties must name modules and parameters and the first of the same")
+    if wrong := [argument for argument, value in arguments.items() if _would_load(argument) and value]:
         raise refuse(f"model_args must not have weights fetched, files opened or code chosen, got {wrong[0]!r}")
     labels, size = known.get("label_names"), known.get("input_size")
     if labels is not None and not (isinstance(labels, list) and all(isinstance(label, str) for label in labels)):
         raise refuse("label_names must be a list of strings")
     if size is not None and not _is_image_size(size):
         raise refuse(f"input_size must be channels, height and width, up to {_MOST_PIXELS} pixels a side, got {size!r}")
-    kept = {argument: value for argument, value in arguments.items() if argument not in _LOADING}
+    for argument, value in arguments.items():
+        most = _MOST_BLOCKS if re.search(r"layer|depth|block|repeat", argument) else _MOST
+        if (number := _largest(value)) > most:
+            raise refuse(f"model_args must be of a network that can be built: {argument} has {number}, {most} at most")
+    kept = {argument: value for argument, value in arguments.items() if not _would_load(argument)}
     return {**config, "model_args": kept}
+
+
+def _would_load(argument: str) -> bool:
+    return argument in _LOADING or argument.startswith(_LOADING_PREFIXES)
+
+
+def _largest(value: Any) -> float:
+    """The largest number in a value of JSON."""
+    if isinstance(value, (int, float)):
+        return abs(value)
+    parts = value.values() if isinstance(value, dict) else value if isinstance(value, list) else ()
+    return max(map(_largest, parts), default=0)
+
+
+def _are_ties(ties: Any) -> bool:
+    if not isinstance(ties, dict) or set(ties) != set(Ties._fields):
+        return False
+    pairs = [pair for kind in ties.values() if isinstance(kind, dict) for pair in kind.items()]
+    return all(isinstance(kind, dict) for kind in ties.values()) and all(isinstance(first, str) for _, first in pairs)
 
 
 def _is_classifier_of_torchvision(name: str) -> bool:
@@ -314,8 +435,13 @@ def describe(
     recipe = attach_recipe(model)
     if recipe and architecture in NAMED:  # timm's "local-dir:" builds it as for plain weights, unless it is told
         arguments.setdefault("init", recipe["init"])
-    arguments, rebuilt = _rebuilt(model, architecture, arguments, recipe)
-    if found := differences(rebuilt, weights):
+    arguments, twin = _rebuilt(model, architecture, arguments, recipe)
+    rebuilt = twin.state_dict()
+    ties = new_ties(model, twin)
+    if any(ties):
+        twin = copy.deepcopy(twin)
+        tie(twin, ties)
+    if found := differences(rebuilt, weights) or structure_difference(model, twin):
         strange = set(rebuilt) ^ set(weights)
         remedy = "pass the model_args that it was built with"
         if recipe and strange and all(MIXER in name.split(".") for name in strange):
@@ -340,7 +466,7 @@ def describe(
         **({"num_classes": model.num_classes} if isinstance(getattr(model, "num_classes", None), int) else {}),
         "model_args": arguments,
         "pretrained_cfg": {name: known[name] for name in kept if known.get(name) is not None},
-        "mrla": {"version": version("mrla"), "attach": recipe},
+        "mrla": {"version": version("mrla"), "attach": recipe, **({"ties": ties._asdict()} if any(ties) else {})},
     }
 
 
@@ -374,13 +500,13 @@ def _global_pool(model: nn.Module) -> str | None:
 
 def _rebuilt(
     model: nn.Module, architecture: str, arguments: Mapping[str, Any], recipe: Mapping[str, Any] | None
-) -> tuple[dict[str, Any], dict[str, Tensor]]:
-    """The arguments that rebuild a network, its pooling with them where that was changed; and what they rebuild."""
+) -> tuple[dict[str, Any], nn.Module]:
+    """The arguments that rebuild a network, its pooling with them where that was changed; and what they build."""
     try:
         question = json.dumps([architecture, arguments, recipe, _global_pool(model)])
     except TypeError as error:
         raise ValueError(f"every argument of the network must be writable as JSON: {error}; pass model_args") from error
-    asked, made_with, rebuilt = _REBUILT.get(model, ("", {}, {}))
+    asked, made_with, twin = _REBUILT.get(model, ("", {}, model))
     if asked != question:
         _, made_with, made_recipe, pool = json.loads(question)  # as config.json will give them back
         with torch.device("meta"):  # nothing is drawn or copied
@@ -388,9 +514,9 @@ def _rebuilt(
             if pool != _global_pool(twin):  # reset_classifier may have changed it
                 made_with["global_pool"] = pool
                 twin = _create(architecture, made_with)
-            rebuilt = _attach_as(twin, made_recipe).state_dict()  # the dear part: a dry run
-        _REBUILT[model] = (question, made_with, rebuilt)
-    return dict(made_with), rebuilt
+            twin = _attach_as(twin, made_recipe)  # the dear part: a dry run
+        _REBUILT[model] = (question, made_with, twin)
+    return dict(made_with), twin
 
 
 def build(architecture: str, model_args: Mapping[str, Any], recipe: Mapping[str, Any] | None) -> nn.Module:
@@ -476,6 +602,11 @@ def differences(own: Mapping[str, Tensor], weights: Mapping[str, Tensor]) -> str
             f"{name} is {tuple(weights[name].shape)}, the network's is {tuple(own[name].shape)}"
             for name in own
             if name in weights and weights[name].shape != own[name].shape
+        ),
+        *(
+            f"{name} holds {str(weights[name].dtype).removeprefix('torch.')}, no weights"
+            for name in own
+            if name in weights and own[name].is_floating_point() and not weights[name].is_floating_point()
         ),
     ]
     return f"{len(differences)} differences: {'; '.join(differences[:5])}" if differences else ""

@@ -43,7 +43,8 @@ def grid_made(module: nn.Module, inputs: tuple[Any, ...], keywords: Mapping[str,
         (rows, columns); None where it says none, or the images of a batch differ.
     """
     if isinstance(output, (Tensor, Proxy)):
-        return (output.shape[1], output.shape[2])
+        shape: Any = output.shape
+        return (shape[1], shape[2])
     if is_grid(output[1]):
         return (output[1][0], output[1][1])
     image: Any = inputs[0] if inputs else next(iter(keywords.values()))
@@ -52,8 +53,9 @@ def grid_made(module: nn.Module, inputs: tuple[Any, ...], keywords: Mapping[str,
         return (image.shape[2] // patch_size[0], image.shape[3] // patch_size[1])
     named = {**image, **keywords} if isinstance(image, Mapping) else keywords
     coordinates = named.get("patch_coord", inputs[1] if len(inputs) > 1 else None)
-    known = isinstance(coordinates, Tensor) and not torch.compiler.is_compiling()  # their values, not their shape
-    return _full_grid(coordinates) if known else None
+    if not isinstance(coordinates, Tensor) or torch.compiler.is_compiling():  # a graph knows shapes, and no values
+        return None
+    return _full_grid(coordinates)
 
 
 def _full_grid(coordinates: Tensor) -> Grid | None:

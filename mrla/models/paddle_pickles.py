@@ -1,12 +1,16 @@
 """Reading the weights that Paddle saves (`.pdparams`) without Paddle, and without running what the file asks for."""
 
+import mmap
 import pickle
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
 from torch import Tensor
+
+from .pickle_check import DamagedPickle, HarmfulPickle, check_pickle
 
 STATE_ENTRIES = ("state_dict", "model", "model_state_dict")
 _NAME_TABLE = "StructuredToParameterName@@"
@@ -41,16 +45,21 @@ def read_pdparams(path: str | Path) -> dict[str, Tensor]:
         torch.Size([2, 3])
     """
     try:
+        size = Path(path).stat().st_size
         with open(path, "rb") as file:
-            content = _Unpickler(file).load()
+            if size:
+                with mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) as mapped:
+                    check_pickle(mapped, size)
+            content = _Unpickler(file, _Budget(size)).load()
     except _Refused as refusal:
         raise ValueError(f"{path} {refusal}") from None
+    except HarmfulPickle as error:
+        raise ValueError(f"{path} {error}; do not load it, or have its state dict saved alone") from None
     except OSError as error:
         raise ValueError(f"{path} cannot be read ({error.strerror or error}); give the path of a file") from error
     except Exception as error:  # damaged bytes are damaged instructions, which fail in every way there is
         raise ValueError(
-            f"{path} is damaged or was not written by paddle.save ({type(error).__name__}: {_shown(error)}); "
-            f"download or save it again"
+            f"{path} is damaged or was not written by paddle.save ({_reason(error)}); download or save it again"
         ) from error
     return _weights(content, path)
 
@@ -96,40 +105,60 @@ class _Dtype:
             self.dtype = self.dtype.newbyteorder(state[1])
 
 
+class _Budget:
+    """How many bytes a file may still become: what it holds several times by reference must not be copied as often."""
+
+    def __init__(self, size: int):
+        self.left = 2 * size + 2**20  # text of protocol 2 becomes bytes, and bytes an array
+
+    def spend(self, count: int) -> None:
+        self.left -= count
+        if self.left < 0:
+            raise _Refused("would become far larger than it is: the same bytes are used again; save it again")
+
+
 class _Array:
     """Stands for numpy.ndarray in a pickle."""
 
     tensor: Tensor
+
+    def __init__(self, budget: _Budget):
+        self._budget = budget
 
     def __setstate__(self, state: tuple[Any, ...]) -> None:
         _, shape, stored, fortran, data = state
         array = np.ndarray(shape, stored.dtype, buffer=data, order="F" if fortran else "C")
         if array.nbytes != len(data):
             raise ValueError(f"{len(data)} bytes for an array of {array.nbytes}")
+        self._budget.spend(array.nbytes)
         self.tensor = tensor_from_array(array)
 
 
-def _reconstruct(*_: Any) -> _Array:
-    return _Array()
+def _reconstruct(budget: _Budget, *_: Any) -> _Array:
+    return _Array(budget)
 
 
-def _encode(text: str, encoding: str) -> bytes:
+def _encode(budget: _Budget, text: str, encoding: str) -> bytes:
     """Stands for _codecs.encode, by which protocol 2 writes bytes; other codecs are code found by name."""
     if encoding not in ("latin1", "latin-1"):
         raise _Refused(f"asks for the codec {_shown(encoding)}; only latin1 is needed for weights, and nothing was run")
+    budget.spend(len(text))
     return text.encode("latin-1")
 
 
 _STAND_INS = {
-    "numpy.core.multiarray._reconstruct": _reconstruct,
-    "numpy._core.multiarray._reconstruct": _reconstruct,  # numpy 2
     "numpy.ndarray": _Array,
     "numpy.dtype": _Dtype,
-    "_codecs.encode": _encode,
     # A state dict nested in another dict is an OrderedDict of tensors, which Paddle writes as calls of tuple.
     "collections.OrderedDict": dict,
     "builtins.tuple": tuple,
     "__builtin__.tuple": tuple,  # protocol 2
+}
+# These make copies of what the file holds.
+_COPYING = {
+    "numpy.core.multiarray._reconstruct": _reconstruct,
+    "numpy._core.multiarray._reconstruct": _reconstruct,  # numpy 2
+    "_codecs.encode": _encode,
 }
 
 
@@ -140,9 +169,16 @@ class _Unpickler(pickle._Unpickler):
     dict. Both read an array in one piece.
     """
 
+    def __init__(self, file: Any, budget: _Budget):
+        super().__init__(file)
+        self._budget = budget
+
     def find_class(self, module: str, name: str) -> Any:
+        path = f"{module}.{name}"
+        if path in _COPYING:
+            return partial(_COPYING[path], self._budget)
         try:
-            return _STAND_INS[f"{module}.{name}"]
+            return _STAND_INS[path]
         except KeyError:
             raise _Refused(
                 f"asks for {_shown(f'{module}.{name}')}, which weights do not need and which may do harm; "
@@ -199,6 +235,10 @@ def _tensor(value: Any) -> Tensor | None:
     if isinstance(value, tuple) and len(value) == 2 and isinstance(value[0], str):
         value = value[1]
     return getattr(value, "tensor", None) if isinstance(value, _Array) else None
+
+
+def _reason(error: Exception) -> str:
+    return str(error) if isinstance(error, DamagedPickle) else f"{type(error).__name__}: {_shown(error)}"
 
 
 def _shown(text: object) -> str:

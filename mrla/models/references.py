@@ -14,7 +14,7 @@ from timm.layers import resample_abs_pos_embed
 from torch import Tensor, nn
 
 from .atomic_write import written_whole
-from .checkpoint_files import read_state_dict
+from .checkpoint_files import check_values, read_state_dict
 from .checkpoints import differences, network_arguments
 from .near_names import nearest
 
@@ -91,7 +91,9 @@ REFERENCES = _references()
 """What `load_reference` knows, by the name of the architecture."""
 
 
-def load_reference(arch: str, checkpoint: str | Path | Mapping[str, Any], **overrides: Any) -> nn.Module:
+def load_reference(
+    arch: str, checkpoint: str | Path | Mapping[str, Any], *, allow_nan: bool = False, **overrides: Any
+) -> nn.Module:
     """Loads a checkpoint of the released code or of the Paddle notebook into our network: the same logits.
 
     Args:
@@ -101,6 +103,7 @@ def load_reference(arch: str, checkpoint: str | Path | Mapping[str, Any], **over
             ``paddle_wide_resnet50_2_mrla``, and ``paddle_resnet18``, its baseline.
         checkpoint: A file (``.pth``, ``.pth.tar``, ``.safetensors``, ``.pdparams`` and the like), or a state dict. No
             code in it is run.
+        allow_nan: Whether weights may be NaN, as after a training that diverged.
         overrides: Arguments of the network: ``se=True``, ``eca=(5, 5, 5, 7)``, ``img_size=384`` (the position
             embedding is resampled), ``layers``, ``channels``. The number of classes is the checkpoint's.
 
@@ -108,8 +111,8 @@ def load_reference(arch: str, checkpoint: str | Path | Mapping[str, Any], **over
         The network, in eval mode.
 
     Raises:
-        ValueError: If the architecture is not known, the file cannot be read, or the checkpoint is of another
-            architecture (the first differences are named).
+        ValueError: If the architecture is not known, the file cannot be read, a weight is NaN, or the checkpoint is of
+            another architecture (the first differences are named).
 
     Example:
         >>> import timm
@@ -140,6 +143,8 @@ def load_reference(arch: str, checkpoint: str | Path | Mapping[str, Any], **over
             state.setdefault(name, own[name])
     if found := _foreign_to_it(theirs, reference.names) or differences(own, state):
         raise ValueError(f"the checkpoint is not one of {arch} ({found}){_hint(state, overrides)}")
+    source = "the mapping" if isinstance(checkpoint, Mapping) else checkpoint
+    check_values(state, source, allow_nan=allow_nan)
     model.load_state_dict(state)
     return model.eval()
 
@@ -206,7 +211,7 @@ def translate(
             tensor = tensor[:, :, None, None]
         if renamed in ours:
             raise ValueError(f"two names of the checkpoint stand for {renamed}, one of them {name}: it mixes two codes")
-        ours[renamed] = tensor.contiguous()
+        ours[renamed] = tensor
     return ours
 
 

@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 
 from .coco_masks import decode_mask
-from .images import Photo, UndecodableImageError, read_photo
+from .images import Photo, UndecodableImageError, read_photo, read_sizes
 
 _SAID = {
     "crowd_ignored": "crowd regions in which detections are not counted",
@@ -26,11 +26,14 @@ _SAID = {
     "no_mask": "objects left out, their segmentation has no polygon of 3 points or more",
     "clipped": "boxes clipped to the image",
     "short_polygons": "polygons of fewer than 3 points left out of a segmentation",
-    "area_computed": "areas computed, for none was given",
+    "area_computed": "areas computed, for none was given, or 0",
     "empty_images": "images left out of training, they have no object to learn from",
 }
 OBJECTS_LEFT_OUT = ("crowd_left_out", "difficult_left_out", "zero_area", "outside", "below_a_pixel", "no_mask")
 """The counts of a `DataReport` that together with its `objects` make its `objects_read`."""
+
+MOST_PIXELS = 65_500
+"""The longest side of an image that annotations may say: JPEG has no longer one."""
 
 _EXAMPLES = 3
 _PRECISION = 1e-3  # of a coordinate, in pixels: float32 has no more where an image is 10,000 pixels wide
@@ -307,9 +310,25 @@ def _opened(record: ImageRecord) -> Photo:
         photo = read_photo(record.path)
     except UndecodableImageError as error:
         raise UndecodableImageError(f"{error} [{record.place}]") from error
-    if (record.width, record.height) not in (photo.image.size, photo.stored_size):
+    _check_size(record, photo.image.size, photo.stored_size)
+    return photo
+
+
+def check_size(record: ImageRecord) -> None:
+    """Checks that an image has the size that its annotations say, upright or as it is stored; it is not decoded.
+
+    Args:
+        record: What is known of it.
+
+    Raises:
+        UndecodableImageError: If it has another size, or is no image.
+    """
+    _check_size(record, *read_sizes(record.path))
+
+
+def _check_size(record: ImageRecord, upright: tuple[int, int], stored: tuple[int, int]) -> None:
+    if (record.width, record.height) not in (upright, stored):
         raise UndecodableImageError(
             f"{record.path} ({record.place}) must have the size that its annotations say, {record.width}x"
-            f"{record.height} (width x height): it has {photo.image.size[0]}x{photo.image.size[1]}; repair one of them"
+            f"{record.height} (width x height): it has {upright[0]}x{upright[1]}; repair one of them"
         )
-    return photo

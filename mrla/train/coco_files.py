@@ -5,9 +5,18 @@ import math
 from pathlib import Path
 from typing import Any
 
-from .annotated_images import DataReport, ImageRecord, check_images_are_there, kept_records, settled_box
+from .annotated_images import (
+    MOST_PIXELS,
+    DataReport,
+    ImageRecord,
+    check_images_are_there,
+    check_size,
+    kept_records,
+    settled_box,
+)
 from .coco_masks import decode_mask, run_lengths
 
+_LARGEST = 2**53  # a whole number that float64 has exactly
 _FARTHEST = 10  # times the image's size: pycocotools takes memory in proportion to a polygon's extent
 
 
@@ -49,6 +58,7 @@ def read_instances(
     categories = _categories(content, annotations)
     labels = {category: label for label, category in enumerate(categories, start=1)}
     records = _images(content, annotations, images)
+    check_images_are_there(images, list(records.values()))
     report = DataReport(str(annotations))
     seen: set[int] = set()
     for entry in _entries(content, "annotations", annotations):
@@ -71,7 +81,6 @@ def read_instances(
             )
         report.objects_read += 1
         _add_object(record, entry, label, where, f"annotation {number}", training, masks, report)
-    check_images_are_there(images, list(records.values()))
     in_order = [records[number] for number in sorted(records)]
     return kept_records(in_order, report, skip_empty=skip_empty), categories, report
 
@@ -112,8 +121,10 @@ def _add_object(
         return
     if crowd:
         report.note("crowd_ignored", place)
-    if area is None:
+    if not area:  # some tools write 0 where they know none
         report.note("area_computed", place)
+        if masks:
+            check_size(record)  # before memory is taken for a mask of that size
         area = float(decode_mask(segmentation, *size).sum()) if masks else width * height
     record.add(box, label, area, int(crowd), segmentation)
 
@@ -157,12 +168,15 @@ def _images(content: dict[str, Any], path: Path, folder: Path) -> dict[int, Imag
         where = f"image {number} in {path}"
         if number in records:
             raise ValueError(f"image ids must differ: {path} has {number} twice; number them anew")
+        name = _text(entry, "file_name", where)
+        if Path(name).is_absolute() or ".." in Path(name).parts:
+            raise ValueError(f"file_name must be of a file in {folder}: {where} has {name!r:.80}; name it from there")
         records[number] = ImageRecord(
-            path=str(folder / _text(entry, "file_name", where)),
+            path=str(folder / name),
             place=where,
             image_id=number,
-            height=_whole(entry, "height", where, least=1),
-            width=_whole(entry, "width", where, least=1),
+            height=_whole(entry, "height", where, least=1, most=MOST_PIXELS),
+            width=_whole(entry, "width", where, least=1, most=MOST_PIXELS),
         )
     return records
 
@@ -173,10 +187,11 @@ def _needed(entry: dict[str, Any], key: str, where: str) -> Any:
     return entry[key]
 
 
-def _whole(entry: dict[str, Any], key: str, where: str, least: int = 0) -> int:
+def _whole(entry: dict[str, Any], key: str, where: str, least: int = 0, most: int = _LARGEST) -> int:
     value = _needed(entry, key, where)
-    if type(value) is not int or value < least:  # True is an int too
-        raise ValueError(f"{key} must be a whole number, {least} or more: {where} has {value!r}")
+    if type(value) is not int or not least <= value <= most:  # True is an int too
+        above = " or more" if most == _LARGEST else f" to {most}"
+        raise ValueError(f"{key} must be a whole number, {least}{above}: {where} has {value!r:.80}")
     return value
 
 
@@ -188,20 +203,21 @@ def _text(entry: dict[str, Any], key: str, where: str) -> str:
 
 
 def _is_number(value: Any) -> bool:
-    return type(value) in (int, float) and math.isfinite(value)
+    # Not math.isfinite alone: it has no answer for a whole number of 400 digits.
+    return (type(value) is int and abs(value) <= _LARGEST) or (type(value) is float and math.isfinite(value))
 
 
 def _numbers(entry: dict[str, Any], key: str, where: str) -> list[float]:
     values = _needed(entry, key, where)
     if not isinstance(values, list) or len(values) != 4 or not all(map(_is_number, values)):
-        raise ValueError(f"{key} must be four finite numbers: {where} has {values!r}")
+        raise ValueError(f"{key} must be four finite numbers: {where} has {values!r:.80}")
     return values
 
 
 def _area(entry: dict[str, Any], where: str) -> float | None:
     value = entry.get("area")
     if value is not None and (not _is_number(value) or value < 0):
-        raise ValueError(f"area must be a finite number, zero or more: {where} has {value!r}")
+        raise ValueError(f"area must be a finite number, zero or more: {where} has {value!r:.80}")
     return value
 
 

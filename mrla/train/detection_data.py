@@ -22,7 +22,7 @@ from .data import Split, check_workers
 from .randomness import derive_seed, seeded
 from .sampling import PADDING, SampleKey
 from .shapes import SHAPE_NAMES, DrawnShapes
-from .voc_files import VOC_NAMES, read_voc
+from .voc_files import read_voc, voc_class_names
 
 Target = dict[str, Any]
 """What is in an image, as torchvision's detectors and torchmetrics' `MeanAveragePrecision` take it: `DetectionSamples`
@@ -164,7 +164,8 @@ def detection_facts(data: DetectionData) -> DetectionFacts:
     """What a detector must know of these data; no image is opened.
 
     Args:
-        data: The description. Of a `Coco` the validation file is read, which is the smaller one, if it is there.
+        data: The description. Of a `Coco` the validation file is read, which is the smaller one, if it is there; of a
+            `Voc` the annotations, for their names.
 
     Returns:
         Class names, category ids and whether there are masks.
@@ -183,7 +184,7 @@ def detection_facts(data: DetectionData) -> DetectionFacts:
         return DetectionFacts(
             class_names=tuple(categories.values()), category_ids=tuple(categories), has_masks=data.masks
         )
-    names = VOC_NAMES if isinstance(data, Voc) else SHAPE_NAMES
+    names = voc_class_names(_voc_folder(data), (data.train_set, data.val_set)) if isinstance(data, Voc) else SHAPE_NAMES
     ids = tuple(range(1, len(names) + 1))
     return DetectionFacts(class_names=names, category_ids=ids, has_masks=isinstance(data, Shapes))
 
@@ -353,11 +354,16 @@ def _open_coco(data: Coco, split: Split) -> tuple[AnnotatedImages, DataReport, D
 
 
 def _open_voc(data: Voc, split: Split) -> tuple[AnnotatedImages, DataReport, DetectionFacts]:
-    folder = Path(data.root) / "VOCdevkit" / f"VOC{data.year}"
     name = {"train": data.train_set, "val": data.val_set, "test": "test"}[split]
-    train = split == "train"
-    records, report = read_voc(folder, name, training=train, skip_empty=train and data.skip_empty)
-    return AnnotatedImages(records, masks=False), report, detection_facts(data)
+    train, facts = split == "train", detection_facts(data)
+    records, report = read_voc(
+        _voc_folder(data), name, facts.class_names, training=train, skip_empty=train and data.skip_empty
+    )
+    return AnnotatedImages(records, masks=False), report, facts
+
+
+def _voc_folder(data: Voc) -> Path:
+    return Path(data.root) / "VOCdevkit" / f"VOC{data.year}"
 
 
 def write_coco(data: Shapes, folder: str | Path) -> Coco:

@@ -102,9 +102,35 @@ def read_photo(path: str | Path) -> Photo:
             f"{path} must have values of a known range: {error}; save it with 8 or 16 bits a channel"
         ) from error
     except Exception as error:  # decoders raise whatever they stumble over: OSError, SyntaxError, struct.error, ...
-        raise UndecodableImageError(
-            f"{path} does not decode as an image ({one_line(error)}); repair or remove it"
-        ) from error
+        raise _undecodable(path, error) from error
+
+
+def read_sizes(path: str | Path) -> tuple[tuple[int, int], tuple[int, int]]:
+    """How large an image is, without decoding it.
+
+    Args:
+        path: The file.
+
+    Returns:
+        Width and height upright, and as they are stored.
+
+    Raises:
+        UndecodableImageError: If it is none of `FORMATS`, or no regular file.
+    """
+    from PIL import Image
+
+    try:
+        with _regular_file(path) as file, Image.open(file, formats=_formats()) as image:
+            width, height = image.size
+            return ((height, width) if _orientation(image) >= 5 else (width, height)), (width, height)
+    except UndecodableImageError:
+        raise
+    except Exception as error:  # as in read_photo
+        raise _undecodable(path, error) from error
+
+
+def _undecodable(path: str | Path, error: Exception) -> UndecodableImageError:
+    return UndecodableImageError(f"{path} does not decode as an image ({one_line(error)}); repair or remove it")
 
 
 def read_indexed(paths: Sequence[str], index: int) -> Any:
@@ -169,6 +195,27 @@ def labelled_files(folder: Path, class_names: Sequence[str]) -> list[tuple[str, 
     if left_out:
         warnings.warn(f"{folder}: not every file is read{_said(left_out)}", stacklevel=2)
     return found
+
+
+def files_in(folder: str | Path) -> list[str]:
+    """The image files of a folder and those below it, by folder and name, as `labelled_files` reads them.
+
+    Args:
+        folder: The folder.
+
+    Returns:
+        Their paths. What is left out is counted in one warning.
+
+    Raises:
+        ValueError: If it has none.
+    """
+    left_out: Counter[str] = Counter()
+    found = sorted(_walk(str(folder), os.path.realpath(folder), left_out))
+    if not found:
+        raise ValueError(f"{folder} has no image{_said(left_out)}; images end in {', '.join(_extensions())}")
+    if left_out:
+        warnings.warn(f"{folder}: not every file is read{_said(left_out)}", stacklevel=2)
+    return [os.path.join(parent, name) for parent, name, _ in found]
 
 
 def one_line(error: Exception) -> str:

@@ -1,17 +1,15 @@
 """Trained networks as commands take them: a folder that `mrla.save` wrote, or a run's ``.ckpt``."""
 
-import pickle
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
-from zipfile import BadZipFile
 
-import torch
 from torch import Tensor, nn
 
-from mrla.models import build, is_saved, read_config
+from mrla.models import is_saved, read_config
 from mrla.models.atomic_write import read_json
-from mrla.models.checkpoints import checked_config
+from mrla.models.checkpoint_files import check_tensors, check_values, read_torch
+from mrla.models.checkpoints import build_from, checked_config, differences
 
 from .recipe_tasks import build_network, class_names_of
 from .recipes import Recipe, from_dict
@@ -45,18 +43,21 @@ def load_trained(checkpoint: str | Path) -> tuple[nn.Module, Recipe | None, tupl
         raise ValueError(f"a checkpoint is a folder that mrla.save wrote, or a run's .ckpt: {path} does not exist")
     weights = network_weights(read_checkpoint(path))
     run = path.parent.parent
-    settings = read_json(run / CONFIG)["settings"]
+    settings = read_json(run / CONFIG).get("settings")
+    if not isinstance(settings, dict):
+        raise ValueError(
+            f"{run / CONFIG} is damaged: it holds no settings; keep the checkpoint in the folder of its run"
+        )
     if "network" in settings:  # a run of mrla.fit
-        network, recipe, names = checked_config(settings["network"], run / CONFIG), None, None
-        model = build(network["architecture"], network["model_args"], network["mrla"]["attach"])
+        recipe, names = None, None
+        model = build_from(checked_config(settings["network"], run / CONFIG))
     else:
         recipe = from_dict(settings)
         model, names = build_network(recipe), class_names_of(recipe)
-    try:
-        model.load_state_dict(weights)
-    except RuntimeError as error:
-        first = str(error).splitlines()[1:2]
-        raise ValueError(f"{path} is of another network than {run / CONFIG} says: {' '.join(first).strip()}") from error
+    if found := differences(model.state_dict(), weights):
+        raise ValueError(f"{path} is of another network than {run / CONFIG} says ({found}); take it from its own run")
+    check_values(weights, path)
+    model.load_state_dict(weights)
     return model.eval(), recipe, names
 
 
@@ -73,23 +74,13 @@ def read_checkpoint(path: Path) -> dict:
         ValueError: If it is damaged or would execute something.
     """
     try:
-        content = torch.load(path, map_location="cpu", weights_only=True)
-        content["state_dict"]
-    except (
-        OSError,
-        EOFError,
-        RuntimeError,
-        KeyError,
-        TypeError,
-        ValueError,
-        BadZipFile,
-        pickle.UnpicklingError,
-    ) as error:
-        reason = str(error).splitlines()[0] if str(error) else type(error).__name__
-        raise ValueError(
-            f"{path} is missing or damaged ({reason}); put an intact copy there, or remove {path.parent} to start its "
-            f"run anew"
-        ) from error
+        content = read_torch(path)
+        weights = content.get("state_dict") if isinstance(content, dict) else None
+        if not isinstance(weights, dict) or not all(isinstance(name, str) for name in weights):
+            raise ValueError(f"{path} is damaged: it holds no weights by name")
+        check_tensors(weights, str(path))
+    except ValueError as error:
+        raise ValueError(f"{error}; put an intact copy there, or remove {path.parent} to start its run anew") from error
     return content
 
 

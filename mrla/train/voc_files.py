@@ -1,11 +1,13 @@
 """Pascal VOC's detection annotations, read and checked."""
 
 import math
+from collections.abc import Mapping, Sequence
+from functools import lru_cache
 from pathlib import Path
 from typing import Any
 from xml.etree import ElementTree
 
-from .annotated_images import DataReport, ImageRecord, check_images_are_there, kept_records, settled_box
+from .annotated_images import MOST_PIXELS, DataReport, ImageRecord, check_images_are_there, kept_records, settled_box
 
 VOC_NAMES = (
     *("aeroplane", "bicycle", "bird", "boat", "bottle", "bus", "car", "cat", "chair", "cow"),
@@ -14,7 +16,38 @@ VOC_NAMES = (
 """VOC's classes, in the order of their labels, which begin at 1."""
 
 
-def read_voc(folder: Path, name: str, *, training: bool, skip_empty: bool) -> tuple[list[ImageRecord], DataReport]:
+def voc_class_names(folder: Path, lists: Sequence[str]) -> tuple[str, ...]:
+    """The classes of a folder in VOC's form: VOC's twenty, or those that the annotations name where they name others.
+
+    Args:
+        folder: The folder with ``Annotations`` and ``ImageSets``.
+        lists: Names of the lists in ``ImageSets/Main`` whose images count; one that is not there has none.
+
+    Returns:
+        The names, in the order of the labels, which begin at 1: that of the alphabet for those of one's own.
+
+    Raises:
+        ValueError: If an annotation is missing or not as VOC has it.
+    """
+    files = [path for name in lists if (path := folder / "ImageSets" / "Main" / f"{name}.txt").is_file()]
+    changed = tuple(path.stat().st_mtime_ns for path in (*files, folder / "Annotations") if path.exists())
+    return _class_names(folder, tuple(files), changed)
+
+
+@lru_cache(maxsize=4)
+def _class_names(folder: Path, files: tuple[Path, ...], changed: tuple[int, ...]) -> tuple[str, ...]:
+    # Asked for by every part of a run: of VOC 2012 it takes some seconds.
+    found: set[str] = set()
+    for image in dict.fromkeys(name for path in files for name in _names(path)):
+        root = _parsed(folder / "Annotations" / f"{image}.xml")
+        found.update(_class_name(entry) for entry in root.findall("object"))
+    found.discard("")  # refused where it stands
+    return VOC_NAMES if found <= set(VOC_NAMES) else tuple(sorted(found))
+
+
+def read_voc(
+    folder: Path, name: str, class_names: Sequence[str], *, training: bool, skip_empty: bool
+) -> tuple[list[ImageRecord], DataReport]:
     """Reads and checks the annotations of one list of images.
 
     VOC counts pixels from 1 and its corners are the first and the last pixel of an object; boxes here are from the near
@@ -24,6 +57,7 @@ def read_voc(folder: Path, name: str, *, training: bool, skip_empty: bool) -> tu
     Args:
         folder: The folder with ``JPEGImages``, ``Annotations`` and ``ImageSets``.
         name: Name of the list in ``ImageSets/Main``.
+        class_names: As `voc_class_names` gives them.
         training: Whether the objects are to learn from.
         skip_empty: Whether images without an object are left out.
 
@@ -36,8 +70,10 @@ def read_voc(folder: Path, name: str, *, training: bool, skip_empty: bool) -> tu
     listed = folder / "ImageSets" / "Main" / f"{name}.txt"
     report = DataReport(str(listed))
     names = _names(listed)
+    labels = {class_name: label for label, class_name in enumerate(class_names, start=1)}
     records = [
-        _record(folder, name, number, training=training, report=report) for number, name in enumerate(names, start=1)
+        _record(folder, name, number, labels, training=training, report=report)
+        for number, name in enumerate(names, start=1)
     ]
     check_images_are_there(folder / "JPEGImages", records)
     return kept_records(records, report, skip_empty=skip_empty), report
@@ -53,29 +89,41 @@ def _names(listed: Path) -> list[str]:
             f"VOC's list of images must be a file: {listed} cannot be read ({error}); there is {there or 'none'}"
         ) from error
     twice = {name for name in names if names.count(name) > 1} if len(set(names)) < len(names) else set()
+    if outside := next((name for name in names if "/" in name or "\\" in name or name in (".", "..")), None):
+        raise ValueError(f"a list must name images of JPEGImages: {listed} has {outside!r:.80}; name them alone")
     if twice:
         raise ValueError(f"a list of images must have each once: {listed} has {min(twice)} twice; remove one")
     return names
 
 
-def _record(folder: Path, name: str, number: int, *, training: bool, report: DataReport) -> ImageRecord:
+def _record(
+    folder: Path, name: str, number: int, labels: Mapping[str, int], *, training: bool, report: DataReport
+) -> ImageRecord:
     path = folder / "Annotations" / f"{name}.xml"
     root = _parsed(path)
     height, width = (_number(root, f"size/{side}", path) for side in ("height", "width"))
-    if min(height, width) < 1 or height % 1 or width % 1:
-        raise ValueError(f"an image's size must be whole and positive: {path} has {width:g}x{height:g}")
+    if min(height, width) < 1 or max(height, width) > MOST_PIXELS or height % 1 or width % 1:
+        raise ValueError(
+            f"an image's size must be whole, from 1 to {MOST_PIXELS} pixels: {path} has {width:g}x{height:g}"
+        )
     image = folder / "JPEGImages" / f"{name}.jpg"
     record = ImageRecord(path=str(image), place=str(path), image_id=number, height=int(height), width=int(width))
     for place, entry in enumerate(root.findall("object"), start=1):
-        _add_object(record, entry, f"object {place} in {path}", training, report)
+        _add_object(record, entry, labels, f"object {place} in {path}", training, report)
     return record
 
 
-def _add_object(record: ImageRecord, entry: Any, where: str, training: bool, report: DataReport) -> None:
+def _class_name(entry: Any) -> str:
+    return (entry.findtext("name") or "").strip()
+
+
+def _add_object(
+    record: ImageRecord, entry: Any, labels: Mapping[str, int], where: str, training: bool, report: DataReport
+) -> None:
     report.objects_read += 1
-    name = (entry.findtext("name") or "").strip()
-    if name not in VOC_NAMES:
-        raise ValueError(f"an object's name must be one of VOC's 20 classes: {where} has {name!r}")
+    name = _class_name(entry)
+    if not name or name not in labels:
+        raise ValueError(f"an object's name must be one of {', '.join(labels)}: {where} has {name!r}")
     difficult = (entry.findtext("difficult") or "0").strip()
     if difficult not in ("0", "1"):
         raise ValueError(f"difficult must be 0 or 1: {where} has {difficult!r}")
@@ -95,7 +143,7 @@ def _add_object(record: ImageRecord, entry: Any, where: str, training: bool, rep
         return
     if difficult == "1":
         report.note("difficult_ignored", where)
-    record.add(box, VOC_NAMES.index(name) + 1, width * height, int(difficult))
+    record.add(box, labels[name], width * height, int(difficult))
 
 
 def _number(entry: Any, path: str, where: object) -> float:

@@ -1,6 +1,7 @@
 """What `mrla predict` draws and writes."""
 
 import json
+import shutil
 from pathlib import Path
 
 import numpy as np
@@ -141,12 +142,48 @@ def test_files_of_one_name_and_pictures_on_their_side(of_classes, tmp_path):
         assert drawn.height > 400
 
 
+def test_a_bad_file_is_named_and_the_others_are_drawn(of_classes, pictures, tmp_path, capsys, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    folder = tmp_path / "photos"
+    (folder / "more").mkdir(parents=True)
+    for name in ("a.png", "more/b.png"):
+        shutil.copy(pictures[0], folder / name)
+    (folder / "bad.png").write_text("no image")
+    (folder / "notes.txt").write_text("not read")
+    with pytest.warns(UserWarning, match=r"left out are 1 \.txt"):
+        assert main(["predict", str(of_classes), "photos", "--out", "out", "--machine.accelerator", "cpu"]) == 1
+    said = capsys.readouterr()
+    assert said.err.splitlines()[-1].startswith("mrla: not read: photos/bad.png does not decode as an image")
+    assert "Traceback" not in said.err
+    images = json.loads((tmp_path / "out" / "predictions.json").read_text())["images"]
+    assert [entry.get("drawing") for entry in images] == ["a.png", None, "b.png"]
+    assert "photos/bad.png" in images[1]["error"]
+
+
+def test_a_drawing_takes_no_other_files_place(of_classes, pictures, tmp_path):
+    """Neither an input's, nor another drawing's, nor that of a file which is there; an older drawing's it does."""
+    for name in ("x.png", "y.png", "y.jpg", "y-2.png"):
+        with Image.open(pictures[0]) as picture:
+            picture.convert("RGB").save(tmp_path / name)
+    (tmp_path / "z.png").write_bytes(b"somebody's")
+    other = tmp_path / "elsewhere"
+    other.mkdir()
+    shutil.copy(tmp_path / "x.png", other / "z.png")
+    before = {path.name: path.read_bytes() for path in tmp_path.iterdir() if path.is_file()}
+    files = [tmp_path / "x.png", tmp_path / "y.png", tmp_path / "y.jpg", tmp_path / "y-2.png", other / "z.png"]
+    names = [entry["drawing"] for entry in predict(of_classes, files, tmp_path, machine=CPU)]
+    assert names == ["x-2.png", "y-3.png", "y-4.png", "y-2-2.png", "z-2.png"]
+    assert {name: (tmp_path / name).read_bytes() for name in before} == before
+    again = [entry["drawing"] for entry in predict(of_classes, files, tmp_path, machine=CPU)]
+    assert again == names
+
+
 @pytest.mark.parametrize(
     ("words", "rule"),
     [
         (["nowhere", "{picture}"], "nowhere"),
-        (["{objects}", "no.png"], "images must be files: no.png does not exist"),
-        (["{objects}", "."], "images must be files: . is a folder"),
+        (["{objects}", "no.png"], "images must be files or folders: no.png does not exist"),
+        (["{objects}", "empty"], "empty has no image; images end in"),
         (["{objects}", "{text}"], "does not decode as an image"),
         (["{objects}", "{picture}", "--score_thresh", "1.5"], "score_thresh must be from 0 to 1: got 1.5"),
         (["{classes}", "{picture}", "--top", "0"], "top must be at least 1: got 0"),
@@ -157,6 +194,7 @@ def test_refused_with_one_line_and_exit_code_2(
 ):
     monkeypatch.chdir(tmp_path)
     (tmp_path / "text.png").write_text("no image")
+    (tmp_path / "empty").mkdir()
     places = {"picture": pictures[0], "objects": of_objects, "classes": of_classes, "text": tmp_path / "text.png"}
     assert main(["predict", *(word.format(**places) for word in words)]) == 2
     error = capsys.readouterr().err

@@ -50,7 +50,7 @@ def grids_seen(model, *inputs, **keywords):
 
 
 def cut(image):
-    """An image's patches and their coordinates, (b, n, 16 * 16 * 3) and (b, n, 2), as timm's NaFlex loader gives them."""
+    """An image's patches and their coordinates, (b, n, 16 * 16 * 3) and (b, n, 2), as timm's NaFlex loader has them."""
     patches, (rows, columns) = timm.models.naflexvit.batch_patchify(image, (PATCH, PATCH))
     coordinates = torch.cartesian_prod(torch.arange(rows), torch.arange(columns))
     valid = torch.ones(patches.shape[:2], dtype=torch.bool)

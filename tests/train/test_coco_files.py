@@ -306,6 +306,7 @@ WHOLE = encode_mask(np.eye(HEIGHT, WIDTH, dtype=np.uint8))["counts"]
         ([[1, 1, 5, 5, 5]], "a polygon must be a list of finite numbers, x and y in turn"),
         ([[1, 1, 5, 5, 5, "6"]], "a polygon must be a list of finite numbers"),
         ([[1, 1, 5, 5, 5, float("nan")]], "a polygon must be a list of finite numbers"),
+        ([[1, 1, 5, 5, 5, int("9" * 401)]], "a polygon must be a list of finite numbers"),
         ([1, 1, 5, 5, 5, 6], "a polygon must be a list"),
         ([[1, 1, 5, 5, 5, 1e9]], "a polygon must lie near its image"),
         ("text", "segmentation must be a list of polygons or run lengths"),
@@ -345,6 +346,9 @@ def test_a_missing_segmentation_is_refused_where_masks_are_read(folder):
         ({"bbox": [1, 1, float("nan"), 4]}, "bbox must be four finite numbers: annotation 9 .*nan"),
         ({"bbox": [float("inf"), 1, 2, 4]}, "bbox must be four finite numbers"),
         ({"bbox": [1, 1, 2]}, "bbox must be four finite numbers"),
+        ({"bbox": [1, 1, 2, int("9" * 401)]}, "bbox must be four finite numbers"),
+        ({"area": int("9" * 401)}, "area must be a finite number"),
+        ({"id": int("9" * 401)}, "id must be a whole number, 0 or more: an annotation"),
         ({"bbox": "1 1 2 4"}, "bbox must be four finite numbers"),
         ({"bbox": [1, 1, 2, True]}, "bbox must be four finite numbers"),
         ({"area": -1}, "area must be a finite number, zero or more: annotation 9 .* has -1"),
@@ -360,6 +364,20 @@ def test_a_missing_segmentation_is_refused_where_masks_are_read(folder):
 )
 def test_an_annotation_that_cannot_be_is_refused(folder, changes, message):
     refused(folder([annotation(1), annotation(9, **changes)]), message)
+
+
+@pytest.mark.parametrize("area", [None, 0, 0.0])
+def test_an_area_that_is_not_known_is_computed(folder, area):
+    """Some tools write 0 where they know none; as it stands the object would be none of COCO's small ones."""
+    data = folder([annotation(1, area=area)])
+    assert first(data)["area"].item() == first(data)["masks"].sum() > 0
+    assert counts(data)["area_computed"] == 1
+
+
+def test_no_mask_is_made_of_a_size_that_the_image_has_not(folder, tmp_path):
+    """65,500 times 65,500 pixels of a mask would be 4 GiB."""
+    data = folder([without(annotation(1), "area")], images=[image(1, height=65_500, width=65_500)])
+    refused(data, "must have the size that its annotations say, 65500x65500 .* it has 30x20", named=("1.png",))
 
 
 @pytest.mark.parametrize("key", ["id", "image_id", "category_id", "bbox"])
@@ -380,8 +398,11 @@ def test_a_file_of_another_structure_is_refused(folder, key, content):
     ("images", "message"),
     [
         ([image(1), image(1, file_name="2.png")], "image ids must differ: .* has 1 twice"),
-        ([image(1, height=0)], "height must be a whole number, 1 or more: image 1 .* has 0"),
-        ([image(1, width=-30)], "width must be a whole number, 1 or more"),
+        ([image(1, height=0)], "height must be a whole number, 1 to 65500: image 1 .* has 0"),
+        ([image(1, width=-30)], "width must be a whole number, 1 to 65500"),
+        ([image(1, height=10**6, width=10**6)], "height must be a whole number, 1 to 65500: image 1 .* has 1000000"),
+        ([image(1, file_name="../2.png")], r"file_name must be of a file in .*: image 1 .* has '\.\./2\.png'"),
+        ([image(1, file_name="/2.png")], "file_name must be of a file in .*: image 1 .* has '/2.png'"),
         ([image(1, width=30.5)], "width must be a whole number"),
         ([image(1, width=float("nan"))], "width must be a whole number"),
         ([image("one")], "id must be a whole number"),

@@ -87,6 +87,17 @@ def test_there_are_20_classes_in_vocs_order():
     assert facts.category_ids == tuple(range(1, 21))
 
 
+def test_classes_of_ones_own_are_those_that_the_annotations_of_both_lists_name(voc, tmp_path):
+    data = voc(document(thing("unicorn"), thing("dragon")), document(thing("dragon")), document(thing("cat")))
+    lists = tmp_path / "VOCdevkit" / "VOC2012" / "ImageSets" / "Main"
+    (lists / "train.txt").write_text("2008_000000\n2008_000001\n")
+    (lists / "val.txt").write_text("2008_000002\n")
+    facts = detection_facts(data)
+    assert (facts.class_names, facts.category_ids) == (("cat", "dragon", "unicorn"), (1, 2, 3))
+    assert first(data, "train")["labels"].tolist() == [3, 2]
+    assert first(data, "val")["labels"].tolist() == [1]
+
+
 def test_fractions_of_a_pixel_are_read(voc):
     found = first(voc(document(thing(box=(5.5, 5, 12.25, 10)))))["boxes"]
     torch.testing.assert_close(found, torch.tensor([[4.5, 4, 12.25, 10]]))
@@ -133,16 +144,19 @@ def test_torchvision_reads_the_same_folder(voc, tmp_path):
 @pytest.mark.parametrize(
     ("text", "message"),
     [
-        (document(thing("unicorn")), "one of VOC's 20 classes: object 1 in .* has 'unicorn'"),
-        (document(thing(), thing().replace("<name>dog</name>", "")), "20 classes: object 2 in .* has ''"),
+        (
+            document(thing(), thing().replace("<name>dog</name>", "")),
+            "must be one of aeroplane.*: object 2 in .* has ''",
+        ),
+        (document(thing(), width=10**6), "must be whole, from 1 to 65500 pixels: .* has 1e\\+06x20"),
         (document(thing(difficult=2)), "difficult must be 0 or 1: object 1"),
         (document(thing(box=(5, 5, "x", 10))), "bndbox/xmax must be a finite number: object 1 .* has 'x'"),
         (document(thing(box=(5, 5, "nan", 10))), "bndbox/xmax must be a finite number"),
         (document(thing(box=(5, 5, 8))), "bndbox/ymax must be a finite number: object 1 .* has None"),
         (document(thing(box=(9, 5, 5, 10))), "must not have a negative size: object 1 in .* xmin 9"),
-        (document(thing(), height=0), "size must be whole and positive: .* has 30x0"),
-        (document(thing(), width=-30), "size must be whole and positive"),
-        (document(thing(), width="1.5"), "size must be whole and positive"),
+        (document(thing(), height=0), "size must be whole, from 1 to 65500 pixels: .* has 30x0"),
+        (document(thing(), width=-30), "size must be whole, from 1"),
+        (document(thing(), width="1.5"), "size must be whole, from 1"),
         (document(thing()).replace("size>", "sizes>"), "size/height must be a finite number: .* has None"),
         ("<annotation>", "must be XML as VOC has it: no element found"),
         ("", "must be XML as VOC has it"),
