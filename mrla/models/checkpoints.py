@@ -577,7 +577,11 @@ def _attach_as(model: nn.Module, recipe: Mapping[str, Any] | None) -> nn.Module:
         if is_attached(model):
             detach(model)
         if recipe:
-            attach(model, **recipe)
+            try:
+                attach(model, **recipe)
+            except (ArithmeticError, AttributeError, LookupError, RuntimeError, TypeError) as error:
+                said = " ".join(str(error).split())
+                raise ValueError(f"mixers cannot be attached as {dict(recipe)} says: {said}") from error
     return model
 
 

@@ -125,6 +125,9 @@ HARMFUL = {
     "no name": {"architecture": 5},
     "arguments": {"model_args": [1]},
     "attach": {"mrla": {"attach": "light"}},
+    "an unknown option": {"mrla": {"attach": {"method": "light", "chain_leng4h": 1}}},
+    "no method": {"mrla": {"attach": {"mathod": "light"}}},
+    "a width of text": {"mrla": {"attach": {"method": "light", "head_dim": "x"}}},
     "one label": {"pretrained_cfg": {"label_names": ["a"]}},
     "labels by number": {"pretrained_cfg": {"label_names": {"a": 1}}},
     "a word": {"pretrained_cfg": {"label_names": "abc"}},
@@ -149,7 +152,9 @@ def test_nothing_is_fetched_opened_or_run_that_a_config_names(case, tmp_path, mo
     path.write_text(json.dumps(config | HARMFUL[case]))
     before = sorted(tmp_path.rglob("*"))
     monkeypatch.setattr("socket.socket.connect", reached)
-    with pytest.raises(ValueError, match=r"config\.json|resnet18 cannot be built") as caught:
+    with pytest.raises(
+        ValueError, match=r"config\.json|resnet18 cannot be built|mixers cannot be attached as"
+    ) as caught:
         mrla.load(tmp_path)
     assert "\n" not in str(caught.value)
     assert sorted(tmp_path.rglob("*")) == before

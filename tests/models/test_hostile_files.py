@@ -158,6 +158,25 @@ def test_what_torch_and_paddle_write_is_read_as_before(tmp_path):
         assert all(torch.equal(found[name], content["state_dict"][name]) for name in found)
 
 
+@pytest.mark.parametrize("summed", [True, False])
+def test_a_changed_number_is_noticed_where_the_file_has_sums(tmp_path, summed):
+    """torch.load does not compare them; without sums, as torch.save can be told to write, all files are read."""
+    path = tmp_path / "net.pth"
+    tensor = torch.arange(1000.0)
+    torch.serialization.set_crc32_options(summed)
+    try:
+        torch.save({"a": tensor, "b": torch.zeros(3)}, path)
+    finally:
+        torch.serialization.set_crc32_options(True)
+    assert torch.equal(read_state_dict(path)["a"], tensor)
+    content = bytearray(path.read_bytes())
+    content[content.find(tensor.numpy().tobytes()) + 100] ^= 1
+    path.write_bytes(content)
+    if summed:
+        with pytest.raises(ValueError, match=r"is damaged or not a checkpoint of torch \(.*data/0 is not as it was"):
+            read_state_dict(path)
+
+
 def saved(tmp_path: Path, **state) -> Path:
     path = tmp_path / "net.pth"
     torch.save(state, path)
