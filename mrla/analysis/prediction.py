@@ -8,7 +8,8 @@ import torch
 from torch import Tensor
 
 from mrla.deploy import is_exported, open_exported
-from mrla.models.atomic_write import make_folder, write_json, written_whole
+from mrla.models.atomic_write import write_json, written_whole
+from mrla.models.one_writer import alone_in
 from mrla.train.engine import thread_limit
 from mrla.train.images import read_image
 from mrla.train.recipes import Machine
@@ -52,7 +53,8 @@ def predict(
         ``scores`` of a detector, or ``names`` and ``scores`` of a classifier.
 
     Raises:
-        ValueError: If the checkpoint or an image cannot be read, or a number is out of range.
+        ValueError: If the checkpoint or an image cannot be read, a number is out of range, or another process writes
+            into the folder.
     """
     if not images:
         raise ValueError("images must be at least one file: got none")
@@ -69,8 +71,8 @@ def predict(
         network, recipe, class_names = load_trained(checkpoint)
         device = timing_device(machine.accelerator)
         model, prepared = network.to(device).eval(), preparation(network, recipe)
-    folder, found = make_folder(Path(out)), []
-    with thread_limit(machine.threads), torch.inference_mode():
+    folder, found = Path(out), []
+    with alone_in(folder), thread_limit(machine.threads), torch.inference_mode():
         for index, (file, name) in enumerate(zip(files, _different_names(files), strict=True)):
             picture = read_image(file)
             if hasattr(model, "built_as"):
@@ -82,7 +84,7 @@ def predict(
             found.append({"file": str(file), "drawing": name, **entry})
             if on_progress is not None:
                 on_progress(index + 1, len(files))
-    write_json(folder / PREDICTIONS, {"checkpoint": str(checkpoint), "images": found})
+        write_json(folder / PREDICTIONS, {"checkpoint": str(checkpoint), "images": found})
     return found
 
 

@@ -14,7 +14,7 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
-from .atomic_write import make_folder, written_whole
+from .atomic_write import make_folder, sweep, written_whole
 from .attachment import attach, detach, is_attached
 from .hub_transfer import download, hub_name
 from .mixed_blocks import MIXER
@@ -105,7 +105,7 @@ def write(folder: Path, config: Mapping[str, Any], weights: Mapping[str, Tensor]
         ) from error
     if empty := next((name for name, tensor in weights.items() if tensor.is_meta), None):
         raise ValueError(f"weights must have values to be saved: {empty} is on the meta device; load weights first")
-    folder = make_folder(folder)
+    sweep(make_folder(folder))
     # Both are written before either takes its place.
     with written_whole(folder / CONFIG) as config_beside, written_whole(folder / WEIGHTS) as weights_beside:
         config_beside.write_text(text + "\n")

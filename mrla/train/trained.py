@@ -87,8 +87,8 @@ def read_checkpoint(path: Path) -> dict:
     ) as error:
         reason = str(error).splitlines()[0] if str(error) else type(error).__name__
         raise ValueError(
-            f"{path} is missing or damaged ({reason}); put an intact copy there, or remove {path.parent} to start its "
-            f"run anew"
+            f"{path} is missing or damaged ({reason}); put an intact copy there, or move {path.parent} aside to "
+            f"start its run anew"
         ) from error
     return content
 
