@@ -68,8 +68,7 @@ def _take(path: Path) -> int:
         os.close(descriptor)
         if taken is False and time.monotonic() > end:
             raise ValueError(
-                f"only one command at a time may write into a folder: {holder} writes into {path.parent}; wait for it "
-                f"to end, or choose another --out"
+                f"another command is running in {path.parent}: {holder}; wait for it to end, or choose another --out"
             )
         time.sleep(0.05)
     since = datetime.now().astimezone().isoformat(sep=" ", timespec="seconds")
@@ -83,6 +82,6 @@ def _take(path: Path) -> int:
 def _holder(path: Path) -> str:
     try:
         told = json.loads(path.read_text())
-        return f"process {told['process']} on {told['machine']}, since {told['since']},"
+        return f"process {told['process']} on {told['machine']}, since {told['since']}"
     except (OSError, ValueError, LookupError, TypeError):  # not written yet
-        return "another process"
+        return "its process is not known yet"
