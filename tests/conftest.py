@@ -2,6 +2,7 @@
 
 import json
 import os
+import resource
 import sys
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
@@ -40,6 +41,22 @@ def in_an_empty_folder(tmp_path, monkeypatch):
     """Where a command is tried: nothing lies there, and a printed line is wide enough for a table."""
     monkeypatch.chdir(tmp_path)
     monkeypatch.setenv("COLUMNS", "200")
+
+
+@pytest.fixture
+def small_files():
+    """`small_files(size)`: a body in which no file takes more bytes, as on a disk that is full."""
+
+    @contextmanager
+    def limit(size: int) -> Iterator[None]:
+        before = resource.getrlimit(resource.RLIMIT_FSIZE)
+        resource.setrlimit(resource.RLIMIT_FSIZE, (size, before[1]))  # Python ignores the signal that comes with it
+        try:
+            yield
+        finally:
+            resource.setrlimit(resource.RLIMIT_FSIZE, before)
+
+    return limit
 
 
 def sweep_but(kept: Iterable[Any], rows: Iterable[Any]) -> list[Any]:

@@ -26,7 +26,7 @@ OUTSIDE = {
         "safetensors",
         "pycocotools",
     },
-    "analysis": {"scipy", "matplotlib", "jinja2", "bokeh", "captum", "filelock", "lightning", "torchvision", "PIL"},
+    "analysis": {"scipy", "matplotlib", "jinja2", "bokeh", "captum", "lightning", "torchvision", "PIL"},
     "cli": {"jsonargparse", "rich", "yaml"},
     "": set(),
 }

@@ -1,6 +1,5 @@
 """The benchmark: what an arm costs against the plain network, measured side by side."""
 
-import os
 import re
 import time
 from collections.abc import Callable, Sequence
@@ -14,6 +13,7 @@ from torch import nn
 
 from mrla.models.atomic_write import write_json
 from mrla.models.near_names import nearest
+from mrla.models.one_writer import alone_in
 from mrla.train.engine import thread_limit
 
 from .benchmark_arms import NO_NUMBA, check_network, read_arm
@@ -110,8 +110,8 @@ def benchmark(
         The benchmark; its folder holds ``bench.json``, ``bench.png`` and ``bench.svg``.
 
     Raises:
-        ValueError: If an argument is not as described, a package that an arm needs is missing, an arm does not run, or
-            a state changes what a network computes.
+        ValueError: If an argument is not as described, a package that an arm needs is missing, an arm does not run, a
+            state changes what a network computes, or another process writes into the folder.
         TypeError: If an argument is of another type.
 
     Example:
@@ -139,25 +139,25 @@ def benchmark(
     values = None if values is None else [_number("values", value, least=1) for value in values]
     settings = sweep_settings(setting, sweep, values)
     folder = Path(out) if out is not None else Path("runs") / f"bench-{_slug(setting.model_name)}"
-    _check_writable(folder)
     swept = [value for value, _ in settings if value is not None]
     date, start = datetime.now(UTC), time.monotonic()
-    with thread_limit(setting.threads):
-        points = _measure(settings, on_progress)
-    content = {
-        "theme": "bench",
-        "date": date.isoformat(timespec="seconds"),
-        "hardware": hardware(setting.device, setting.threads),
-        "versions": versions(),
-        **commit(),
-        "configuration": {**_configuration(setting), "sweep": sweep, "values": swept or None},
-        "notes": [NO_NUMBA] if any([point.pop("needs_numba") for point in points]) else [],
-        "note": NOTE,
-        "points": points,
-        "seconds": time.monotonic() - start,
-    }
-    draw_benchmark(content, folder)
-    write_json(folder / RESULTS, content)  # last: where it is, all of it is there
+    with alone_in(folder):  # before the measuring: it may be refused
+        with thread_limit(setting.threads):
+            points = _measure(settings, on_progress)
+        content = {
+            "theme": "bench",
+            "date": date.isoformat(timespec="seconds"),
+            "hardware": hardware(setting.device, setting.threads),
+            "versions": versions(),
+            **commit(),
+            "configuration": {**_configuration(setting), "sweep": sweep, "values": swept or None},
+            "notes": [NO_NUMBA] if any([point.pop("needs_numba") for point in points]) else [],
+            "note": NOTE,
+            "points": points,
+            "seconds": time.monotonic() - start,
+        }
+        draw_benchmark(content, folder)
+        write_json(folder / RESULTS, content)  # last: where it is, all of it is there
     return Benchmark(folder=folder, content=content)
 
 
@@ -259,10 +259,3 @@ def _device(given: str) -> torch.device:
 
 def _slug(name: str) -> str:
     return re.sub(r"[^\w.-]+", "-", name).strip("-")
-
-
-def _check_writable(folder: Path) -> None:
-    """Refuses before the measuring what cannot be written after it; makes nothing."""
-    there = next(path for path in (folder, *folder.absolute().parents) if path.exists())
-    if not there.is_dir() or not os.access(there, os.W_OK):
-        raise ValueError(f"the output folder must be writable: got {folder}; choose another folder or its rights")

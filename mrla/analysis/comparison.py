@@ -1,8 +1,7 @@
 """The comparison: every arm with every seed, and what may honestly be said of the difference."""
 
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from hashlib import sha256
 from pathlib import Path
@@ -12,14 +11,16 @@ import torch
 from torch import nn
 from torch.utils.data import DataLoader
 
-from mrla.models.atomic_write import make_folder, read_json, write_json
+from mrla.models.atomic_write import read_json, write_json
 from mrla.models.near_names import nearest
+from mrla.models.one_writer import alone_in
 from mrla.train import get_recipe
 from mrla.train.arms import count_parameters
 from mrla.train.engine import thread_limit
 from mrla.train.history import write_csv
 from mrla.train.recipes import ARMS, Recipe
-from mrla.train.runs import RESULT, load_any, open_run, versions
+from mrla.train.runs import RESULT, finished_run, load_any, open_run, versions
+from mrla.train.stopping import stopped_in_order
 
 from .comparison_runs import OwnRuns, RecipeRuns
 from .curves import draw_curves
@@ -94,7 +95,9 @@ def compare(
         ``curves.png``, ``curves.svg`` and every run.
 
     Raises:
-        ValueError: If an argument is not as described, the folder is another comparison's, or a run fails.
+        ValueError: If an argument is not as described, the folder is another comparison's or another process writes
+            into it, or a run fails.
+        KeyboardInterrupt: After Ctrl-C; what is finished is kept. After SIGTERM a SystemExit with code 143.
 
     Example:
         A comparison takes a minute, so this is not run with the tests::
@@ -123,9 +126,10 @@ def compare(
         "start": starts,
     }
     start = time.monotonic()
-    open_run(folder, {"compare": settings})
-    with _alone(folder):
-        folders = {(arm, seed): folder / "runs" / f"{arm}-seed{seed}" for arm, seed in plan}
+    folders = {(arm, seed): folder / "runs" / f"{arm}-seed{seed}" for arm, seed in plan}
+    finished_run(folder, {"compare": settings})
+    with stopped_in_order(lambda: _left_in(folder, folders)), alone_in(folder):
+        open_run(folder, {"compare": settings})
         source.make(folders, on_progress)
         results = {key: read_json(folders[key] / RESULT) for key in plan}
         content = _summarise(source, arms, results, folders)
@@ -144,6 +148,12 @@ def _check(arms: Sequence[str], seeds: int, jobs: int | None) -> None:
         raise ValueError(f"seeds must be a positive number of seeds: got {seeds}")
     if jobs is not None and jobs < 1:
         raise ValueError(f"jobs must be a positive number of runs at once: got {jobs}")
+
+
+def _left_in(folder: Path, folders: Mapping[tuple[str, int], Path]) -> str:
+    """What a comparison that was stopped has left, and how to go on."""
+    done = sum((run / RESULT).is_file() for run in folders.values())
+    return f"{folder} has {done} of {len(folders)} runs; the same command goes on, also within the others"
 
 
 def _fingerprint(model: nn.Module) -> str:
@@ -229,16 +239,3 @@ def _table_row(arm: str, content: Mapping[str, Any]) -> dict[str, Any]:
     row |= {f"images_per_second_{name}": entry["images_per_second"][name] for name in ("median", "p10", "p90")}
     fields = ("mean", "low", "high", "sd", "p_value", "p_holm", "detectable", "verdict")
     return row | {f"difference_{name}": difference.get(name) for name in fields}
-
-
-@contextmanager
-def _alone(folder: Path) -> Iterator[None]:
-    """Holds the folder, so that two comparisons never write to it at once."""
-    from filelock import FileLock, Timeout
-
-    make_folder(folder)
-    try:
-        with FileLock(folder / ".lock", timeout=0):
-            yield
-    except Timeout as error:
-        raise ValueError(f"another comparison is running in {folder}; wait for it or choose another --out") from error

@@ -2,6 +2,7 @@
 
 import copy
 import os
+import signal
 import subprocess
 import sys
 import time
@@ -16,7 +17,7 @@ from torch import Tensor, nn
 from torch.utils.data import DataLoader
 
 from mrla.models import is_attached
-from mrla.models.atomic_write import write_json
+from mrla.models.atomic_write import room_for, write_json
 from mrla.models.checkpoints import describe
 from mrla.ops import METHODS
 from mrla.train.arms import attach_arm, settled
@@ -78,8 +79,7 @@ class RecipeRuns:
                     process = running.pop(folder)
                     process.communicate()  # closes its standard input
                     if process.returncode:
-                        log = (folder / "log.txt").read_text().strip().splitlines() or ["no message"]
-                        raise ValueError(f"the run {folder.name} failed: {log[-1]} (see {folder / 'log.txt'})")
+                        raise ValueError(_why_it_ended(folder, process.returncode))
                 if on_progress is not None:
                     on_progress(sum(_epochs_done(folder) for folder in recipes), total)
         finally:
@@ -188,9 +188,26 @@ def _default_jobs(recipe: Recipe) -> int:
     return max(1, (os.cpu_count() or 1) // recipe.machine.threads)
 
 
+def _why_it_ended(folder: Path, code: int) -> str:
+    log = folder / "log.txt"
+    number = -code if code < 0 else code - 128 if code > 128 else 0  # a shell's or our own way to tell of a signal
+    kept = "its finished epochs are kept, and the same command goes on after them"
+    if number in (signal.SIGTERM, signal.SIGINT):
+        return f"the run {folder.name} was stopped by {signal.Signals(number).name}; {kept}"
+    if number == signal.SIGKILL:
+        return (
+            f"the run {folder.name} was ended by signal 9 (SIGKILL), most likely because memory ran out; take fewer "
+            f"--jobs or a machine with more: {kept}"
+        )
+    if number in signal.valid_signals():
+        return f"the run {folder.name} was ended by signal {number} ({signal.Signals(number).name}, see {log}); {kept}"
+    told = log.read_text(errors="replace").strip().splitlines() or ["no message"]
+    return f"the run {folder.name} failed: {told[-1]} (see {log})"
+
+
 def _start(folder: Path, recipe: Recipe) -> subprocess.Popen:
     write_json(folder / "recipe.json", as_dict(recipe))
-    with (folder / "log.txt").open("w") as log:
+    with room_for(folder / "log.txt"), (folder / "log.txt").open("w") as log:
         return subprocess.Popen(
             [sys.executable, "-m", "mrla.analysis.worker", str(folder / "recipe.json"), str(folder)],
             stdin=subprocess.PIPE,  # never written to: it closes when this process is gone

@@ -22,6 +22,7 @@ _MARKERS = ("", "o", "s", "^", "D", "v")
 _DASHES = (0, (3, 1.5))
 STYLE: dict[Any, Any] = {
     "svg.hashsalt": "mrla",
+    "text.parse_math": False,  # a name with dollars is no formula
     "font.size": 11,
     "axes.spines.top": False,
     "axes.spines.right": False,

@@ -11,7 +11,8 @@ import torch
 from torch import Tensor
 
 from mrla.deploy import is_exported, open_exported
-from mrla.models.atomic_write import make_folder, write_json, written_whole
+from mrla.models.atomic_write import write_json, written_whole
+from mrla.models.one_writer import alone_in
 from mrla.train.engine import thread_limit
 from mrla.train.images import UndecodableImageError, read_image
 from mrla.train.recipes import Machine
@@ -57,7 +58,8 @@ def predict(
         and ``error``.
 
     Raises:
-        ValueError: If the checkpoint or every image cannot be read, or a number is out of range.
+        ValueError: If the checkpoint or every image cannot be read, a number is out of range, or another process writes
+            into the folder.
     """
     if not images:
         raise ValueError("images must be at least one file: got none")
@@ -74,8 +76,8 @@ def predict(
         network, recipe, class_names = load_trained(checkpoint)
         device = timing_device(machine.accelerator)
         model, prepared = network.to(device).eval(), preparation(network, recipe)
-    folder, found = make_folder(Path(out)), []
-    with thread_limit(machine.threads), torch.inference_mode():
+    folder, found = Path(out), []
+    with alone_in(folder), thread_limit(machine.threads), torch.inference_mode():
         for index, (file, name) in enumerate(zip(files, _drawing_names(files, folder), strict=True)):
             if on_progress is not None:
                 on_progress(index, len(files))
@@ -91,11 +93,11 @@ def predict(
             with written_whole(folder / name) as beside:
                 drawn.save(beside, format="PNG")
             found.append({"file": str(file), "drawing": name, **entry})
-    if on_progress is not None:
-        on_progress(len(files), len(files))
-    if all("error" in entry for entry in found):
-        raise ValueError(f"no image can be read: {found[0]['error']}")
-    write_json(folder / PREDICTIONS, {"checkpoint": str(checkpoint), "images": found})
+        if on_progress is not None:
+            on_progress(len(files), len(files))
+        if all("error" in entry for entry in found):
+            raise ValueError(f"no image can be read: {found[0]['error']}")
+        write_json(folder / PREDICTIONS, {"checkpoint": str(checkpoint), "images": found})
     return found
 
 

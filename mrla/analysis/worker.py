@@ -2,10 +2,12 @@
 
 import json
 import os
+import signal
 import sys
 import threading
 from pathlib import Path
 
+from mrla.models.atomic_write import NotWrittenError
 from mrla.train.recipes import from_dict
 
 
@@ -13,12 +15,13 @@ def main() -> int:
     """Trains one recipe; the last line on standard error says why, if it fails."""
     recipe_file, folder = map(Path, sys.argv[1:3])
     threading.Thread(target=_leave_with_parent, daemon=True).start()
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is the parent's, which ends this process
     from mrla.train.fitting import train
 
     try:
         train(from_dict(json.loads(recipe_file.read_text())), folder, progress=False)
-    except ValueError as error:
-        print(error, file=sys.stderr)
+    except (ValueError, NotWrittenError) as error:
+        print(error.strerror if isinstance(error, NotWrittenError) else error, file=sys.stderr)
         return 2
     return 0
 

@@ -1,6 +1,5 @@
 """The command that measures what networks cost."""
 
-import sys
 from collections.abc import Sequence
 from typing import Any
 
@@ -48,11 +47,7 @@ def bench_command(words: Sequence[str]) -> int:
         options["values"] = whole_numbers("--values", options["values"])
     from mrla.analysis import benchmark
 
-    try:
-        with progress_bar(progress, "rounds") as on_progress:
-            result = benchmark(**options, on_progress=on_progress)
-    except KeyboardInterrupt:
-        print("mrla: interrupted; nothing is written", file=sys.stderr)
-        return 130
+    with progress_bar(progress, "rounds") as on_progress:
+        result = benchmark(**options, on_progress=on_progress)
     print_benchmark(result.content, result.folder)
     return 0

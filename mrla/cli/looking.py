@@ -45,7 +45,7 @@ def predict_command(words: Sequence[str]) -> int:
         table.add_row(entry["file"], ", ".join(shown) or "nothing")
     console = console_of_width()
     console.print(table)
-    console.print(f"Drawn in {options['out']}/", highlight=False)
+    console.print(f"Drawn in {options['out']}/")
     unread = [entry["error"] for entry in found if "error" in entry]
     for error in unread:
         print(f"mrla: not read: {error}", file=sys.stderr)
@@ -81,16 +81,14 @@ def explain_command(words: Sequence[str]) -> int:
         )
     console = console_of_width()
     headline, *more = found.content["verdict"]
-    console.print(headline, style="bold", highlight=False, markup=False)
+    console.print(headline, style="bold")
     for sentence in more:
-        console.print(sentence, highlight=False, markup=False)
-    console.print(f"\n{found.content['note']}", style="dim", markup=False)
+        console.print(sentence)
+    console.print(f"\n{found.content['note']}", style="dim")
     files = ", ".join(["report.html", "explain.json", *([MAPS] if found.content["chains"] else [])])
-    console.print(f"{found.content['seconds']:.0f} s. {found.folder}/{files}", highlight=False, markup=False)
+    console.print(f"{found.content['seconds']:.0f} s. {found.folder}/{files}")
     if "mixers" in (found.content["cuts"] or {}):
-        console.print(
-            f"To take off what it can spare: mrla prune {options['checkpoint']}", highlight=False, markup=False
-        )
+        console.print(f"To take off what it can spare: mrla prune {options['checkpoint']}")
     return 0
 
 

@@ -1,16 +1,21 @@
 """One command is chosen and run, and what it cannot do is said in one line."""
 
+import errno
 import sys
 from collections.abc import Callable, Sequence
+from contextlib import suppress
 from importlib.metadata import version
 
 from jsonargparse import ArgumentError
 
+from mrla.models.atomic_write import NotWrittenError
 from mrla.models.near_names import nearest
 from mrla.train.recipes import RECIPES
+from mrla.train.stopping import Terminated, stopped_in_order, tell
 
 from .benching import bench_command
 from .looking import chains_command, explain_command, models_command, predict_command
+from .printing import NotPrintedError, drop_unprinted, flush_output, open_streams
 from .shipping import convert_command, export_command, prune_command
 from .training import compare_command, eval_command, train_command
 
@@ -37,6 +42,11 @@ _EXTRAS = {
 """Which extra brings a package, where it is not ``train``."""
 
 
+_GOES_ON = "the same command goes on after the last finished epoch"
+_LEFT = {"train": _GOES_ON, "compare": _GOES_ON, "predict": "what is drawn so far stays"}
+"""What a command that is stopped leaves, where it does not say so itself; of the others nothing."""
+
+
 def main(arguments: Sequence[str] | None = None) -> int:
     """Runs one command.
 
@@ -44,21 +54,39 @@ def main(arguments: Sequence[str] | None = None) -> int:
         arguments: Words of the command line after ``mrla``; those of this process if not given.
 
     Returns:
-        The exit code: 0, or 2 after one line on standard error.
+        The exit code: 0, or after one line on standard error 2, 130 (Ctrl-C) or 143 (SIGTERM).
     """
     words = list(sys.argv[1:] if arguments is None else arguments)
+    open_streams()
     try:
-        return _dispatch(words)
+        with stopped_in_order(lambda: _LEFT.get("".join(words[:1]), "nothing is written"), for_good=arguments is None):
+            return _run(words)
+    except Terminated as stop:
+        return int(stop.code or 0)
+    except KeyboardInterrupt as stop:
+        tell(stop)
+        return 130
+
+
+def _run(words: list[str]) -> int:
+    try:
+        code = _dispatch(words)
+        flush_output()
+        return code
     except (ArgumentError, ValueError, TypeError) as error:
         return _fail(str(error))
+    except NotWrittenError as error:
+        return _fail(str(error.strerror))
+    except (NotPrintedError, BrokenPipeError) as error:
+        drop_unprinted()
+        if error.errno == errno.EPIPE:  # who reads has seen enough, as head has; the work is done
+            return 0
+        return _fail(f"standard output cannot be written ({error.strerror})")
     except OSError as error:
         return _fail(f"{error.strerror or error}: {error.filename}" if error.filename else str(error))
     except ModuleNotFoundError as error:
         extra = _EXTRAS.get((error.name or "").partition(".")[0], "train")
         return _fail(f"{error.name} is not installed, and this command needs it: pip install 'mrla[{extra}]'")
-    except KeyboardInterrupt:
-        print("mrla: interrupted; the same command goes on after the last finished epoch", file=sys.stderr)
-        return 130
 
 
 def _dispatch(words: list[str]) -> int:
@@ -74,6 +102,8 @@ def _dispatch(words: list[str]) -> int:
         )
     try:
         return COMMANDS[words[0]](words[1:])
+    except Terminated:
+        raise
     except SystemExit as leave:  # --help and --print_config
         return int(leave.code or 0)
 
@@ -86,5 +116,6 @@ def _print_overview() -> None:
 
 
 def _fail(message: str) -> int:
-    print(f"mrla: error: {' '.join(message.split())}", file=sys.stderr)
+    with suppress(OSError):  # nobody reads it
+        print(f"mrla: error: {' '.join(line.strip() for line in message.splitlines())}", file=sys.stderr, flush=True)
     return 2

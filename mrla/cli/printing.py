@@ -1,13 +1,17 @@
 """What the commands print: tables, verdicts, and bars while they work."""
 
+import errno
 import os
+import shutil
 import sys
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
 from rich.console import Console
 from rich.table import Table
+from rich.text import Text
 
 
 def print_comparison(content: Mapping[str, Any], folder: Path) -> None:
@@ -32,11 +36,11 @@ def print_comparison(content: Mapping[str, Any], folder: Path) -> None:
         table.add_row(arm, *(cell.text for cell in cells))
     console.print(table)
     for arm, difference in content["differences"].items():
-        console.print(f"[bold]{arm} against {difference['baseline']}:[/bold] {difference['reason']}", highlight=False)
+        heading = f"{arm} against {difference['baseline']}:", "bold"
+        console.print(Text.assemble(heading, f" {difference['reason']}"))
     console.print(f"\n{content['note']}", style="dim")
     console.print(
         f"{content['seconds']:.0f} s. {folder}/report.html, compare.json, table.csv, history.csv, curves.png",
-        highlight=False,
     )
 
 
@@ -60,9 +64,9 @@ def print_benchmark(content: Mapping[str, Any], folder: Path) -> None:
         shown.add_row(*line, end_section=sweep and (index + 1) % arms == 0)
     console.print(shown)
     for note in content["notes"]:
-        console.print(note, highlight=False, soft_wrap=True, markup=False)
+        console.print(note, soft_wrap=True)
     console.print(f"\n{content['note']}", style="dim")
-    console.print(f"{content['seconds']:.0f} s. {folder}/bench.json, bench.png, bench.svg", highlight=False)
+    console.print(f"{content['seconds']:.0f} s. {folder}/bench.json, bench.png, bench.svg")
 
 
 def print_pruning(pruned: Any, folder: Path) -> None:
@@ -97,8 +101,6 @@ def print_pruning(pruned: Any, folder: Path) -> None:
     console.print(
         "Chosen by these images, so the scores flatter: mrla eval on others says what was lost. "
         f"{folder}/model.safetensors, config.json, prune.json",
-        highlight=False,
-        markup=False,
     )
 
 
@@ -121,6 +123,79 @@ class progress_bar:
 
 
 def console_of_width() -> Console:
-    """A console as wide as the terminal, or as COLUMNS says."""
+    """A console as wide as the terminal, or as COLUMNS says; text is shown as it is, a folder may be ``[bold]``."""
     # A pipe or a log has no width of its own; a table squeezed into 80 columns loses its numbers.
-    return Console(width=None if sys.stdout.isatty() else int(os.environ.get("COLUMNS", "140")))
+    width = shutil.get_terminal_size((140, 25)).columns  # a COLUMNS that is no number counts as none
+    return _Console(width=width, height=25, markup=False, emoji=False, highlight=False)
+
+
+class NotPrintedError(OSError):
+    """Standard output takes nothing more."""
+
+
+class _Console(Console):
+    def print(self, *objects: Any, **options: Any) -> None:
+        with _printing():
+            super().print(*objects, **options)
+
+    def on_broken_pipe(self) -> None:
+        """Leaves it to the command line, which knows that the work is done; rich would exit with 1."""
+        raise BrokenPipeError(errno.EPIPE, os.strerror(errno.EPIPE))
+
+
+def flush_output() -> None:
+    """Prints what waits to be printed.
+
+    Raises:
+        NotPrintedError: If it cannot be printed.
+    """
+    with _printing():
+        sys.stdout.flush()
+
+
+@contextmanager
+def _printing() -> Iterator[None]:
+    try:
+        yield
+    except OSError as error:
+        raise NotPrintedError(error.errno, error.strerror) from error
+
+
+def open_streams() -> None:
+    """Opens what is closed of standard input, output and error, to nowhere; else the next file would take its place.
+
+    What the encoding of a stream lacks, such as half a letter in a file's name, is printed as a number.
+    """
+    for number, name in enumerate(("stdin", "stdout", "stderr")):
+        stream = getattr(sys, name)
+        if stream is None:
+            if not _is_open(number):
+                _to_nowhere(number)
+            setattr(sys, name, open(os.devnull, "w" if number else "r"))
+        elif number and hasattr(stream, "reconfigure"):
+            stream.reconfigure(errors="backslashreplace")
+
+
+def drop_unprinted() -> None:
+    """Drops what a stream does not take, since its reader is gone or a disk full: Python would try again at its end."""
+    for stream in (sys.stdout, sys.stderr):
+        try:
+            stream.flush()
+        except OSError:
+            with suppress(OSError):  # not every stream is a file
+                _to_nowhere(stream.fileno())
+
+
+def _is_open(number: int) -> bool:
+    try:
+        os.fstat(number)
+    except OSError:
+        return False
+    return True
+
+
+def _to_nowhere(number: int) -> None:
+    nowhere = os.open(os.devnull, os.O_RDWR)
+    if nowhere != number:
+        os.dup2(nowhere, number)
+        os.close(nowhere)

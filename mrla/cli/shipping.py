@@ -52,10 +52,10 @@ def export_command(words: Sequence[str]) -> int:
         table.add_row("x".join(map(str, one.shape)), f"{one.difference:.1e}")
     console = console_of_width()
     console.print(table)
-    console.print(f"Allowed: {made.bound:.0e}. Of any size: {', '.join(made.facts.dynamic)}.", highlight=False)
+    console.print(f"Allowed: {made.bound:.0e}. Of any size: {', '.join(made.facts.dynamic)}.")
     if made.fixed_because is not None:
-        console.print(f"Height and width are fixed: {made.fixed_because}", highlight=False, markup=False)
-    console.print(f"Try it: mrla predict {made.path} IMAGE", highlight=False, markup=False)
+        console.print(f"Height and width are fixed: {made.fixed_because}")
+    console.print(f"Try it: mrla predict {made.path} IMAGE")
     return 0
 
 

@@ -67,8 +67,8 @@ def train_command(words: Sequence[str]) -> int:
         table.add_row(f"{name} ({row['epoch']})", *(f"{row[key]:.4f}" for key in shown))
     console = console_of_width()
     console.print(table)
-    console.print(f"{run.result['seconds']:.1f} s. Weights, history and checkpoints are in {out}/", highlight=False)
-    console.print(f"Look at it again: mrla eval {out}", highlight=False)
+    console.print(f"{run.result['seconds']:.1f} s. Weights, history and checkpoints are in {out}/")
+    console.print(f"Look at it again: mrla eval {out}")
     return 0
 
 

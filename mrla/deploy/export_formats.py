@@ -1,5 +1,6 @@
 """The forms in which a network is written: what each is called, what writes it, and which operators it lacks."""
 
+import io
 import logging
 import re
 import warnings
@@ -110,7 +111,10 @@ def _write_torch(program: ExportedProgram, path: Path, facts: Facts) -> None:
     for node in program.graph.nodes:
         if isinstance(node.target, torch._ops.OpOverload) and node.target.namespace not in ("aten", "prims", "prim"):
             raise _lacking("torch_export", str(node.target), _path_of_node(node))
-    torch.export.save(program, path, extra_files={FACTS_FILE: facts.to_json()})
+    # Into memory first: where a disk is full, torch's writer ends the process.
+    whole = io.BytesIO()
+    torch.export.save(program, whole, extra_files={FACTS_FILE: facts.to_json()})
+    path.write_bytes(whole.getbuffer())
 
 
 def _write_openvino(program: ExportedProgram, path: Path, facts: Facts) -> None:
@@ -124,7 +128,13 @@ def _write_openvino(program: ExportedProgram, path: Path, facts: Facts) -> None:
     for index, output in enumerate(made.outputs):
         output.get_tensor().set_names({f"{OUTPUT}_{index}" if index else OUTPUT})
     made.set_rt_info(facts.to_json(), [KEY])
-    openvino.save_model(made, str(path), compress_to_fp16=False)
+    try:
+        openvino.save_model(made, str(path), compress_to_fp16=False)
+    except RuntimeError:
+        # It does not say why, and has taken its files away: if that is since the disk is full, this raises.
+        weights = sum(tensor.nbytes for tensor in program.state_dict.values())
+        path.with_suffix(".bin").write_bytes(bytes(weights + (1 << 20)))
+        raise
 
 
 FORMS: dict[str, Form] = {

@@ -1,6 +1,5 @@
 """Networks written as files that other engines run, each file checked against its network before it gets its name."""
 
-import tempfile
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -9,7 +8,7 @@ import torch
 from torch import nn
 from torch.export import ExportedProgram
 
-from mrla.models.atomic_write import make_folder
+from mrla.models.atomic_write import scratch_folder
 from mrla.models.dry_run import dry_run
 
 from .engine_form import engine_form
@@ -103,6 +102,7 @@ def export(
         ValueError: If `path` exists or has another suffix, a package is missing, the network is a detector, wrapped or
             not in float32, does not run on its input, cannot be followed or uses an operator that the format lacks, or
             a fact does not fit.
+        NotWrittenError: If there is no room for the file, or the disk can only be read.
         TypeError: If `model` is no module.
 
     Example:
@@ -128,18 +128,17 @@ def export(
     )
     _check_class_names(eager, facts)
     prepared = _prepared(eager, shape, fuse=fuse, format=format)
-    make_folder(path.parent)
     # Under its final name, since the files that lie beside one are named inside it.
-    with tempfile.TemporaryDirectory(prefix=f".{path.stem}-", dir=path.parent) as folder:
-        beside = Path(folder) / path.name
+    with scratch_folder(path) as folder:
+        beside = folder / path.name
         facts, reason = _write(eager, prepared, shape, beside, form, facts, dynamic_size)
         try:
             compared = compare(open_exported(beside), eager, bound)
         except ExportMismatch as error:
-            failed = _move(Path(folder), path, ".failed")
+            failed = _move(folder, path, ".failed")
             message = str(error).replace(str(beside), str(path))
             raise ExportMismatch(f"{message}; it is kept as {failed}", failed, error.compared, error.layer) from error
-        _move(Path(folder), path, "")
+        _move(folder, path, "")
     return Export(path=path, format=format, facts=facts, compared=compared, bound=bound, fixed_because=reason)
 
 

@@ -1,12 +1,28 @@
-"""Files that are written whole or not at all."""
+"""Files that are written whole or not at all, and what is left of them where a process was killed."""
 
+import errno
 import json
 import os
+import re
+import shutil
 import tempfile
-from collections.abc import Iterable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import ExitStack, contextmanager, suppress
 from pathlib import Path
 from typing import Any
+
+from .file_locks import is_at, lock
+
+_OURS = re.compile(r"\.(?P<name>.+)\.mrla-[a-z0-9_]{8}(\.[^.]*)?", re.DOTALL)
+"""What is not finished: ``.NAME.mrla-RANDOM.SUFFIX`` of a file, ``.NAME.mrla-RANDOM`` of a folder."""
+_BEFORE, _WHOLE = "before", "whole"
+"""In an unfinished folder: what is there, moved aside, and what is to take its place."""
+_ANOTHER = "put an intact copy there, or choose another --out"
+_NO_ROOM = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EROFS)
+
+
+class NotWrittenError(OSError):
+    """A disk is full or takes nothing: `errno` says which, `strerror` names the file and the remedy."""
 
 
 @contextmanager
@@ -21,6 +37,7 @@ def written_whole(path: Path) -> Iterator[Path]:
 
     Raises:
         ValueError: If the folder cannot be made or written to.
+        NotWrittenError: If there is no room for the file, or the disk can only be read.
 
     Example:
         >>> import tempfile
@@ -30,16 +47,55 @@ def written_whole(path: Path) -> Iterator[Path]:
         >>> target.read_text()
         'done'
     """
-    make_folder(path.parent)
-    handle, name = tempfile.mkstemp(prefix=f".{path.stem}-", suffix=path.suffix, dir=path.parent)
-    os.close(handle)
-    beside = Path(name)
-    try:
+    with written_together(path) as (beside,):
         yield beside
-        beside.chmod(0o666 & ~_umask())  # mkstemp's file is for its owner alone
-        beside.replace(path)
-    finally:
-        beside.unlink(missing_ok=True)
+
+
+@contextmanager
+def written_together(*paths: Path) -> Iterator[tuple[Path, ...]]:
+    """`written_whole` of files that belong together: all take their places, in this order, or none does.
+
+    Args:
+        paths: The files to make or replace.
+
+    Yields:
+        A path beside each.
+
+    Raises:
+        ValueError: If a folder cannot be made or written to.
+        NotWrittenError: If there is no room for a file, or the disk can only be read.
+    """
+    with ExitStack() as stack:
+        besides = tuple(stack.enter_context(_beside(path)) for path in paths)
+        yield besides
+        for beside in besides:
+            beside.chmod(0o666 & ~_umask())  # mkstemp's file is for its owner alone
+        try:
+            _take_places(besides, paths)
+        except BaseException:  # a signal: what is half done is brought to its end
+            _take_places(besides, paths)
+            raise
+
+
+@contextmanager
+def _beside(path: Path) -> Iterator[Path]:
+    make_folder(path.parent)
+    with room_for(path):
+        beside, held = _held(lambda: _empty_file(path))
+        try:
+            yield beside
+        except RuntimeError:
+            _check_takes_more(beside)
+            raise
+        finally:
+            beside.unlink(missing_ok=True)
+            os.close(held)
+
+
+def _take_places(besides: Iterable[Path], paths: Iterable[Path]) -> None:
+    for beside, path in zip(besides, paths, strict=True):
+        with suppress(FileNotFoundError):  # it has taken its place
+            beside.replace(path)
 
 
 @contextmanager
@@ -59,7 +115,8 @@ def written_folder(
 
     Raises:
         ValueError: If `target` is a file, the current folder or one above it, is or holds an input or a run, holds
-            something that is not to be replaced, or cannot be made.
+            something that is not to be replaced, cannot be made, or another process is making it.
+        NotWrittenError: If there is no room for it, or the disk can only be read.
 
     Example:
         >>> import tempfile
@@ -71,21 +128,179 @@ def written_folder(
     """
     target = Path(os.path.realpath(target))  # of a link, what it leads to
     _check_may_be_made(target, inputs)
-    if target.is_dir() and any(target.iterdir()):
-        _check_may_be_replaced(target, record, overwrite=overwrite)
-    make_folder(target.parent)
-    with tempfile.TemporaryDirectory(prefix=f".{target.name}-", dir=target.parent) as scratch:
-        beside = make_folder(Path(scratch) / "whole")
+    with scratch_folder(target) as scratch:
+        if target.is_dir() and any(target.iterdir()):
+            _check_may_be_replaced(target, record, overwrite=overwrite)
+        beside = make_folder(scratch / _WHOLE)
         yield beside
-        before = Path(scratch) / "before"
-        if target.is_dir():
-            target.rename(before)
+        before = scratch / _BEFORE
         try:
+            if target.is_dir():
+                target.rename(before)
             beside.rename(target)
-        except OSError:
-            if before.is_dir():
-                before.rename(target)
+        except BaseException:  # a signal too
+            _put_back(before, target)
             raise
+
+
+@contextmanager
+def scratch_folder(target: Path) -> Iterator[Path]:
+    """A folder beside `target`, in which it is made; removed at the end.
+
+    What killed processes have left of such folders for the same target is removed first. What one of them had moved
+    aside is put back.
+
+    Args:
+        target: The file or folder to be made; the folder that it is in is made if need be.
+
+    Yields:
+        The folder, which this process holds.
+
+    Raises:
+        ValueError: If another process is making `target`, or the folder it is in cannot be written to.
+        NotWrittenError: If there is no room for what is written into it.
+    """
+    make_folder(target.parent)
+    with room_for(target):
+        scratch, held = _held(lambda: Path(tempfile.mkdtemp(prefix=f".{target.name}.mrla-", dir=target.parent)))
+        try:
+            sweep(target.parent)
+            others = (entry for entry in _unfinished(target.parent) if entry.is_dir() and entry != scratch)
+            if any(_name_of(entry) == target.name for entry in others):
+                raise ValueError(f"another process is writing {target}; wait for it to end, or choose another --out")
+            yield scratch
+        except NotWrittenError as error:
+            told = str(error.strerror).replace(str(scratch / _WHOLE), str(target))
+            raise NotWrittenError(error.errno, told.replace(str(scratch), str(target.parent))) from error
+        finally:
+            shutil.rmtree(scratch, ignore_errors=True)
+            os.close(held)
+
+
+def sweep(folder: Path) -> None:
+    """Removes what killed processes have left in a folder: our unfinished files and folders that no process holds.
+
+    Args:
+        folder: The folder; folders in it are not looked into. It need not exist.
+
+    Example:
+        >>> import tempfile
+        >>> folder = Path(tempfile.mkdtemp())
+        >>> (folder / ".last.mrla-abcd1234.ckpt").touch()
+        >>> (folder / ".mine.ckpt").touch()
+        >>> sweep(folder)
+        >>> [path.name for path in folder.iterdir()]
+        ['.mine.ckpt']
+    """
+    for path in _unfinished(folder):
+        with suppress(OSError):  # gone meanwhile, or not ours to remove
+            descriptor = os.open(path, os.O_RDONLY | os.O_NOFOLLOW)
+            try:
+                if lock(descriptor) and is_at(descriptor, path):
+                    _remove(path)
+            finally:
+                os.close(descriptor)
+
+
+@contextmanager
+def room_for(path: Path) -> Iterator[None]:
+    """The body, in which an error of a disk that is full or takes nothing becomes one that names `path`.
+
+    Args:
+        path: What is written, for the message.
+
+    Raises:
+        NotWrittenError: Where the body finds no room, whichever library says so in whatever words.
+
+    Example:
+        >>> with room_for(Path("runs/mine")):
+        ...     raise OSError(errno.ENOSPC, "No space left on device")
+        Traceback (most recent call last):
+        mrla.models.atomic_write.NotWrittenError: [Errno 28] runs/mine cannot be written (No space left on device); ...
+    """
+    try:
+        yield
+    except NotWrittenError:
+        raise
+    except Exception as error:
+        if (number := _no_room(error)) is None:
+            raise
+        remedy = "choose a disk that can be written to" if number == errno.EROFS else "make room there"
+        raise NotWrittenError(
+            number, f"{path} cannot be written ({os.strerror(number)}); {remedy} and start the same command again"
+        ) from error
+
+
+def _no_room(error: BaseException | None) -> int | None:
+    """The number of the system's error, if a disk is full or takes nothing; libraries in other languages say it."""
+    while error is not None:
+        told = re.search(r"\(os error (\d+)\)", str(error))  # Rust's, of safetensors
+        number = error.errno if isinstance(error, OSError) else int(told[1]) if told else None
+        if number in _NO_ROOM:
+            return number
+        error = error.__cause__ or error.__context__
+    return None
+
+
+def _check_takes_more(file: Path) -> None:
+    """Raises the system's error if a file that could not be written takes no more; torch hides it."""
+    if file.is_file():
+        with file.open("ab") as more:
+            more.write(bytes(1 << 20))
+
+
+def _empty_file(path: Path) -> Path:
+    handle, name = tempfile.mkstemp(prefix=f".{path.stem}.mrla-", suffix=path.suffix, dir=path.parent)
+    os.close(handle)
+    return Path(name)
+
+
+def _held(make: Callable[[], Path]) -> tuple[Path, int]:
+    """A new file or folder and the descriptor by which this process holds it, so that nobody sweeps it away."""
+    while True:
+        path = make()
+        with suppress(FileNotFoundError):  # swept away before it was held
+            descriptor = os.open(path, os.O_RDONLY)
+            lock(descriptor)
+            if is_at(descriptor, path):
+                return path, descriptor
+            os.close(descriptor)
+
+
+def unfinished(path: Path) -> list[Path]:
+    """What killed processes, or those at work, have left beside a file that they were to replace.
+
+    Args:
+        path: The file.
+    """
+    return [one for one in _unfinished(path.parent) if _name_of(one) == path.stem and one.suffix == path.suffix]
+
+
+def _unfinished(folder: Path) -> list[Path]:
+    try:
+        return [path for path in folder.iterdir() if _OURS.fullmatch(path.name)]
+    except OSError:
+        return []
+
+
+def _name_of(unfinished: Path) -> str:
+    match = _OURS.fullmatch(unfinished.name)
+    assert match is not None
+    return match["name"]
+
+
+def _remove(unfinished: Path) -> None:
+    if not unfinished.is_dir():
+        unfinished.unlink(missing_ok=True)
+        return
+    _put_back(unfinished / _BEFORE, unfinished.with_name(_name_of(unfinished)))
+    shutil.rmtree(unfinished, ignore_errors=True)
+
+
+def _put_back(before: Path, target: Path) -> None:
+    """What was moved aside, where nothing has taken its place."""
+    if before.is_dir() and not target.exists():
+        before.rename(target)
 
 
 def _check_may_be_made(target: Path, inputs: Iterable[str | Path]) -> None:
@@ -157,11 +372,9 @@ def read_json(path: Path) -> dict[str, Any]:
     try:
         content = json.loads(path.read_text())
     except (OSError, ValueError, RecursionError) as error:
-        raise ValueError(
-            f"{path} is missing or damaged ({error}); remove its folder or choose another --out"
-        ) from error
+        raise ValueError(f"{path} is missing or damaged ({error}); {_ANOTHER}") from error
     if not isinstance(content, dict):
-        raise ValueError(f"{path} is damaged, it holds no object; remove its folder or choose another --out")
+        raise ValueError(f"{path} is damaged, it holds no object; {_ANOTHER}")
     return content
 
 

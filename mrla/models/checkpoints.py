@@ -7,6 +7,7 @@ import re
 import time
 import warnings
 from collections.abc import Mapping, Sequence
+from contextlib import suppress
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
@@ -17,7 +18,7 @@ import torch
 from safetensors.torch import save_file
 from torch import Tensor, nn
 
-from .atomic_write import make_folder, written_whole
+from .atomic_write import make_folder, sweep, unfinished, written_together
 from .attachment import attach, detach, is_attached
 from .checkpoint_files import check_values, read_safetensors
 from .hub_transfer import download, hub_name
@@ -113,14 +114,26 @@ def write(folder: Path, config: Mapping[str, Any], weights: Mapping[str, Tensor]
         ) from error
     if empty := next((name for name, tensor in weights.items() if tensor.is_meta), None):
         raise ValueError(f"weights must have values to be saved: {empty} is on the meta device; load weights first")
-    folder = make_folder(folder)
-    # Both are written before either takes its place, the weights first: whoever has read a config.json finds weights
-    # that are as new, and sees by the hash whether they are newer.
-    with written_whole(folder / CONFIG) as config_beside, written_whole(folder / WEIGHTS) as weights_beside:
+    make_folder(folder)
+    _finish(folder)
+    sweep(folder)
+    # The weights take their place first: whoever has read a config.json finds weights that are as new, and sees by the
+    # hash whether they are newer. If the process is killed between the two, the config.json lies ready beside.
+    with written_together(folder / WEIGHTS, folder / CONFIG) as (weights_beside, config_beside):
         save_file(_apart(weights), weights_beside)
         tied = {**config["mrla"], WEIGHTS_HASH: _sha256(weights_beside)}
         config_beside.write_text(json.dumps({**config, "mrla": tied}, indent=2) + "\n")
     return folder
+
+
+def _finish(folder: Path) -> None:
+    """Puts the config.json in its place whose weights have taken theirs before their process was killed."""
+    if not (folder / WEIGHTS).is_file():
+        return
+    for path in unfinished(folder / CONFIG):
+        with suppress(OSError, ValueError, RecursionError, KeyError, TypeError):
+            if json.loads(path.read_text())["mrla"][WEIGHTS_HASH] == _sha256(folder / WEIGHTS):
+                path.replace(folder / CONFIG)
 
 
 def _sha256(path: Path) -> str:
@@ -189,6 +202,8 @@ def read_saved(folder: str | Path) -> tuple[dict[str, Any], dict[str, Tensor]]:
         known = (config.get("mrla") or {}).get(WEIGHTS_HASH)
         if known is None or _sha256(path) == known:
             return config, weights
+        with suppress(OSError):  # a folder that can only be read
+            _finish(Path(folder))
     raise ValueError(
         f"{path} is not what {Path(folder) / CONFIG} was written with: writing was broken off, or one of them was "
         f"changed; save the network again, or, if it was changed on purpose, remove {WEIGHTS_HASH} from {CONFIG}"

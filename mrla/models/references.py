@@ -13,7 +13,7 @@ from safetensors.torch import save_file
 from timm.layers import resample_abs_pos_embed
 from torch import Tensor, nn
 
-from .atomic_write import written_whole
+from .atomic_write import sweep, written_whole
 from .checkpoint_files import check_values, read_state_dict
 from .checkpoints import differences, network_arguments
 from .near_names import nearest
@@ -171,6 +171,7 @@ def convert(checkpoint: str | Path, target: str | Path, arch: str, **overrides: 
     model = load_reference(arch, checkpoint, **overrides)
     arguments = json.dumps(network_arguments(model))
     metadata = {"format": "pt", "architecture": REFERENCES[arch].network, "model_args": arguments}
+    sweep(target.parent)
     with written_whole(target) as beside:
         save_file(model.state_dict(), beside, metadata=metadata)
     return model

@@ -3,7 +3,6 @@
 import json
 import logging
 import os
-import tempfile
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -12,7 +11,7 @@ from typing import Any, Literal, Protocol
 from torch import Tensor
 from torch.utils.data import Dataset
 
-from mrla.models.atomic_write import make_folder
+from mrla.models.atomic_write import make_folder, scratch_folder
 
 from .annotated_images import AnnotatedImages
 from .annotated_images import DataReport as DataReport
@@ -380,6 +379,7 @@ def write_coco(data: Shapes, folder: str | Path) -> Coco:
         ValueError: If there is something in the folder, or it cannot be written to.
 
     Example:
+        >>> import tempfile
         >>> folder = Path(tempfile.mkdtemp()) / "shapes"
         >>> written = write_coco(Shapes(images=2, val_images=1), folder)
         >>> sorted(path.name for path in folder.rglob("*.png"))
@@ -391,10 +391,9 @@ def write_coco(data: Shapes, folder: str | Path) -> Coco:
     if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
         raise ValueError(f"the folder to write to must be new or empty: {folder} is not; choose another")
     written = Coco(root=str(folder), workers=data.workers)
-    make_folder(folder.parent)
     # Beside it, so that one rename brings it to its place.
-    with tempfile.TemporaryDirectory(prefix=f".{folder.name}-", dir=folder.parent) as beside:
-        made = make_folder(Path(beside) / folder.name)
+    with scratch_folder(folder) as beside:
+        made = make_folder(beside / folder.name)
         _write_part(data, "train", made / written.train_images, made / written.train_annotations)
         _write_part(data, "val", made / written.val_images, made / written.val_annotations)
         try:

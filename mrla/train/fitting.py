@@ -1,7 +1,7 @@
 """Runs: from a recipe, or from a model and two loaders, to a folder with the trained network and its numbers."""
 
 from collections.abc import Mapping, Sequence
-from contextlib import closing
+from contextlib import ExitStack, closing
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
@@ -9,22 +9,33 @@ from typing import Any
 import lightning as L
 import torch
 from lightning.pytorch.callbacks import Callback, EMAWeightAveraging, RichProgressBar
-from lightning.pytorch.loggers import TensorBoardLogger
 from torch import Tensor, nn
 from torch.utils.data import DataLoader
 
-from mrla.models.atomic_write import write_json
+from mrla.models.atomic_write import room_for, write_json
 from mrla.models.checkpoints import describe
 from mrla.models.modes import in_eval_mode
+from mrla.models.one_writer import alone_in
 
 from .arms import settled
-from .engine import WholeFiles, keep_checkpoint, quiet_lightning, thread_limit, trainer_arguments
+from .engine import (
+    QuietEnd,
+    Stops,
+    WholeFiles,
+    end_other_processes,
+    keep_checkpoint,
+    quiet_lightning,
+    quiet_threads,
+    thread_limit,
+    trainer_arguments,
+)
 from .freezing import FrozenAtFirst
 from .history import History
 from .loaders import Batches, OwnLoaders, RecipeImages, first_batch
 from .recipe_tasks import make_task
 from .recipes import Machine, Optim, Recipe, as_dict, check_numbers
-from .runs import BEST, CHECKPOINTS, RESULT, Run, open_run, versions
+from .runs import BEST, CHECKPOINTS, RESULT, Run, finished_run, open_run, versions
+from .stopping import StopOnce, stopped_in_order
 from .task import Classification, DivergedError, Task
 from .trained import network_weights, read_checkpoint
 
@@ -80,6 +91,8 @@ def fit(
     Raises:
         ValueError: If a number is out of range, the network could not be saved, or the folder is another run's.
         DivergedError: If the loss becomes NaN or infinite; the last checkpoint is kept.
+        NotWrittenError: If the disk is full; what is finished is kept.
+        KeyboardInterrupt: After Ctrl-C; what is finished is kept. After SIGTERM a SystemExit with code 143.
 
     Example:
         >>> import mrla, tempfile, timm
@@ -146,6 +159,8 @@ def train(recipe: Recipe, out: str | Path, *, progress: bool = True) -> Run:
     Raises:
         ValueError: If the data, the network or the folder do not fit the recipe.
         DivergedError: If the loss becomes NaN or infinite; the last checkpoint is kept.
+        NotWrittenError: If the disk is full; what is finished is kept.
+        KeyboardInterrupt: After Ctrl-C; what is finished is kept. After SIGTERM a SystemExit with code 143.
     """
     recipe = settled(recipe)
     return _run(
@@ -244,9 +259,36 @@ def _run(
     own_sampler: bool,
 ) -> Run:
     """Trains a task in a folder, from its start or its last finished epoch."""
+    with stopped_in_order(lambda: _left_in(out, task.epochs)) as handler, quiet_threads():
+        return _run_here(
+            task,
+            images,
+            out=out,
+            settings=settings,
+            ema_decay=ema_decay,
+            machine=machine,
+            progress=progress,
+            own_sampler=own_sampler,
+            handler=handler,
+        )
+
+
+def _run_here(
+    task: Task,
+    images: OwnLoaders | RecipeImages,
+    *,
+    out: Path,
+    settings: Mapping[str, Any],
+    ema_decay: float | None,
+    machine: Machine,
+    progress: bool,
+    own_sampler: bool,
+    handler: StopOnce,
+) -> Run:
     checkpoints, figure = out / CHECKPOINTS, f"val_{task.figure}"
     history = History(out)
     callbacks: list[Callback] = [
+        Stops(handler),
         history,
         keep_checkpoint(checkpoints, "best", monitor=figure),
         keep_checkpoint(checkpoints, "last", monitor=None),
@@ -258,15 +300,12 @@ def _run(
     if progress:
         callbacks.append(RichProgressBar())
     last = checkpoints / "last.ckpt"
-    if last.is_file():
-        read_checkpoint(last)
-        read_checkpoint(checkpoints / "best.ckpt")
-    with quiet_lightning(), thread_limit(machine.threads):
+    with quiet_lightning(), thread_limit(machine.threads), ExitStack() as alone:
         trainer = L.Trainer(
             **trainer_arguments(machine),
             max_epochs=task.epochs,
             callbacks=callbacks,
-            logger=TensorBoardLogger(str(out), name="tensorboard", version=""),
+            logger=QuietEnd(str(out), name="tensorboard", version=""),
             plugins=[] if machine.strategy.startswith(("fsdp", "deepspeed")) else [WholeFiles()],
             gradient_clip_val=task.optim.clip_grad_norm,
             enable_progress_bar=progress,
@@ -276,29 +315,49 @@ def _run(
             log_every_n_steps=10,
         )
         # After the trainer, which refuses what the machine cannot do, and before anything is written.
-        if (result := open_run(out, settings)) is not None:
+        result = finished_run(out, settings)
+        if result is None:
+            if trainer.is_global_zero:  # of several processes that train one network the first writes
+                alone.enter_context(alone_in(out, (CHECKPOINTS, BEST)))
+            result = open_run(out, settings)  # it may have been finished meanwhile
+        if result is not None:
             return Run(folder=out, epochs=result["epochs"], result=result, is_main_process=trainer.is_global_zero)
+        if last.is_file():
+            read_checkpoint(last)
+            read_checkpoint(checkpoints / "best.ckpt")
         try:
-            with closing(images):
+            # What else is written there names itself.
+            with closing(images), room_for(out / "tensorboard"):
                 trainer.fit(task, datamodule=images, ckpt_path=str(last) if last.is_file() else None, weights_only=True)
         except DivergedError as error:
             kept = f"the last good checkpoint is {last}" if last.is_file() else "there is no finished epoch to keep"
             raise DivergedError(f"{error}; stopped, {kept}; try a smaller learning rate") from error
-        if trainer.interrupted:
-            raise KeyboardInterrupt
-        if trainer.is_global_zero:
-            _save_weights(task, out)
-    result = {
-        "epochs": history.epochs,
-        "last": history.epochs[-1],
-        "best": max(history.epochs, key=lambda row: row[figure]),
-        "seconds": history.seconds,
-        "versions": versions(),
-    }
-    if trainer.is_global_zero:
-        write_json(out / RESULT, result)
-    trainer.strategy.barrier()
+        result = {
+            "epochs": history.epochs,
+            "last": history.epochs[-1],
+            "best": max(history.epochs, key=lambda row: row[figure]),
+            "seconds": history.seconds,
+            "versions": versions(),
+        }
+        try:
+            if trainer.is_global_zero:
+                _save_weights(task, out)
+                write_json(out / RESULT, result)
+            trainer.strategy.barrier()
+        except BaseException:
+            end_other_processes(trainer)
+            raise
     return Run(folder=out, epochs=history.epochs, result=result, is_main_process=trainer.is_global_zero)
+
+
+def _left_in(out: Path, epochs: int) -> str:
+    """What a run that was stopped has left, and how to go on."""
+    last = out / CHECKPOINTS / "last.ckpt"
+    try:
+        done = torch.load(last, map_location="cpu", weights_only=True, mmap=True)["epoch"] + 1
+    except Exception:  # whatever torch raises for a file that is missing or damaged
+        return f"{out} has no finished epoch; the same command starts it anew"
+    return f"{out} has {done} of {epochs} epochs; the same command goes on after them"
 
 
 def _save_weights(task: Task, out: Path) -> None:

@@ -52,6 +52,35 @@ def load_any(folder: str | Path) -> nn.Module:
     return load(folder)
 
 
+def finished_run(folder: Path, settings: Mapping[str, Any]) -> dict[str, Any] | None:
+    """Finds out whether a run is finished; nothing is written.
+
+    Args:
+        folder: Its folder.
+        settings: What decides the run.
+
+    Returns:
+        The result if the run is finished, else None.
+
+    Raises:
+        ValueError: If the folder belongs to a run with other settings or holds another network.
+    """
+    path = folder / CONFIG
+    if path.is_file():
+        earlier = read_json(path).get("settings")
+        if differences := list(_differences(earlier, json.loads(json.dumps(settings)))):
+            more = f" and {len(differences) - 3} more" if len(differences) > 3 else ""
+            raise ValueError(
+                f"{folder} belongs to a run with other settings ({'; '.join(differences[:3])}{more}); "
+                f"choose another --out, or give the settings that it has"
+            )
+        result = folder / RESULT
+        return read_json(result) if result.is_file() else None
+    if folder.is_dir() and any(entry.name in (CHECKPOINTS, RESULT, "model.safetensors") for entry in folder.iterdir()):
+        raise ValueError(f"{folder} holds another network and no {CONFIG}; choose another --out")
+    return None
+
+
 def open_run(folder: Path, settings: Mapping[str, Any]) -> dict[str, Any] | None:
     """Makes a run's folder, or finds out how far an earlier run in it has come.
 
@@ -65,23 +94,11 @@ def open_run(folder: Path, settings: Mapping[str, Any]) -> dict[str, Any] | None
     Raises:
         ValueError: If the folder belongs to a run with other settings, or is not writable.
     """
-    path = folder / CONFIG
-    settings = json.loads(json.dumps(settings))
-    if path.is_file():
-        earlier = read_json(path).get("settings")
-        if differences := list(_differences(earlier, settings)):
-            more = f" and {len(differences) - 3} more" if len(differences) > 3 else ""
-            raise ValueError(
-                f"{folder} belongs to a run with other settings ({'; '.join(differences[:3])}{more}); "
-                f"choose another --out or remove it"
-            )
-        result = folder / RESULT
-        return read_json(result) if result.is_file() else None
-    make_folder(folder)
-    if any(entry.name in (CHECKPOINTS, RESULT, "model.safetensors") for entry in folder.iterdir()):
-        raise ValueError(f"{folder} holds another network and no {CONFIG}; choose another --out")
-    write_json(path, {"settings": settings, "versions": versions()})
-    return None
+    result = finished_run(folder, settings)
+    if not (folder / CONFIG).is_file():
+        make_folder(folder)
+        write_json(folder / CONFIG, {"settings": settings, "versions": versions()})
+    return result
 
 
 def versions() -> dict[str, str]:

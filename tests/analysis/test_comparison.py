@@ -25,7 +25,7 @@ from mrla.train.recipes import as_dict, from_dict
 
 ARMS, SEEDS, EPOCHS = ("plain", "light"), (0, 1), 3
 OPTIM = Optim(lr=1.0, schedule="constant")
-FILES = {"report.html", "compare.json", "table.csv", "history.csv", "curves.png", "curves.svg", "run.json", ".lock"}
+FILES = {"report.html", "compare.json", "table.csv", "history.csv", "curves.png", "curves.svg", "run.json"}
 
 START = """
 import json, sys
@@ -243,7 +243,9 @@ def test_killed_and_started_again(whole, tmp_path):
             wait_until(stopped_in_the_middle, 60)
             assert workers(folder)
             # The folder is taken as long as it runs; nothing that is in it changes.
-            with pytest.raises(ValueError, match=f"another comparison is running in {folder}; wait"):
+            with pytest.raises(
+                ValueError, match=f"another command is running in {folder}: process {process.pid} .* since 20.*; wait"
+            ):
                 compare(tiny(), seeds=2, out=folder)
         finally:
             process.send_signal(signal.SIGKILL)
@@ -286,11 +288,11 @@ def test_finished_is_not_repeated(whole, monkeypatch):
     ids=["epochs", "lr", "seed", "seeds", "arms"],
 )
 def test_folder_of_another_comparison(whole, changes, options, named):
-    before = {path: path.stat().st_mtime_ns for path in whole.folder.rglob("*") if path.name != ".lock"}
+    before = {path: path.stat().st_mtime_ns for path in whole.folder.rglob("*")}
     with pytest.raises(ValueError, match=f"{whole.folder} belongs to a run with other settings .*{named}") as error:
         compare(tiny(**changes), **{"seeds": 2, "out": whole.folder, **options})
     assert "\n" not in str(error.value)
-    assert {path: path.stat().st_mtime_ns for path in whole.folder.rglob("*") if path.name != ".lock"} == before
+    assert {path: path.stat().st_mtime_ns for path in whole.folder.rglob("*")} == before
 
 
 def test_folder_of_a_run(whole):
@@ -307,7 +309,7 @@ def test_a_run_that_fails(tmp_path):
         compare(diverging, seeds=1, out=tmp_path / "out", jobs=1)
     assert "\n" not in str(error.value)
     assert str(tmp_path / "out" / "runs") in str(error.value)
-    assert {path.name for path in (tmp_path / "out").iterdir()} == {"run.json", ".lock", "runs"}
+    assert {path.name for path in (tmp_path / "out").iterdir()} == {"run.json", "runs"}
     assert not workers(tmp_path)
 
 

@@ -515,6 +515,39 @@ def test_weights_of_another_save_are_noticed_and_older_folders_load(tmp_path, mo
     assert torch.equal(mrla.load(tmp_path / "first")(x), second(x))
 
 
+@pytest.mark.parametrize("then", ["load", "save"])
+def test_a_kill_between_the_two_renames_loses_nothing(tmp_path, then):
+    import os
+    from unittest.mock import patch
+
+    first, second, third = net(), net(), net()
+    mrla.save(first, tmp_path, mean=(0.0, 0.0, 0.0))
+    replace, done = type(tmp_path).replace, []
+
+    def killed(path, target):
+        if done:
+            os._exit(9)
+        done.append(target)
+        return replace(path, target)
+
+    process = os.fork()
+    if process == 0:
+        with patch("pathlib.Path.replace", killed):
+            mrla.save(second, tmp_path, mean=(1.0, 1.0, 1.0))
+        os._exit(0)
+    assert os.waitstatus_to_exitcode(os.waitpid(process, 0)[1]) == 9
+    if then == "save":  # which finishes the other before it begins
+        with (
+            patch("mrla.models.checkpoints.save_file", side_effect=OSError("broken off")),
+            pytest.raises(OSError, match="broken off"),
+        ):
+            mrla.save(third, tmp_path)
+    again = mrla.load(tmp_path)
+    x = torch.randn(1, 3, 64, 64)
+    assert torch.equal(again(x), second(x))
+    assert list(again.pretrained_cfg["mean"]) == [1.0] * 3
+
+
 def test_a_reader_beside_a_writer_gets_one_save_or_the_other(tmp_path):
     from concurrent.futures import ThreadPoolExecutor
 

@@ -317,7 +317,7 @@ def test_a_folder_with_somebody_elses_network_is_left_alone(tmp_path):
 def test_a_damaged_json_file_is_named(finished, tmp_path, name, damage):
     (tmp_path / "run.json").write_bytes((finished("as it is") / "run.json").read_bytes())
     (tmp_path / name).write_text(damage)
-    with pytest.raises(ValueError, match=rf"{name} is .*damaged.*remove its folder or choose another"):
+    with pytest.raises(ValueError, match=rf"{name} is .*damaged.*put an intact copy there, or choose another"):
         train(tiny(), tmp_path, progress=False)
     assert (tmp_path / name).read_text() == damage
 
@@ -337,7 +337,9 @@ def test_a_damaged_checkpoint_is_named_with_a_remedy(finished, tmp_path, name, k
     else:
         damaged.write_bytes(b"x" * len(whole))
     before = content(tmp_path)
-    with pytest.raises(ValueError, match=rf"{name}\.ckpt is missing or damaged .*; .*remove .*checkpoints") as caught:
+    with pytest.raises(
+        ValueError, match=rf"{name}\.ckpt is missing or damaged .*; .*move .*checkpoints aside"
+    ) as caught:
         train(tiny(), tmp_path, progress=False)
     assert "\n" not in str(caught.value)
     assert content(tmp_path) == before

@@ -76,7 +76,7 @@ def write_report(folder: Path, content: Mapping[str, Any], *, kind: Literal["com
     )
     path = folder / REPORT
     with written_whole(path) as beside:
-        beside.write_text(page, encoding="utf-8", newline="\n")
+        beside.write_text(page, encoding="utf-8", errors="backslashreplace", newline="\n")  # half letters in file names
     return path
 
 
