@@ -80,8 +80,9 @@ def read_checkpoint(path: Path) -> dict:
             raise ValueError(f"{path} is damaged: it holds no weights by name")
         check_tensors(weights, str(path))
     except ValueError as error:
+        what, _, _ = str(error).partition(";")  # its remedy is for weights of others
         raise ValueError(
-            f"{error}; put an intact copy there, or move {path.parent} aside to start its run anew"
+            f"{what}; put an intact copy there, or move {path.parent} aside to start its run anew"
         ) from error
     return content
 
