@@ -88,6 +88,8 @@ def test_closed_streams_in_one_process(trained, monkeypatch, capsys):
     monkeypatch.setattr(sys, "stderr", None)
     assert main(["train", *SHORT[:-2], "--out", str(trained)]) == 0  # asks whether it is a terminal
     assert main(["nonsense"]) == 2
+    for stream in (sys.stdin, sys.stdout, sys.stderr):  # to nowhere
+        stream.close()
 
 
 @pytest.mark.sweep

@@ -153,7 +153,10 @@ def _check(arms: Sequence[str], seeds: int, jobs: int | None) -> None:
 def _left_in(folder: Path, folders: Mapping[tuple[str, int], Path]) -> str:
     """What a comparison that was stopped has left, and how to go on."""
     done = sum((run / RESULT).is_file() for run in folders.values())
-    return f"{folder} has {done} of {len(folders)} runs; the same command goes on, also within the others"
+    return (
+        f"{folder} has {done} of {len(folders)} runs; the same command goes on with the others after their last "
+        f"finished epoch"
+    )
 
 
 def _fingerprint(model: nn.Module) -> str:

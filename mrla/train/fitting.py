@@ -236,7 +236,12 @@ def evaluate_detector(
 
 
 def _validate(task: Task, batches: DataLoader, machine: Machine) -> dict[str, float]:
-    with quiet_lightning(), thread_limit(machine.threads), in_eval_mode(task.model):
+    with (
+        stopped_in_order(lambda: "nothing is written"),
+        quiet_lightning(),
+        thread_limit(machine.threads),
+        in_eval_mode(task.model),
+    ):
         trainer = L.Trainer(
             **trainer_arguments(machine), logger=False, enable_progress_bar=False, enable_model_summary=False
         )

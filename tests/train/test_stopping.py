@@ -7,8 +7,12 @@ import threading
 from pathlib import Path
 
 import pytest
+import timm
+import torch
 from tiny_runs import assert_same_run, content, tiny
+from torch.utils.data import DataLoader, TensorDataset
 
+import mrla
 from mrla.train import engine
 from mrla.train.fitting import train
 from mrla.train.stopping import StopOnce, Terminated, stopped_in_order
@@ -78,6 +82,15 @@ def test_a_stopped_run_goes_on_to_the_same_end(whole, tmp_path, number, stop, ti
     assert not [name for name in content(folder) if Path(name).name.startswith(".")]
     train(tiny(), folder, progress=False)
     assert_same_run(whole, folder)
+
+
+@pytest.mark.parametrize(("number", "stop"), [(signal.SIGTERM, Terminated), (signal.SIGINT, KeyboardInterrupt)])
+def test_an_evaluation(monkeypatch, number, stop):
+    monkeypatch.setattr(Classification, "validation_step", lambda *_: os.kill(os.getpid(), number))
+    model = timm.create_model("test_resnet_basic_cifar_mrla_light", num_classes=4)
+    batches = DataLoader(TensorDataset(torch.randn(4, 3, 32, 32), torch.arange(4)), batch_size=2)
+    with pytest.raises(stop):
+        mrla.evaluate(model, batches)
 
 
 def test_before_the_first_epochs_end(tmp_path, monkeypatch):
