@@ -33,6 +33,8 @@ def print_comparison(content: Mapping[str, Any], folder: Path) -> None:
     console.print(table)
     for arm, difference in content["differences"].items():
         console.print(f"[bold]{arm} against {difference['baseline']}:[/bold] {difference['reason']}", highlight=False)
+    for note in content["notes"]:
+        console.print(note, highlight=False, markup=False)
     console.print(f"\n{content['note']}", style="dim")
     console.print(
         f"{content['seconds']:.0f} s. {folder}/report.html, compare.json, table.csv, history.csv, curves.png",

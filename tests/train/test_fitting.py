@@ -587,6 +587,13 @@ def test_evaluate_against_a_loop_written_by_hand(training, smoothing):
     assert all(torch.equal(tensor, before[name]) for name, tensor in model.state_dict().items())
 
 
+@pytest.mark.parametrize(("classes", "named"), [(5, False), (6, True)])
+def test_top5_is_left_out_where_every_image_would_count(classes, named):
+    network = timm.create_model("resnet18", channels=(8, 8, 8, 8), num_classes=classes)
+    batches = DataLoader(TensorDataset(torch.randn(6, 3, 16, 16), torch.arange(6) % classes), batch_size=3)
+    assert ("accuracy_top5" in mrla.evaluate(network, batches, machine=CPU)) == named
+
+
 def test_evaluate_needs_an_image():
     data = TensorDataset(torch.randn(0, 3, 8, 8), torch.zeros(0, dtype=torch.long))
     with pytest.raises(ValueError, match="the loader must have at least one image"):
