@@ -3,7 +3,7 @@
 import time
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager, nullcontext
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -237,7 +237,7 @@ def _classified(
         of_these, cut_out = cut_out[: len(of_kind)], cut_out[len(of_kind) :]
         effect[kind] = cut_records(whole, of_these, of_kind)
         if kind == "mixers":
-            effect["least"] = asdict(judge_first(whole, of_these, effect[kind], margin=margin))
+            effect["least"] = judge_first(whole, of_these, effect[kind], margin=margin).record()
     return whole, effect
 
 

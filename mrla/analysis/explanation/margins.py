@@ -2,7 +2,7 @@
 
 import math
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from typing import Any
 
 from ..statistics import images_needed
@@ -48,6 +48,10 @@ class Judgement:
     shown: bool
     images_needed: int | None
     images_at_least: int | None
+
+    def record(self) -> dict[str, Any]:
+        """What a JSON file holds of it."""
+        return {**asdict(self), "removed": list(self.removed)}
 
 
 def check_margin(margin: float) -> None:

@@ -153,7 +153,7 @@ def prune(
         before={**_scores(whole), **rates["before"]},
         after={**_scores(left), **changes(whole, left), **rates["after"]},
         margin=margin,
-        steps=[asdict(step) for step in steps],
+        steps=[step.record() for step in steps],
         verdict=_verdict(removed, steps, len(known)),
     )
 
