@@ -77,9 +77,12 @@ def print_pruning(pruned: Any, folder: Path | None) -> None:
     from mrla.analysis.explanation.margins import SAME_IMAGES, removal_order
 
     console = console_of_width()
-    cuts = Table(title=f"{len(pruned.kept)} of {len(pruned.cuts)} mixers stay")
-    cuts.add_column("cut alone")
-    for heading in ("accuracy (points)", "95 % interval of all", "loss", "95 % interval of all"):
+    cuts = Table(
+        title=f"{len(pruned.kept)} of {len(pruned.cuts)} mixers stay",
+        caption="Each cut alone; the intervals of a column hold together with 95 %.",
+    )
+    cuts.add_column("mixer")
+    for heading in ("accuracy (points)", "interval", "loss", "interval"):
         cuts.add_column(heading, justify="right")
     cuts.add_column("")
     records = {record["block"]: record for record in pruned.cuts}
@@ -109,7 +112,8 @@ def _before_and_after(pruned: Any) -> Table:
     table.add_column("")
     for heading in ("accuracy (%), 95 % interval", "loss", "params", "images/s (10 to 90 %)"):
         table.add_column(heading, justify="right")
-    for name, scores in (("before", pruned.before), ("after", pruned.after)):
+    shown = {"before": pruned.before, **({"after": pruned.after} if pruned.removed else {})}
+    for name, scores in shown.items():
         low, high = (100 * scores["accuracy_interval"][end] for end in ("low", "high"))
         accuracy, counted = f"{100 * scores['accuracy']:.2f} ({low:.2f} to {high:.2f})", f"{scores['parameters']:,}"
         table.add_row(name, accuracy, f"{scores['loss']:.4f}", counted, speed(scores["images_per_second"]))

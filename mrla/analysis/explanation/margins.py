@@ -143,19 +143,23 @@ def judge_first(
 
 def told(judgement: Judgement) -> str:
     """A judgement in words, to follow the name of what is judged."""
+    margin = f"{judgement.margin:g} points of accuracy"
     numbers = (
-        f"accuracy {change_of_accuracy(judgement.accuracy_change)}; loss {change_of_loss(judgement.loss_change)}; "
-        f"{judgement.gained} of {count_of_images(judgement.images)} gained, {judgement.lost} lost"
+        f"{change_of_accuracy(judgement.accuracy_change)}, loss {change_of_loss(judgement.loss_change)}, "
+        f"{judgement.gained} of {count_of_images(judgement.images)} gained and {judgement.lost} lost"
     )
-    less = f"shown to lose less than {judgement.margin:g} points of accuracy ({numbers})"
-    return f"is {less}" if judgement.shown else f"is not {less}; {evidence_missing(judgement)}"
+    if judgement.shown:
+        return f"is shown to lose less than {margin}: {numbers}"
+    if judgement.accuracy_change["high"] < -judgement.margin / 100:
+        return f"is shown to lose more than {margin}: {numbers}"
+    return f"is not shown to lose less than {margin}: {numbers}; {_evidence_missing(judgement)}"
 
 
-def evidence_missing(judgement: Judgement) -> str:
+def _evidence_missing(judgement: Judgement) -> str:
     """How many images would show what a judgement does not show."""
-    at_least = "" if judgement.images_at_least is None else f"at least {count_of_images(judgement.images_at_least)}"
+    at_least = None if judgement.images_at_least is None else f"at least {count_of_images(judgement.images_at_least)}"
     if judgement.images_needed is None:
-        return "it is seen to lose as much or more" + (f", and such a margin takes {at_least}" if at_least else "")
+        return "it is seen to lose as much" + (f", and to show such a margin takes {at_least}" if at_least else "")
     if not judgement.gained + judgement.lost:
         return f"that takes {at_least}, none of them changed"
     return f"that would take about {count_of_images(judgement.images_needed)} that change as these do"
@@ -164,12 +168,12 @@ def evidence_missing(judgement: Judgement) -> str:
 def change_of_accuracy(change: Mapping[str, Any]) -> str:
     """A change of accuracy and its interval in points."""
     mean, low, high = (points(change[name]) for name in ("mean", "low", "high"))
-    return f"{mean} points, 95 % interval {low} to {high}"
+    return f"{mean} points (95 % interval {low} to {high})"
 
 
 def change_of_loss(change: Mapping[str, Any]) -> str:
     """A change of loss and its interval, where there is one."""
-    interval = "" if change["low"] is None else f", 95 % interval {change['low']:+.3g} to {change['high']:+.3g}"
+    interval = "" if change["low"] is None else f" (95 % interval {change['low']:+.3g} to {change['high']:+.3g})"
     return f"{change['mean']:+.3g}{interval}"
 
 
