@@ -83,11 +83,13 @@ def prune(
     accuracy is highest. Then the first of them, the first two, and so on are cut together. The largest such set goes up
     to which every one is shown to lose less than the margin, and then the network that is left is looked at once more.
     Shown is what the lower end of the interval of the change of accuracy says (a test of non-inferiority, with
-    `mrla.analysis.statistics.paired_interval`); steps in a settled order, up to the first that fails, need no further
-    correction. A mixer whose cut alone is seen to lose more than the margin stays. Where the images do not suffice all
-    stay.
+    `mrla.analysis.statistics.paired_interval`). A mixer whose cut alone is seen to lose more than the margin stays.
+    Where the images do not suffice all stay.
 
-    The same images choose the order and judge, so the scores flatter: report those on other images.
+    Steps up to the first that fails need no correction for their number if their order is settled beforehand. Here the
+    same images choose the order and judge, so the scores flatter: of 8 mixers that each cost exactly the margin one is
+    taken off in 18 of 100 tries, not in 2.5. To judge by other images, name in `keep` what was kept with a loader of
+    these.
 
     Args:
         model: A classifier with mixers, changed in place; `mrla.save` keeps it as it then is.
