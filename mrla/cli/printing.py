@@ -74,7 +74,7 @@ def print_pruning(pruned: Any, folder: Path | None) -> None:
         pruned: A `mrla.analysis.Pruning`.
         folder: Where the pruned network is; None where all mixers stay and nothing was written.
     """
-    from mrla.analysis.explanation.margins import SAME_IMAGES, removal_order
+    from mrla.analysis.explanation.margins import removal_order
 
     console = console_of_width()
     cuts = Table(
@@ -100,7 +100,7 @@ def print_pruning(pruned: Any, folder: Path | None) -> None:
     console.print(cuts)
     console.print(_before_and_after(pruned))
     console.print(pruned.verdict, style="bold", highlight=False, markup=False)
-    console.print(f"\n{SAME_IMAGES}", style="dim", highlight=False, markup=False)
+    console.print(f"\n{pruned.note}", style="dim", highlight=False, markup=False)
     written = "Nothing is written." if folder is None else f"{folder}/model.safetensors, config.json, prune.json"
     console.print(written, highlight=False, markup=False)
 

@@ -89,6 +89,7 @@ def test_48_images_show_nothing():
     assert [step["shown"] for step in pruned.steps] == [False]
     assert pruned.verdict.startswith("All 3 mixers stay: even without blocks.0, whose cut costs least,")
     assert "that takes at least 765 images" in pruned.verdict
+    assert pruned.note.startswith("The same images chose")
     with pytest.raises(ValueError, match=r"at least 765 images.*allow more with --margin 7\.5$"):
         mrla.prune(model, loader, keep=1)
     assert mixed(model) == list(pruned.kept)
@@ -137,6 +138,7 @@ def test_named_ones_are_kept_and_all_of_them_change_nothing():
     assert pruned.removed == ()
     assert pruned.steps == []
     assert pruned.after["loss_change"] == {"mean": 0.0, "low": 0.0, "high": 0.0}
+    assert pruned.note.startswith("The blocks were named")
     assert mrla.prune(model, loader, keep=["layer4.0"], margin=ANY).kept == ("layer4.0",)
     assert mixed(model) == ["layer4.0"]
 

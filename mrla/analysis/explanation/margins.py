@@ -14,6 +14,7 @@ SAME_IMAGES = (
     "The same images chose what is cut and judged it, so the scores flatter: mrla eval on other images says what was "
     "lost."
 )
+NAMED = "The blocks were named, not chosen by these images; if images chose them before, these should be others."
 
 
 @dataclass(frozen=True, kw_only=True)

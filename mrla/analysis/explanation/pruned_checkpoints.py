@@ -18,7 +18,7 @@ from mrla.train.trained import load_trained
 
 from ..evaluation import places_read, shown_images
 from ..measure import timing_device
-from .margins import MARGIN, SAME_IMAGES
+from .margins import MARGIN
 from .pruning import Pruning, prune
 
 RECORD = "prune.json"
@@ -103,7 +103,6 @@ def prune_checkpoint(
                 "images": {"max_images": max_images, "source": shown.words},
                 "keep": keep if keep is None or isinstance(keep, int) else list(keep),
                 **asdict(pruned),
-                "note": SAME_IMAGES,
                 "versions": versions(),
                 "command": command,
                 "seconds": time.monotonic() - start,

@@ -28,6 +28,8 @@ from .effects import (
 )
 from .margins import (
     MARGIN,
+    NAMED,
+    SAME_IMAGES,
     Judgement,
     check_margin,
     judge,
@@ -56,6 +58,7 @@ class Pruning:
             next, and so on up to the first step that is not shown to lose less than the margin; see
             `mrla.analysis.explanation.margins.Judgement`. Where `keep` was given, the one judgement of what was asked.
         verdict: What was taken off and why no more, in words.
+        note: That the same images chose and judged, where they did: blocks named in `keep` were chosen by the caller.
     """
 
     kept: tuple[str, ...]
@@ -66,6 +69,7 @@ class Pruning:
     margin: float
     steps: list[dict[str, Any]]
     verdict: str
+    note: str
 
 
 def prune(
@@ -157,6 +161,7 @@ def prune(
         margin=margin,
         steps=[step.record() for step in steps],
         verdict=_verdict(removed, steps, len(known)),
+        note=SAME_IMAGES if keep is None or isinstance(keep, int) else NAMED,
     )
 
 
