@@ -123,6 +123,15 @@ def test_what_looks_spared_when_cut_and_is_not_when_off_stays(monkeypatch):
     assert pruned.steps[0]["lost"] == 900
 
 
+def test_a_loss_that_rises_without_a_changed_answer_is_said():
+    model = known_effects([1.0])
+    pruned = mrla.prune(model, images((450, 3.0, 2.0), (450, 3.0, 2.5)))
+    assert pruned.kept == ()
+    assert pruned.after["accuracy"] == 1
+    assert pruned.after["shown"] == {"accuracy": "not resolved", "loss": "worse"}
+    assert "its loss is shown to rise" in pruned.verdict
+
+
 def test_none_kept_is_the_plain_network():
     model = network()
     pruned = mrla.prune(model, batches(), keep=0, margin=ANY)

@@ -149,6 +149,8 @@ def told(judgement: Judgement) -> str:
         f"{change_of_accuracy(judgement.accuracy_change)}, loss {change_of_loss(judgement.loss_change)}, "
         f"{judgement.gained} of {count_of_images(judgement.images)} gained and {judgement.lost} lost"
     )
+    if (judgement.loss_change["low"] or 0) > 0:
+        numbers += "; its loss is shown to rise"
     if judgement.shown:
         return f"is shown to lose less than {margin}: {numbers}"
     if judgement.accuracy_change["high"] < -judgement.margin / 100:
