@@ -442,7 +442,11 @@ def test_a_checkpoint_that_would_run_code_is_refused_and_runs_none(trained, tmp_
             return (Path.touch, (tmp_path / "executed",))
 
     torch.save({"state_dict": Payload()}, tmp_path / "evil.ckpt")
-    refuse(["eval", str(tmp_path / "evil.ckpt")], r"evil\.ckpt asks for getattr, which is not among what weights need", capsys)
+    refuse(
+        ["eval", str(tmp_path / "evil.ckpt")],
+        r"evil\.ckpt asks for getattr, which is not among what weights need",
+        capsys,
+    )
     assert not (tmp_path / "executed").exists()
 
 

@@ -1,6 +1,7 @@
 """`mrla prune`: what is left of a trained network, what is written of it, and what is refused."""
 
 import json
+import re
 import shutil
 from pathlib import Path
 
@@ -18,6 +19,8 @@ from mrla.models import mixed_chains
 
 pytestmark = pytest.mark.usefixtures("in_an_empty_folder")
 QUIET = ["--progress", "false", "--machine.accelerator", "cpu", "--machine.threads", "1"]
+ANY = ["--margin", "100"]
+"""Any network keeps it: what is asked for is taken off."""
 
 
 @pytest.fixture(scope="module")
@@ -39,7 +42,7 @@ def mixed(model) -> list[str]:
 
 def test_what_is_left_is_saved_evaluated_and_recorded(run, capsys):
     whole = mixed(mrla.load(run))
-    assert main(["prune", str(run), "--keep", "3", *QUIET]) == 0
+    assert main(["prune", str(run), "--keep", "3", *ANY, *QUIET]) == 0
     printed = capsys.readouterr().out
     record = json.loads((run / "pruned" / "prune.json").read_text())
     assert f"3 of {len(whole)} mixers stay" in printed
@@ -52,12 +55,20 @@ def test_what_is_left_is_saved_evaluated_and_recorded(run, capsys):
     assert record["command"].startswith("mrla prune ")
     for scores in (record["before"], record["after"]):
         assert f"{scores['loss']:.4f}" in printed
+        low, high = (100 * scores["accuracy_interval"][end] for end in ("low", "high"))
+        assert f"{100 * scores['accuracy']:.2f} ({low:.2f} to {high:.2f})" in printed
+    assert record["margin"] == 100
+    assert [step["shown"] for step in record["steps"]] == [True]
+    assert record["verdict"] in " ".join(printed.split())
+    assert record["note"] in " ".join(printed.split())
     assert main(["eval", str(run / "pruned"), "--machine.threads", "1"]) == 0  # with the run's own images
     assert f"{record['after']['accuracy']:.4f}" in capsys.readouterr().out
 
 
 def test_a_checkpoint_file_keeps_names_and_normalisation(run):
-    assert main(["prune", str(run / "checkpoints" / "last.ckpt"), "--keep", "1", "--max_images", "60", *QUIET]) == 0
+    assert (
+        main(["prune", str(run / "checkpoints" / "last.ckpt"), "--keep", "1", "--max_images", "60", *ANY, *QUIET]) == 0
+    )
     facts = json.loads((run / "config.json").read_text())["pretrained_cfg"]
     found = json.loads((run / "pruned" / "config.json").read_text())["pretrained_cfg"]
     assert found["label_names"] == [str(digit) for digit in range(10)]
@@ -73,15 +84,15 @@ def test_torchvisions_networks_and_other_images(tmp_path, capsys):
     root = images_in(tmp_path / "images")
     where = ["--data.kind", "folder", "--data.root", str(root), "--data.workers", "0"]
     kept = mixed(model)[-1]
-    assert main(["prune", "mine", "--keep", kept, "--out", "less", *where, *QUIET]) == 0
+    assert main(["prune", "mine", "--keep", kept, "--out", "less", *where, *ANY, *QUIET]) == 0
     assert mixed(mrla.load("less")) == [kept]
-    assert main(["prune", "mine", "--keep", "0", "--out", "plain", *where, *QUIET]) == 0
+    assert main(["prune", "mine", "--keep", "0", "--out", "plain", *where, *ANY, *QUIET]) == 0
     image = torch.randn(2, 3, 32, 32)
     assert torch.equal(mrla.load("plain")(image), mrla.detach(mrla.load("mine"))(image))
 
 
 def test_a_folder_that_prune_wrote_is_replaced_when_asked_and_no_other(run, capsys):
-    words = ["prune", str(run), "--keep", "2", "--max_images", "60", *QUIET]
+    words = ["prune", str(run), "--keep", "2", "--max_images", "60", *ANY, *QUIET]
     pruned, names = run / "pruned", {"model.safetensors", "config.json", "prune.json"}
     pruned.mkdir()
     (pruned / "note.txt").write_text("mine")
@@ -131,6 +142,39 @@ def test_no_folder_with_something_else_in_it_is_ever_replaced(run, out, said, ca
     assert sorted(Path.cwd().rglob("*")) == there
 
 
+def test_48_images_take_nothing_off_and_nothing_is_written(run, capsys):
+    there = sorted(run.rglob("*"))
+    assert main(["prune", str(run), "--max_images", "48", *QUIET]) == 0
+    printed = " ".join(capsys.readouterr().out.split())
+    assert "8 of 8 mixers stay" in printed
+    assert re.search(
+        r"All 8 mixers stay: .* shown to lose [a-z]+ than 0\.5 points of accuracy: .* [\d,]+ images", printed
+    )
+    assert "The same images chose what is cut and judged it" in printed
+    assert printed.endswith("Nothing is written.")
+    assert sorted(run.rglob("*")) == there
+
+
+def test_what_is_asked_for_is_refused_beyond_the_margin_with_its_score(run, capsys):
+    there = sorted(run.rglob("*"))
+    assert main(["prune", str(run), "--keep", "0", "--max_images", "48", *QUIET]) == 2
+    error = capsys.readouterr().err
+    assert error.startswith(
+        "mrla: error: what is left must be shown to lose less than the margin: without 8 of 8 mixers"
+    )
+    assert error.count("\n") == 1
+    assert re.search(r"accuracy is \d+\.\d\d % \(95 % interval [\d.]+ to [\d.]+\) in place of", error)
+    assert sorted(run.rglob("*")) == there
+    enough = re.search(r"allow more with --margin ([\d.]+)$", error.strip())
+    assert enough
+    words = ["prune", str(run), "--keep", "0", "--max_images", "48", *QUIET]
+    assert main([*words, "--margin", f"{float(enough[1]) - 0.1:.1f}"]) == 2
+    assert main([*words, "--margin", enough[1]]) == 0
+    record = json.loads((run / "pruned" / "prune.json").read_text())
+    assert record["kept"] == []
+    assert record["steps"][0]["images"] == 48
+
+
 REFUSED = {
     "no checkpoint": (["nowhere"], "nowhere does not exist"),
     "no mixers": (["plain"], "plain has no mixers, so there is nothing to take off"),
@@ -139,6 +183,7 @@ REFUSED = {
     "the hub without out": (["hf-hub:me/it"], "out must be given for a network on the hub"),
     "too many": (["run", "--keep", "99"], "keep must be from 0 to 8, the mixers of this network: got 99"),
     "another block": (["run", "--keep", "layer9"], "paths of blocks with a mixer: got 'layer9'"),
+    "no margin": (["run", "--margin", "-1"], "margin must be the points of accuracy that may be lost, from 0 to 100"),
     "no image": (["run", "--max_images", "0"], "max_images must be at least 1, or None for all: got 0"),
 }
 

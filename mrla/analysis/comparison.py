@@ -79,7 +79,8 @@ def compare(
             ``digits_resnet18`` if not given, or ``finetune`` for a `model` of yours.
         model: A plain network of yours to start from in place of the recipe's; it is left as it is. Runs are then made
             one after the other in this process.
-        train_loader: With `model`, in place of the recipe's images: batches of images (b, c, h, w) and labels (b,).
+        train_loader: With `model`, in place of the recipe's images: batches of images (b, c, h, w) and labels (b,). It
+            should shuffle: where the order is always the same the seeds are near copies, and the result says so.
         val_loader: Likewise, for validation.
         architecture: Name of a `model` that timm did not make, such as ``"torchvision/resnet18"``.
         model_args: Arguments that such a network was built with, such as ``{"num_classes": 10}``.
@@ -178,7 +179,10 @@ def _summarise(
     models = {arm: load_any(folders[arm, seeds[-1]]) for arm in arms}
     figure = "val_accuracy" if source.recipe.detector is None else "val_box_ap"
     first = results[arms[0], seeds[0]]["last"]
-    scores = [name for name in first if name not in ("epoch", "lr")]
+    # What only some runs have was made by another version.
+    scores = [
+        name for name in first if name not in ("epoch", "lr") and all(name in run["last"] for run in results.values())
+    ]
     images = source.images()
     machine = source.recipe.machine
     device = timing_device(machine.accelerator)
@@ -206,6 +210,7 @@ def _summarise(
         "table": table,
         "differences": {arm: asdict(difference) for arm, difference in differences.items()},
         "note": NOTE,
+        "notes": source.notes,
         "versions": versions(),
         "epochs": {arm: [results[arm, seed]["epochs"] for seed in seeds] for arm in arms},
     }

@@ -7,14 +7,14 @@ import subprocess
 import sys
 import time
 from collections import deque
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.utils.data import DataLoader
+from torch.utils.data import DataLoader, SequentialSampler
 
 from mrla.models import is_attached
 from mrla.models.atomic_write import room_for, write_json
@@ -32,6 +32,13 @@ Folders = Mapping[tuple[str, int], Path]
 """A folder for each arm and seed."""
 OnProgress = Callable[[int, int], None]
 
+SAME_ORDER = (
+    "train_loader does not shuffle: runs of all seeds see the images in one order and differ, if at all, in the first "
+    "weights of the mixers and in dropout. Such runs are near copies of one another, so their spread is too small and "
+    "the interval too narrow; compare with DataLoader(..., shuffle=True)."
+)
+"""Said of a comparison whose seeds do not decide the order of the images."""
+
 
 class RecipeRuns:
     """Runs of a recipe, several at once.
@@ -47,6 +54,7 @@ class RecipeRuns:
     def __init__(self, recipe: Recipe, jobs: int | None):
         self.recipe = settled(recipe)
         self.settings = as_dict(self.recipe)
+        self.notes: list[str] = []  # its loaders shuffle by the seed
         self._jobs = jobs or _default_jobs(recipe)
         RecipeImages(self.recipe)
 
@@ -143,6 +151,7 @@ class OwnRuns:
             "data": {"kind": "loaders"},
             "batch_size": getattr(train_loader, "batch_size", None),
         }
+        self.notes = [SAME_ORDER] if _keeps_its_order(train_loader) else []
         self._model, self._loaders = model, (train_loader, val_loader)
         self._named = {"architecture": architecture, "model_args": model_args}
 
@@ -180,6 +189,12 @@ class OwnRuns:
             )
             if on_progress is not None:
                 on_progress(done * recipe.epochs, len(folders) * recipe.epochs)
+
+
+def _keeps_its_order(loader: Any) -> bool:
+    """Whether a loader is known to give the same order always; of a sampler of the caller's it is not known."""
+    sampler = getattr(getattr(loader, "batch_sampler", None), "sampler", getattr(loader, "sampler", None))
+    return isinstance(sampler, SequentialSampler) or isinstance(loader, Sequence)
 
 
 def _default_jobs(recipe: Recipe) -> int:

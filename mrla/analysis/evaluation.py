@@ -46,8 +46,9 @@ def evaluate_checkpoint(
         machine: Where it is computed.
 
     Returns:
-        ``accuracy``, ``accuracy_top5``, ``loss``, ``images``, ``split``, ``parameters``, ``macs`` and
-        ``images_per_second``; of a detector ``box_ap`` and so on in place of accuracies, loss and MACs.
+        ``accuracy``, ``accuracy_top5`` (where there are more than five classes), ``loss``, ``images``, ``split``,
+        ``parameters``, ``macs`` and ``images_per_second``; of a detector ``box_ap`` and so on in place of accuracies,
+        loss and MACs.
 
     Raises:
         ValueError: If the checkpoint is missing, damaged or of another network, or the images do not fit it.

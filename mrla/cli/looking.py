@@ -70,6 +70,7 @@ def explain_command(words: Sequence[str]) -> int:
     options = parse(parser, words)
     from mrla.analysis.explanation.checkpoints import explain_checkpoint
     from mrla.analysis.explanation.explaining import MAPS
+    from mrla.analysis.explanation.margins import MARGIN
 
     with progress_bar(options["progress"], "passes over batches") as on_progress:
         found = explain_checkpoint(
@@ -87,8 +88,10 @@ def explain_command(words: Sequence[str]) -> int:
     console.print(f"\n{found.content['note']}", style="dim")
     files = ", ".join(["report.html", "explain.json", *([MAPS] if found.content["chains"] else [])])
     console.print(f"{found.content['seconds']:.0f} s. {found.folder}/{files}")
-    if "mixers" in (found.content["cuts"] or {}):
-        console.print(f"To take off what it can spare: mrla prune {options['checkpoint']}")
+    # Only where pruning on the same images would take off that mixer at least.
+    if ((found.content["cuts"] or {}).get("least") or {}).get("shown"):
+        margin = "" if options["margin"] == MARGIN else f" --margin {options['margin']:g}"
+        console.print(f"To see how many of them together: mrla prune {options['checkpoint']}{margin}")
     return 0
 
 

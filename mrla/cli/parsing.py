@@ -154,6 +154,7 @@ def add_study_flags(parser: ArgumentParser, words: Sequence[str]) -> None:
         default=False,
         help="Whether a folder that this command wrote before is replaced, all of it",
     )
+    parser.add_argument("--margin", type=float, default=0.5, help="How many points of accuracy may be lost")
     parser.add_argument("--max_images", type=int, default=1000, help="How many annotated images at most")
     add_data_flags(parser, words)
     parser.add_class_arguments(Machine, "machine")
@@ -165,6 +166,7 @@ def study_options(parser: ArgumentParser, options: Mapping[str, Any], words: Seq
     return {
         "out": options["out"],
         **shown_data(options, words),
+        "margin": options["margin"],
         "max_images": options["max_images"],
         "machine": Machine(**options["machine"]),
         "overwrite": options["overwrite"],

@@ -38,6 +38,8 @@ def print_comparison(content: Mapping[str, Any], folder: Path) -> None:
     for arm, difference in content["differences"].items():
         heading = f"{arm} against {difference['baseline']}:", "bold"
         console.print(Text.assemble(heading, f" {difference['reason']}"))
+    for note in content["notes"]:
+        console.print(note)
     console.print(f"\n{content['note']}", style="dim")
     console.print(
         f"{content['seconds']:.0f} s. {folder}/report.html, compare.json, table.csv, history.csv, curves.png",
@@ -69,39 +71,57 @@ def print_benchmark(content: Mapping[str, Any], folder: Path) -> None:
     console.print(f"{content['seconds']:.0f} s. {folder}/bench.json, bench.png, bench.svg")
 
 
-def print_pruning(pruned: Any, folder: Path) -> None:
-    """Prints what cutting each mixer cost, which of them stay, and the network before and after.
+def print_pruning(pruned: Any, folder: Path | None) -> None:
+    """Prints what cutting each mixer cost, which of them stay and why, and the network before and after.
 
     Args:
         pruned: A `mrla.analysis.Pruning`.
-        folder: Where the pruned network is.
+        folder: Where the pruned network is; None where all mixers stay and nothing was written.
     """
-    from mrla.analysis.report.tables import speed
+    from mrla.analysis.explanation.margins import removal_order
 
     console = console_of_width()
-    cuts = Table(title=f"{len(pruned.kept)} of {len(pruned.cuts)} mixers stay")
+    cuts = Table(
+        title=f"{len(pruned.kept)} of {len(pruned.cuts)} mixers stay",
+        caption="Each cut alone; the intervals of a column hold together with 95 %.",
+    )
     cuts.add_column("mixer")
-    for heading in ("loss when it is cut", "interval", "accuracy (points)"):
+    for heading in ("accuracy (points)", "interval", "loss", "interval"):
         cuts.add_column(heading, justify="right")
     cuts.add_column("")
-    for record in sorted(pruned.cuts, key=lambda one: -one["loss_change"]["mean"]):
-        loss, accuracy = record["loss_change"], record["accuracy_change"]
-        between = "none" if loss["low"] is None else f"{loss['low']:+.4f} to {loss['high']:+.4f}"
-        stays = "stays" if record["block"] in pruned.kept else "taken off"
-        cuts.add_row(record["block"], f"{loss['mean']:+.4f}", between, f"{100 * accuracy['mean']:+.2f}", stays)
+    records = {record["block"]: record for record in pruned.cuts}
+    for block in reversed(removal_order(pruned.cuts)):
+        accuracy, loss = records[block]["accuracy_change"], records[block]["loss_change"]
+        cuts.add_row(
+            *(
+                block,
+                f"{100 * accuracy['mean']:+.2f}",
+                f"{100 * accuracy['low']:+.2f} to {100 * accuracy['high']:+.2f}",
+            ),
+            *(f"{loss['mean']:+.4f}", "none" if loss["low"] is None else f"{loss['low']:+.4f} to {loss['high']:+.4f}"),
+            "stays" if block in pruned.kept else "taken off",
+        )
     console.print(cuts)
+    console.print(_before_and_after(pruned))
+    console.print(pruned.verdict, style="bold")
+    console.print(f"\n{pruned.note}", style="dim")
+    written = "Nothing is written." if folder is None else f"{folder}/model.safetensors, config.json, prune.json"
+    console.print(written)
+
+
+def _before_and_after(pruned: Any) -> Table:
+    from mrla.analysis.report.tables import speed
+
     table = Table()
     table.add_column("")
-    for heading in ("accuracy (%)", "loss", "params", "images/s (10 to 90 %)"):
+    for heading in ("accuracy (%), 95 % interval", "loss", "params", "images/s (10 to 90 %)"):
         table.add_column(heading, justify="right")
-    for name, scores in (("before", pruned.before), ("after", pruned.after)):
-        accuracy, counted = f"{100 * scores['accuracy']:.2f}", f"{scores['parameters']:,}"
+    shown = {"before": pruned.before, **({"after": pruned.after} if pruned.removed else {})}
+    for name, scores in shown.items():
+        low, high = (100 * scores["accuracy_interval"][end] for end in ("low", "high"))
+        accuracy, counted = f"{100 * scores['accuracy']:.2f} ({low:.2f} to {high:.2f})", f"{scores['parameters']:,}"
         table.add_row(name, accuracy, f"{scores['loss']:.4f}", counted, speed(scores["images_per_second"]))
-    console.print(table)
-    console.print(
-        "Chosen by these images, so the scores flatter: mrla eval on others says what was lost. "
-        f"{folder}/model.safetensors, config.json, prune.json",
-    )
+    return table
 
 
 class progress_bar:

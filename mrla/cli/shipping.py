@@ -60,14 +60,15 @@ def export_command(words: Sequence[str]) -> int:
 
 
 def prune_command(words: Sequence[str]) -> int:
-    """Take off the mixers that a trained classifier can spare, and save what is left."""
+    """Take mixers off a trained classifier where that is shown to lose less than a margin, and save what is left."""
     parser = command_parser("prune", prune_command)
     parser.add_argument("checkpoint", type=str, help="A folder of a run or of mrla.save, hf-hub:owner/name, or a .ckpt")
     parser.add_argument(
         "--keep",
         type=str,
         default="needed",
-        help="needed (whose cut raises the loss beyond chance), how many stay, or blocks such as layer3.1,layer4.0",
+        help="needed (all but those without which the network is shown to lose less than the margin), how many stay, "
+        "or blocks such as layer3.1,layer4.0; refused where what is left is not shown to lose less",
     )
     parser.add_argument("--out", type=str, default=None, help="New folder of the pruned network (CHECKPOINT/pruned)")
     add_study_flags(parser, words)

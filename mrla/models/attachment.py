@@ -53,7 +53,7 @@ def attach(
         example: Shape of the input, the batch included, where the network does not tell of it.
         chain_length: Memory begins anew every so many blocks (the released DeiT-base: 4); None for once a stage.
         without: Paths of blocks that get no mixer, such as ``["layer1.0"]``; the others hear one another as if these
-            stood in no chain. `mrla.prune` says which can be spared.
+            stood in no chain. `mrla.prune` shows which.
         init: ``"identity"`` for a trained network; ``"released"`` or ``"notebook"`` to train from scratch as the
             authors' code or the Paddle notebook does. Only the mixers are drawn.
         drop_path: Probability of leaving a mixer's branch out for an image, in training.

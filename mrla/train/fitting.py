@@ -187,7 +187,8 @@ def evaluate(
         machine: Where it is computed, `mrla.train.Machine`.
 
     Returns:
-        ``loss``, ``accuracy``, ``accuracy_top5`` (fractions) and ``images``.
+        ``loss``, ``accuracy``, ``accuracy_top5`` (fractions; the last where there are more than five classes) and
+        ``images``.
 
     Raises:
         ValueError: If the loader has no image.

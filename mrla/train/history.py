@@ -70,14 +70,14 @@ class History(Callback):
 
 
 def write_csv(path: Path, rows: Sequence[Mapping[str, Any]]) -> None:
-    """Writes rows with equal keys as CSV, whole or not at all.
+    """Writes rows as CSV, whole or not at all; what a row lacks, such as one of another version, is an empty cell.
 
     Args:
         path: The file.
         rows: Its rows; none makes an empty file.
     """
     with written_whole(path) as beside, beside.open("w", newline="") as file:
-        writer = csv.DictWriter(file, fieldnames=list(rows[0]) if rows else [])
+        writer = csv.DictWriter(file, fieldnames=list(dict.fromkeys(name for row in rows for name in row)))
         writer.writeheader()
         writer.writerows(rows)
 

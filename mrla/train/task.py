@@ -30,7 +30,7 @@ class Scores(Metric):
     """Loss and accuracies, each a mean over images, over all processes.
 
     Args:
-        classes: Number of classes; with fewer than six, top-5 counts every image.
+        classes: Number of classes; with fewer than six every image is among the five, so that top-5 says nothing.
     """
 
     full_state_update = False
@@ -39,7 +39,7 @@ class Scores(Metric):
 
     def __init__(self, classes: int):
         super().__init__()
-        self.top = min(5, classes)
+        self.top, self.has_top5 = min(5, classes), classes > 5
         self.add_state("loss_sum", torch.zeros(()), dist_reduce_fx="sum")
         self.add_state("counts", torch.zeros(3, dtype=torch.long), dist_reduce_fx="sum")
 
@@ -53,12 +53,12 @@ class Scores(Metric):
         self.counts += torch.stack((images, hits[:, 0].sum(), hits.sum()))
 
     def compute(self) -> dict[str, float]:
-        """``loss``, ``accuracy``, ``accuracy_top5`` and ``images``."""
+        """``loss``, ``accuracy``, ``accuracy_top5`` where there are more than five classes, and ``images``."""
         images, top1, top5 = self.counts.tolist()
         return {
             "loss": self.loss_sum.item() / max(images, 1),
             "accuracy": top1 / max(images, 1),
-            "accuracy_top5": top5 / max(images, 1),
+            **({"accuracy_top5": top5 / max(images, 1)} if self.has_top5 else {}),
             "images": images,
         }
 
@@ -214,7 +214,7 @@ class Classification(Task):
 
     def val_numbers(self) -> dict[str, float]:
         scores = self.val_scores.compute()
-        return {name: scores[name] for name in ("loss", "accuracy", "accuracy_top5")}
+        return {name: value for name, value in scores.items() if name != "images"}
 
     def save(self, folder: Path, weights: Mapping[str, Tensor]) -> None:
         save(self.model, folder, state_dict=weights, **self.saved)

@@ -92,6 +92,7 @@ def test_content(whole):
         "table",
         "differences",
         "note",
+        "notes",
         "versions",
         "epochs",
         "seconds",
@@ -102,6 +103,7 @@ def test_content(whole):
     assert content["seconds"] > 0
     assert {"mrla", "torch", "torchvision", "timm", "lightning", "python", "machine"} == set(content["versions"])
     assert "one fixed validation part" in content["note"]
+    assert content["notes"] == []
 
 
 def test_table_is_that_of_the_runs(whole):

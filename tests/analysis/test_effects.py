@@ -13,6 +13,7 @@ from torch.utils.data import DataLoader, TensorDataset
 
 import mrla
 from mrla.analysis.explanation.effects import (
+    Outcomes,
     changes,
     cut_records,
     limited,
@@ -21,6 +22,7 @@ from mrla.analysis.explanation.effects import (
     possible_cuts,
     without_mixers,
 )
+from mrla.analysis.statistics import paired_interval
 from mrla.models.mixed_blocks import MIXER
 
 SMALL = {"channels": (8, 8, 16, 16), "num_classes": 3}
@@ -91,6 +93,9 @@ def test_a_mixer_that_does_nothing_costs_exactly_nothing():
     for one in measured(network(), batches()):
         assert one["loss_change"] == {"mean": 0.0, "low": 0.0, "high": 0.0}
         assert one["accuracy_change"]["mean"] == 0
+        # Twelve images of which none changes do not show that there is no change.
+        assert one["accuracy_change"]["low"] < -0.2
+        assert one["shown"] == {"accuracy": "not resolved", "loss": "not resolved"}
 
 
 @pytest.mark.parametrize("method", ["light", "base", "exact", "dw"])
@@ -128,6 +133,39 @@ def test_the_interval_is_that_of_a_paired_t_test():
     assert (four["loss_change"]["low"], four["loss_change"]["high"]) == pytest.approx((low, high))
     one = changes(outcomes(model, loader, images=1), outcomes(model, loader, images=1))
     assert one["loss_change"] == {"mean": 0.0, "low": None, "high": None}
+    assert one["shown"]["loss"] == "not resolved"
+
+
+def said(*groups: tuple[int, bool, float]) -> Outcomes:
+    """So many images each, right or wrong, with so much loss."""
+    counts, hits, losses = (np.array(values) for values in zip(*groups, strict=True))
+    labels = np.zeros(counts.sum(), dtype=int)
+    return Outcomes(losses=np.repeat(losses, counts), hits=np.repeat(hits, counts), labels=labels)
+
+
+def test_the_interval_of_the_accuracy_is_that_of_the_images_that_change():
+    whole, found = (
+        said((70, True, 1.0), (30, False, 1.0)),
+        said((55, True, 1.0), (15, False, 1.1), (5, True, 0.9), (25, False, 1.0)),
+    )
+    changed = changes(whole, found, comparisons=3)["accuracy_change"]
+    assert changed["mean"] == pytest.approx(-0.1)
+    assert (changed["low"], changed["high"]) == paired_interval(5, 15, 100, alpha=0.05 / 3)
+
+
+@pytest.mark.parametrize(
+    ("found", "shown"),
+    [
+        (said((60, True, 1.0), (40, False, 1.0)), {"accuracy": "not resolved", "loss": "not resolved"}),
+        (said((30, True, 1.0), (70, False, 1.1)), {"accuracy": "worse", "loss": "worse"}),
+        (said((90, True, 0.9), (10, False, 1.0)), {"accuracy": "better", "loss": "better"}),
+        # What changes alike in all images has no spread by which it could be judged.
+        (said((60, True, 1.5), (40, False, 1.5)), {"accuracy": "not resolved", "loss": "not resolved"}),
+    ],
+    ids=["nothing", "worse", "better", "no spread"],
+)
+def test_what_is_shown_is_what_the_intervals_leave_out(found, shown):
+    assert changes(said((60, True, 1.0), (40, False, 1.0)), found)["shown"] == shown
 
 
 def test_images_up_to_a_number():

@@ -1,12 +1,14 @@
 """`mrla.explain` and `mrla explain`: what they record, write and refuse."""
 
 import json
+import re
 from pathlib import Path
 
 import numpy as np
 import pytest
 import timm
 import torch
+from known_effects import COLLAPSING, DECISIVE, NARROW, REDUNDANT, images, known_effects
 from PIL import Image
 from test_effects import awake, batches, network
 from torch import nn
@@ -67,6 +69,54 @@ def test_the_rest_of_what_is_found(base_explained):
     assert everything["loss"] == pytest.approx(content["baseline"]["loss"] + everything["loss_change"]["mean"])
     assert content["verdict"][0].endswith("mrla compare measures.")
     assert json.loads(json.dumps(content, allow_nan=False)) == content
+
+
+EXAMPLES = {
+    "redundant": (REDUNDANT, COLLAPSING, 0.5),
+    "decisive": (DECISIVE, NARROW, 0.5),
+    "few images": ([0.0] * 3, [(48, 3.0, 0.0)], 0.5),
+    "few images, a large margin": ([0.0] * 3, [(48, 3.0, 0.0)], 8.0),
+    "every cut seen to cost more": ([1.0], NARROW, 0.5),
+}
+
+
+@pytest.mark.parametrize("example", EXAMPLES)
+def test_explain_and_prune_decide_alike(example):
+    given, groups, margin = EXAMPLES[example]
+    model, loader = known_effects(given), images(*groups)
+    content = mrla.explain(model, loader, cuts=["mixers"], margin=margin).content
+    pruned = mrla.prune(model, loader, margin=margin)
+    least = content["cuts"]["least"]
+    assert least == pruned.steps[0]
+    assert least["shown"] == (pruned.removed != ())
+    if least["shown"]:
+        assert set(least["removed"]) <= set(pruned.removed)
+    (sentence,) = (one for one in content["verdict"] if "whose cut costs least" in one)
+    assert ("is shown to lose less" in sentence) == least["shown"]
+    assert f"{margin:g} points of accuracy" in sentence
+
+
+def test_the_sentences_say_what_is_shown_and_what_is_not():
+    decisive = mrla.explain(known_effects(DECISIVE), images(*NARROW), cuts=["mixers"]).content["verdict"]
+    assert decisive[0].startswith(
+        "This network relies on its mixers: with all of them cut the accuracy of 60.00 % changes"
+    )
+    assert "-12.90 points (95 % interval -15.1" in decisive[0]
+    assert decisive[1] == (
+        "Of 3 mixers, cut alone, 1 is shown to lower the accuracy: blocks.2 (-12.90 points); of 2 neither an effect is "
+        "shown nor that there is none."
+    )
+    few = mrla.explain(known_effects([0.0] * 3), images((48, 3.0, 0.0)), cuts=["mixers"]).content["verdict"]
+    assert few[0].startswith(
+        "That the mixers do anything is not resolved: with all of them cut the accuracy of 100.00 %"
+    )
+    assert "95 % interval -7.41 to +7.41" in few[0]
+    assert few[1] == "Of 3 mixers, cut alone, none is shown to change anything, nor that it changes nothing."
+    assert few[2].endswith("that takes at least 765 images, none of them changed.")
+    redundant = mrla.explain(known_effects(REDUNDANT), images(*COLLAPSING), cuts=["mixers"]).content["verdict"]
+    assert "Without the mixer of blocks.0, whose cut costs least, the network is shown to lose less" in redundant[2]
+    for sentences in (decisive, few, redundant):
+        assert "spare" not in " ".join(sentences)
 
 
 def test_of_light_the_terms_and_the_recurrence():
@@ -239,6 +289,8 @@ def test_bad_calls():
     model = network()
     with pytest.raises(ValueError, match="neither a loader nor pictures"):
         mrla.explain(model, cuts=[])
+    with pytest.raises(ValueError, match=r"margin must be the points of accuracy that may be lost.*got 200"):
+        mrla.explain(model, batches(), margin=200)
     with pytest.raises(ValueError, match=r"max_images must be at least 1.*got 0"):
         mrla.explain(model, batches(), max_images=0)
     with pytest.raises(ValueError, match=r"this ResNet has no mixers.*mrla.attach"):
@@ -303,7 +355,12 @@ def test_the_command(run, tmp_path, monkeypatch, capsys):
     said = " ".join(capsys.readouterr().out.split())
     assert content["verdict"][0] in said
     assert "report.html" in said
-    assert f"mrla prune {run}" in said
+    # 64 images show nothing, so nothing is suggested.
+    assert "mrla prune" not in said
+    assert re.search(r"is (not )?shown to lose \w+ than 0\.5 points.* \d+ images", said)
+    words = [*words[:2], "--out", str(tmp_path / "all"), "--cuts", "mixers", "--machine.threads", "1"]
+    assert main(["explain", *words, "--margin", "100"]) == 0
+    assert f"mrla prune {run} --margin 100" in " ".join(capsys.readouterr().out.split())
 
 
 @pytest.mark.parametrize("method", ["dw", "base"])

@@ -9,10 +9,11 @@ import timm
 import torch
 import torchvision
 from torch import nn
-from torch.utils.data import DataLoader, TensorDataset
+from torch.utils.data import BatchSampler, DataLoader, SequentialSampler, TensorDataset, WeightedRandomSampler
 
 import mrla
 from mrla.analysis import compare, comparison_runs
+from mrla.cli.printing import print_comparison
 from mrla.train import Machine, Optim, get_recipe
 
 RECIPE = replace(
@@ -102,6 +103,40 @@ def test_another_start_does_not_go_on_in_the_folder(done):
         other.conv1.weight[0, 0, 0, 0] += 1e-3
     with pytest.raises(ValueError, match=r"belongs to a run with other settings \(compare\.start\.plain is"):
         compare(RECIPE, **{**own, "model": other}, seeds=2, out=result.folder)
+
+
+def drawn(size: int, count: int) -> DataLoader:
+    """Of a sampler of the caller's."""
+    images = batches(count).dataset
+    return DataLoader(images, batch_size=size, sampler=WeightedRandomSampler([1.0] * count, count))
+
+
+@pytest.mark.parametrize(
+    ("train_loader", "said"),
+    [
+        (batches(18), True),
+        (DataLoader(batches(18).dataset, batch_sampler=BatchSampler(SequentialSampler(range(18)), 6, False)), True),
+        (batches(18, shuffle=True), False),
+        (drawn(6, 18), False),
+    ],
+    ids=["in order", "in order by a batch sampler", "shuffled", "drawn"],
+)
+def test_loaders_that_do_not_shuffle_are_noted(train_loader, said):
+    own = given(train_loader=train_loader)
+    assert comparison_runs.OwnRuns(RECIPE, *own.values(), None, None).notes == [comparison_runs.SAME_ORDER] * said
+
+
+def test_the_note_on_the_order_stands_in_every_result(tmp_path, capsys):
+    result = compare(RECIPE, **given(train_loader=batches(18)), seeds=2, out=tmp_path / "out")
+    assert result.content["notes"] == [comparison_runs.SAME_ORDER]
+    assert json.loads((result.folder / "compare.json").read_text())["notes"] == [comparison_runs.SAME_ORDER]
+    assert comparison_runs.SAME_ORDER.partition(":")[0] in (result.folder / "report.html").read_text()
+    print_comparison(result.content, result.folder)
+    assert comparison_runs.SAME_ORDER in " ".join(capsys.readouterr().out.split())
+    # Three classes: each of them is among the five most likely.
+    assert not [name for name in result.content["table"]["light"] if "top5" in name]
+    for file in ("compare.json", "table.csv", "history.csv", "report.html"):
+        assert "top5" not in (result.folder / file).read_text()
 
 
 def test_a_network_of_torchvision(tmp_path):

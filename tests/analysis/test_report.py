@@ -83,6 +83,7 @@ def compare_content(
         "table": table,
         "differences": {arm: vars(difference) for arm, difference in differences.items()},
         "note": NOTE,
+        "notes": [],
         "versions": {"mrla": "0.1.0", "torch": "2.14.1", "machine": "x86_64, 2 CPU cores"},
         "epochs": histories,
         "seconds": 174.477,
@@ -120,6 +121,10 @@ def explain_content(
             **{"block": block, "accuracy": 0.95 + accuracy, "loss": 0.2 + loss, **more},
             "accuracy_change": {"mean": accuracy, "low": accuracy - 0.01, "high": accuracy + 0.01},
             "loss_change": {"mean": loss, "low": loss - 0.03, "high": loss + 0.03},
+            "shown": {
+                "accuracy": "worse" if accuracy < -0.01 else "not resolved",
+                "loss": "worse" if loss > 0.03 else "not resolved",
+            },
         }
 
     drawing = Image.fromarray(np.random.default_rng(0).integers(0, 90, (120, 260, 3), dtype=np.uint8))
@@ -324,11 +329,15 @@ def test_cuts_are_sorted_by_what_they_cost(tmp_path):
     tables = cut_tables(content["cuts"])
     assert [table["kind"] for table in tables] == ["all", "mixers", "heads"]
     for table in tables:
-        changes = [row["loss_change"]["mean"] for row in table["rows"]]
-        assert changes == sorted(changes, reverse=True)
+        changes = [row["accuracy_change"]["mean"] for row in table["rows"]]
+        assert changes == sorted(changes)
         for row in table["rows"]:
-            assert row["apart"] == (row["loss_change"]["low"] > 0 or row["loss_change"]["high"] < 0)
+            assert row["apart"] == (row["accuracy_change"]["low"] > 0 or row["accuracy_change"]["high"] < 0)
     assert re.fullmatch(r"layer\d\.\d, head \d", tables[2]["rows"][0]["name"])
+    for cut, loss in zip(content["cuts"]["mixers"], (0.1, 0.3, 0.2, 0.0, 0.4), strict=True):
+        cut["accuracy_change"]["mean"], cut["loss_change"]["mean"] = 0.0, loss
+    (mixers,) = (table for table in cut_tables(content["cuts"]) if table["kind"] == "mixers")
+    assert [row["loss_change"]["mean"] for row in mixers["rows"]] == [0.4, 0.3, 0.2, 0.1, 0.0]
 
 
 def test_pictures_stay_within_the_budget(tmp_path):

@@ -23,7 +23,7 @@ import mrla
 from mrla.train import Digits, Folder, Machine, MixerOptions, Optim, engine, fitting
 from mrla.train.data import loader, open_split
 from mrla.train.fitting import train
-from mrla.train.history import History
+from mrla.train.history import History, write_csv
 from mrla.train.images import UndecodableImageError
 from mrla.train.task import Classification, DivergedError, Scores
 
@@ -587,6 +587,22 @@ def test_evaluate_against_a_loop_written_by_hand(training, smoothing):
     assert mrla.evaluate(model, batches, label_smoothing=smoothing, machine=CPU) == pytest.approx(expected, rel=1e-6)
     assert model.training is training
     assert all(torch.equal(tensor, before[name]) for name, tensor in model.state_dict().items())
+
+
+@pytest.mark.parametrize(("classes", "named"), [(5, False), (6, True)])
+def test_top5_is_left_out_where_every_image_would_count(classes, named):
+    network = timm.create_model("resnet18", channels=(8, 8, 8, 8), num_classes=classes)
+    batches = DataLoader(TensorDataset(torch.randn(6, 3, 16, 16), torch.arange(6) % classes), batch_size=3)
+    assert ("accuracy_top5" in mrla.evaluate(network, batches, machine=CPU)) == named
+
+
+def test_a_run_begun_by_a_version_with_other_scores_has_a_history(tmp_path):
+    of_before, of_now = {"epoch": 1, "val_accuracy": 0.5, "val_accuracy_top5": 1.0}, {"epoch": 2, "val_accuracy": 0.6}
+    for order in ([of_before, of_now], [of_now, of_before]):
+        write_csv(tmp_path / "history.csv", order)
+        heading, *lines = (tmp_path / "history.csv").read_text().splitlines()
+        assert heading == "epoch,val_accuracy,val_accuracy_top5"
+        assert sorted(lines) == ["1,0.5,1.0", "2,0.6,"]
 
 
 def test_evaluate_needs_an_image():

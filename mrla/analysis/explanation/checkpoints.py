@@ -20,6 +20,7 @@ from ..image_files import checked_files, classifier_input, preparation
 from ..measure import timing_device
 from .explaining import Explanation, Origin, explain
 from .looked_at import Picture
+from .margins import MARGIN
 
 
 def explain_checkpoint(
@@ -32,6 +33,7 @@ def explain_checkpoint(
     split: Split = "val",
     batch_size: int = 64,
     cuts: Sequence[str] | None = None,
+    margin: float = MARGIN,
     max_images: int | None = 1000,
     machine: Machine | None = None,
     overwrite: bool = False,
@@ -50,6 +52,7 @@ def explain_checkpoint(
         split: Which part of them.
         batch_size: Images in one batch.
         cuts: What is cut, see `mrla.explain`; if not given, mixers and links of a classifier whose images are known.
+        margin: How many points of accuracy pruning would let be lost, see `mrla.explain`.
         max_images: How many images at most; None for all.
         machine: Where it is computed.
         overwrite: Whether a folder that `explain` wrote before is replaced, all of it.
@@ -92,6 +95,7 @@ def explain_checkpoint(
             batches,
             pictures=[Picture(name=str(file), input=prepare(read_image(file))) for file in files],
             cuts=cuts,
+            margin=margin,
             max_images=max_images,
             class_names=class_names,
             out=out if out is not None else Path("runs") / f"explain-{_name_of(Path(checkpoint))}",

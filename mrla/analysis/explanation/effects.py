@@ -15,6 +15,8 @@ from mrla.models import MixedChain, cut, mixed_chains
 from mrla.models.mixed_blocks import MIXER
 from mrla.models.modes import in_eval_mode
 
+from ..statistics import Verdict, paired_interval
+
 CutKind = Literal["mixers", "links", "heads"]
 CUT_KINDS: tuple[str, ...] = get_args(CutKind)
 Batches = Iterable[Any]
@@ -111,12 +113,11 @@ def _source(chain: MixedChain, block: str, back: int) -> str:
 
 
 @contextmanager
-def without_mixers(model: nn.Module) -> Iterator[None]:
-    """The body with every mixer of a network cut out."""
+def without_mixers(model: nn.Module, blocks: Sequence[str] | None = None) -> Iterator[None]:
+    """The body with the mixers of some blocks cut out together; of all if none are named."""
     with ExitStack() as stack:
-        for chain in mixed_chains(model):
-            for block in chain.mixers:
-                stack.enter_context(cut(model, block))
+        for block in [block for chain in mixed_chains(model) for block in chain.mixers] if blocks is None else blocks:
+            stack.enter_context(cut(model, block))
         yield
 
 
@@ -185,9 +186,8 @@ def outcomes_in(
 def cut_records(whole: Outcomes, found: Sequence[Outcomes], cuts: Sequence[Cut]) -> list[dict[str, Any]]:
     """What each cut costs, by itself.
 
-    A change is that with the cut minus that without, image by image; its interval is that of a paired t test over
-    images, with Bonferroni's correction for as many cuts as there are, so that all intervals of the list together hold
-    with 95 %.
+    A change is that with the cut minus that without, image by image. Intervals have Bonferroni's correction for as many
+    cuts as there are, so that all of the list together hold with 95 %, those of the accuracy and those of the loss.
 
     Args:
         whole: What the uncut network said of some images.
@@ -195,8 +195,7 @@ def cut_records(whole: Outcomes, found: Sequence[Outcomes], cuts: Sequence[Cut])
         cuts: The cuts.
 
     Returns:
-        For each cut ``block`` (and ``source`` or ``head``), ``accuracy``, ``loss``, ``accuracy_change`` and
-        ``loss_change``, each with ``mean``, ``low`` and ``high``.
+        For each cut ``block`` (and ``source`` or ``head``) and what `changes` gives.
     """
     return [{**one.names, **changes(whole, said, comparisons=len(cuts))} for one, said in zip(cuts, found, strict=True)]
 
@@ -204,13 +203,18 @@ def cut_records(whole: Outcomes, found: Sequence[Outcomes], cuts: Sequence[Cut])
 def changes(whole: Outcomes, found: Outcomes, *, comparisons: int = 1) -> dict[str, Any]:
     """Scores of a cut network, and what has changed against the whole one.
 
+    The accuracy's interval is Tango's (`mrla.analysis.statistics.paired_interval`), since a t test would be sure of
+    zero where no image changes; the loss's is that of a paired t test over the images.
+
     Args:
         whole: Without the cut.
         found: With it, on the same images.
         comparisons: For how many intervals together 95 % are to hold.
 
     Returns:
-        ``accuracy``, ``loss``, and the two changes with ``mean``, ``low`` and ``high``.
+        ``accuracy`` and ``loss``; ``accuracy_change`` and ``loss_change``, each with ``mean``, ``low`` and ``high``;
+        and ``shown``: of both whether they are shown to be ``better`` or ``worse`` than the whole network's, or
+        ``not resolved``.
 
     Raises:
         ValueError: If the images are not the same.
@@ -220,10 +224,18 @@ def changes(whole: Outcomes, found: Outcomes, *, comparisons: int = 1) -> dict[s
             "the loader must give the same images in the same order each time: their labels differ between two passes; "
             "use shuffle=False"
         )
+    accuracy, loss = (
+        _change_of_hits(whole.hits, found.hits, comparisons),
+        _interval(found.losses - whole.losses, comparisons),
+    )
     return {
         **found.scores(),
-        "accuracy_change": _interval(found.hits.astype(float) - whole.hits.astype(float), comparisons),
-        "loss_change": _interval(found.losses - whole.losses, comparisons),
+        "accuracy_change": accuracy,
+        "loss_change": loss,
+        "shown": {
+            "accuracy": _shown(accuracy, higher_is_better=True),
+            "loss": _shown(loss, higher_is_better=False),
+        },
     }
 
 
@@ -245,6 +257,20 @@ def limited(batches: Batches, images: int | None) -> Iterator[tuple[Any, Any]]:
             return
         yield shown[:left], right[:left]
         left -= len(right)
+
+
+def _change_of_hits(whole: np.ndarray, found: np.ndarray, comparisons: int) -> dict[str, float]:
+    gained, lost = int((found & ~whole).sum()), int((whole & ~found).sum())
+    low, high = paired_interval(gained, lost, len(whole), alpha=ALPHA / comparisons)
+    return {"mean": (gained - lost) / len(whole), "low": low, "high": high}
+
+
+def _shown(change: dict[str, Any], *, higher_is_better: bool) -> Verdict:
+    """Which side of zero an interval lies on; one of no width says nothing, for there is no spread to judge by."""
+    low, high = change["low"], change["high"]
+    if low is None or low == high or low <= 0 <= high:
+        return "not resolved"
+    return "better" if (low > 0) == higher_is_better else "worse"
 
 
 def _interval(values: np.ndarray, comparisons: int) -> dict[str, float | None]:

@@ -33,6 +33,7 @@ from .effects import (
     without_mixers,
 )
 from .looked_at import Picture, draw_looked_at, where_to_look
+from .margins import MARGIN, check_margin, judge_first
 from .passes import OnProgress, Passes
 from .retrieval_maps import RetrievalStatistics, draw_retrieval, of_one_image
 from .verdicts import verdict_of
@@ -42,8 +43,9 @@ MAPS = "retrieval.png"
 TERM_IMAGES = 64
 """Over how many images the lengths of light's two terms are taken: each value is made a second time for that."""
 NOTE = (
-    "Intervals are those of paired t tests over the images, with Bonferroni's correction over the cuts of one kind; "
-    "they say nothing of other images, nor of a network trained with another seed. A mixer whose cut changes nothing "
+    "Intervals of the accuracy are Tango's for the same images, those of the loss are of paired t tests, both with "
+    "Bonferroni's correction over the cuts of one kind; they say nothing of other images, nor of a network trained "
+    "with another seed. That nothing is shown does not say that nothing is there. A mixer whose cut changes nothing "
     "may still have helped in training. Cuts are made one at a time: two that are harmless alone need not be so "
     "together."
 )
@@ -85,6 +87,7 @@ def explain(
     *,
     pictures: Sequence[Picture] = (),
     cuts: Sequence[str] = ("mixers", "links"),
+    margin: float = MARGIN,
     max_images: int | None = 1000,
     class_names: Sequence[str] | None = None,
     out: str | Path | None = None,
@@ -106,6 +109,8 @@ def explain(
             for the whole network and all cuts. May be left out where there are pictures.
         pictures: Images to look at one by one, `mrla.analysis.Picture`. Without any, the loader's first four.
         cuts: What is cut, of ``mixers``, ``links`` and ``heads``; each is a pass over the images. Empty for nothing.
+        margin: How many points of accuracy `mrla.prune` would let be lost; the explanation says of the mixer whose cut
+            costs least whether the network without it is shown to lose less, which is where pruning begins.
         max_images: How many of the loader's images are used; None for all.
         class_names: Names of the classes.
         out: A new or empty folder for ``explain.json``, ``report.html`` and pictures; None to write nothing.
@@ -133,6 +138,7 @@ def explain(
     """
     start = time.monotonic()
     _check(model, loader, pictures, cuts, max_images)
+    check_margin(margin)
     chosen = {kind: possible_cuts(model, [kind]) for kind in dict.fromkeys(cuts)}
     origin = origin or Origin()
     with (
@@ -146,12 +152,12 @@ def explain(
             if _detects(model):
                 images = _detected(model, loader, max_images, statistics, passes)
             else:
-                whole, effect = _classified(model, loader, chosen, max_images, statistics, passes)
+                whole, effect = _classified(model, loader, chosen, margin, max_images, statistics, passes)
                 terms, images = _terms(model, loader), len(whole.labels)
             passes.end()
         looked_at = list(pictures) or _first_pictures(model, loader, class_names)
         found = _look(model, looked_at, statistics if loader is None else None, class_names, folder)
-        recipe, options = _recipe_of(model), {"cuts": list(chosen), "max_images": max_images}
+        recipe, options = _recipe_of(model), {"cuts": list(chosen), "margin": margin, "max_images": max_images}
         content: dict[str, Any] = {
             "checkpoint": origin.checkpoint,
             "model": _name_of(model),
@@ -205,6 +211,7 @@ def _classified(
     model: nn.Module,
     loader: Batches,
     chosen: Mapping[str, Sequence[Cut]],
+    margin: float,
     max_images: int | None,
     statistics: RetrievalStatistics,
     passes: Passes,
@@ -227,8 +234,10 @@ def _classified(
     bare, *cut_out = found
     effect: dict[str, Any] = {"images": len(whole.labels), "all": {"block": "all mixers", **changes(whole, bare)}}
     for kind, of_kind in chosen.items():
-        effect[kind] = cut_records(whole, cut_out[: len(of_kind)], of_kind)
-        cut_out = cut_out[len(of_kind) :]
+        of_these, cut_out = cut_out[: len(of_kind)], cut_out[len(of_kind) :]
+        effect[kind] = cut_records(whole, of_these, of_kind)
+        if kind == "mixers":
+            effect["least"] = judge_first(whole, of_these, effect[kind], margin=margin).record()
     return whole, effect
 
 

@@ -18,15 +18,21 @@ from mrla.train.trained import load_trained
 
 from ..evaluation import places_read, shown_images
 from ..measure import timing_device
+from .margins import MARGIN
 from .pruning import Pruning, prune
 
 RECORD = "prune.json"
+
+
+class _NothingTakenOffError(Exception):
+    """Nothing is to be written."""
 
 
 def prune_checkpoint(
     checkpoint: str | Path,
     *,
     keep: int | Sequence[str] | None = None,
+    margin: float = MARGIN,
     out: str | Path | None = None,
     data: Data | None = None,
     root: str | None = None,
@@ -37,12 +43,13 @@ def prune_checkpoint(
     overwrite: bool = False,
     command: str | None = None,
     on_progress: Callable[[int, int], None] | None = None,
-) -> tuple[Path, Pruning]:
-    """Takes off a trained classifier's mixers that can be spared, and saves what is left with ``prune.json``.
+) -> tuple[Path | None, Pruning]:
+    """Takes mixers off a trained classifier as `mrla.prune` does, and saves what is left with ``prune.json``.
 
     Args:
         checkpoint: A run's folder, a folder of `mrla.save`, ``hf-hub:owner/name``, or a ``.ckpt``.
         keep: How many mixers stay, or the paths of their blocks; None for those that are needed, see `mrla.prune`.
+        margin: How many points of accuracy may be lost.
         out: Folder of the pruned network; ``pruned`` in the run's or network's own folder if not given, where `mrla
             eval` finds the images that it was trained with.
         data: The images by which is chosen; those that it was trained with if not given.
@@ -56,11 +63,13 @@ def prune_checkpoint(
         on_progress: Called with the passes over the images done and those in all.
 
     Returns:
-        The folder, and what was kept and removed.
+        The folder, and what was kept and removed. Where nothing is shown that can be taken off, no folder is written,
+        and None stands in its place.
 
     Raises:
         ValueError: If the checkpoint cannot be read or is a detector's, the network has no mixers, it is not known what
-            images to choose by, or an argument is not as described.
+            images to choose by, an argument is not as described, or the network that `keep` asks for is not shown to
+            lose less than the margin.
     """
     start, machine = time.monotonic(), machine or Machine()
     folder = Path(out) if out is not None else _beside(checkpoint)
@@ -75,25 +84,32 @@ def prune_checkpoint(
     except ValueError as error:
         raise ValueError(f"{checkpoint} has no mixers, so there is nothing to take off") from error
     read = places_read(checkpoint, recipe, data, root)
-    # before the work: the folder may be refused
-    with written_folder(folder, record=RECORD, overwrite=overwrite, inputs=read) as beside:
-        shown = shown_images(
-            checkpoint, model, recipe, class_names, data=data, root=root, split=split, batch_size=batch_size
-        )
-        model.to(timing_device(machine.accelerator))
-        with thread_limit(machine.threads):
-            pruned = prune(model, shown.batches, keep=keep, max_images=max_images, on_progress=on_progress)
-        save(model, beside, **_facts(checkpoint, recipe, class_names or shown.class_names))
-        content = {
-            "checkpoint": str(checkpoint),
-            "images": {"max_images": max_images, "source": shown.words},
-            "keep": keep if keep is None or isinstance(keep, int) else list(keep),
-            **asdict(pruned),
-            "versions": versions(),
-            "command": command,
-            "seconds": time.monotonic() - start,
-        }
-        write_json(beside / RECORD, content)
+    try:
+        # before the work: the folder may be refused
+        with written_folder(folder, record=RECORD, overwrite=overwrite, inputs=read) as beside:
+            shown = shown_images(
+                checkpoint, model, recipe, class_names, data=data, root=root, split=split, batch_size=batch_size
+            )
+            model.to(timing_device(machine.accelerator))
+            with thread_limit(machine.threads):
+                pruned = prune(
+                    model, shown.batches, keep=keep, margin=margin, max_images=max_images, on_progress=on_progress
+                )
+            if keep is None and not pruned.removed:
+                raise _NothingTakenOffError
+            save(model, beside, **_facts(checkpoint, recipe, class_names or shown.class_names))
+            content = {
+                "checkpoint": str(checkpoint),
+                "images": {"max_images": max_images, "source": shown.words},
+                "keep": keep if keep is None or isinstance(keep, int) else list(keep),
+                **asdict(pruned),
+                "versions": versions(),
+                "command": command,
+                "seconds": time.monotonic() - start,
+            }
+            write_json(beside / RECORD, content)
+    except _NothingTakenOffError:
+        return None, pruned
     return folder, pruned
 
 

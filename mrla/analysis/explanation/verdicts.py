@@ -5,6 +5,9 @@ from typing import Any
 
 import numpy as np
 
+from ..statistics import Verdict
+from .margins import Judgement, change_of_accuracy, change_of_loss, count_of_images, points, told
+
 _NAMED = 4
 """So many names are listed; of more it is said how many there are."""
 
@@ -32,49 +35,64 @@ def verdict_of(content: Mapping[str, Any]) -> list[str]:
 
 
 def _of_cuts(cuts: Mapping[str, Any]) -> list[str]:
-    everything, images = cuts["all"], cuts["images"]
-    change, points = everything["loss_change"], 100 * everything["accuracy_change"]["mean"]
+    everything = cuts["all"]
     right = 100 * (everything["accuracy"] - everything["accuracy_change"]["mean"])
-    interval = "" if change["low"] is None else f" (95 % interval {change['low']:+.3g} to {change['high']:+.3g})"
-    if change["low"] is not None and change["low"] > 0:
-        headline = "This network relies on its mixers"
-    elif change["low"] is not None and change["high"] < 0:
-        headline = "This network does better without its mixers"
-    else:
-        headline = "That the mixers do anything is not resolved"
     sentences = [
-        f"{headline}: with all of them cut {points:+.2f} points of {right:.2f} % accuracy and {change['mean']:+.3g} of "
-        f"loss{interval} on {images} images. It was trained with them; what training with them gains, mrla compare "
-        f"measures."
+        f"{_headline(everything['shown'])}: with all of them cut the accuracy of {right:.2f} % changes by "
+        f"{change_of_accuracy(everything['accuracy_change'])}, the loss by "
+        f"{change_of_loss(everything['loss_change'])}, on {count_of_images(cuts['images'])}. It was trained with them; "
+        f"what training with them gains, mrla compare measures."
     ]
     for kind, word in (("mixers", "mixer"), ("links", "link"), ("heads", "head")):
         if kind in cuts:
             sentences.append(_of_kind(cuts[kind], word))
+    if "least" in cuts:
+        least = Judgement(**cuts["least"])
+        sentences.append(f"Without the mixer of {least.removed[0]}, whose cut costs least, the network {told(least)}.")
     return sentences
 
 
+def _headline(shown: Mapping[str, Verdict]) -> str:
+    if shown["accuracy"] == "worse":
+        return "This network relies on its mixers"
+    if shown["accuracy"] == "better":
+        return "This network does better without its mixers"
+    if shown["loss"] == "not resolved":
+        return "That the mixers do anything is not resolved"
+    direction = "lower" if shown["loss"] == "worse" else "raise"
+    return f"The mixers {direction} this network's loss; that they change its accuracy is not resolved"
+
+
 def _of_kind(records: Sequence[Mapping[str, Any]], word: str) -> str:
+    """What is shown of the cuts of one kind, and of how many nothing is."""
     if not records:
         return f"There is no {word} to cut."
-    known = [record for record in records if record["loss_change"]["low"] is not None]
-    needed = sorted(
-        (record for record in known if record["loss_change"]["low"] > 0),
-        key=lambda record: -record["loss_change"]["mean"],
-    )
-    harmful = [record for record in known if record["loss_change"]["high"] < 0]
-    all_of = f"Of {len(records)} {word}{'s' if len(records) > 1 else ''}"
-    if not needed:
-        said = f"{all_of}, none is shown to be needed when cut alone"
-    else:
-        raises = f"{len(needed)} raise{'s' if len(needed) == 1 else ''} the loss beyond chance when cut alone"
-        said = f"{all_of}, {raises}: {_list(needed)}"
-    if harmful:
-        said += f"; without {_list(harmful)} the loss is lower"
-    return f"{said}."
+    found = []
+    for score, said in (
+        ("accuracy", {"worse": "lower the accuracy", "better": "raise the accuracy"}),
+        ("loss", {"worse": "raise the loss", "better": "lower the loss"}),
+    ):
+        for verdict, effect in said.items():
+            those = [record for record in records if record["shown"][score] == verdict]
+            those.sort(key=lambda record: -abs(record[f"{score}_change"]["mean"]))
+            if those:
+                found.append(
+                    f"{len(those)} {'is' if len(those) == 1 else 'are'} shown to {effect}: {_list(those, score)}"
+                )
+    silent = sum(set(record["shown"].values()) == {"not resolved"} for record in records)
+    if silent == len(records):
+        return (
+            f"Of {len(records)} {word}{'s' if len(records) > 1 else ''}, cut alone, none is shown to change anything, "
+            f"nor that it changes nothing."
+        )
+    if silent:
+        found.append(f"of {silent} neither an effect is shown nor that there is none")
+    return f"Of {len(records)} {word}{'s' if len(records) > 1 else ''}, cut alone, {'; '.join(found)}."
 
 
-def _list(records: Sequence[Mapping[str, Any]]) -> str:
-    named = [f"{_name(record)} ({record['loss_change']['mean']:+.3g})" for record in records[:_NAMED]]
+def _list(records: Sequence[Mapping[str, Any]], score: str) -> str:
+    unit = (lambda change: f"{points(change)} points") if score == "accuracy" else (lambda change: f"{change:+.3g}")
+    named = [f"{_name(record)} ({unit(record[f'{score}_change']['mean'])})" for record in records[:_NAMED]]
     more = len(records) - len(named)
     return ", ".join(named) + (f" and {more} more" if more else "")
 

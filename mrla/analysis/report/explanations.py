@@ -88,18 +88,19 @@ def cut_tables(cuts: Mapping[str, Any]) -> list[dict[str, Any]]:
         cuts: ``cuts`` of ``explain.json``.
 
     Returns:
-        For each kind that has cuts ``kind``, ``heading``, ``text``, ``scale`` (a `Track` of the change of loss) and
-        ``rows`` (each a cut with ``name``, ``mark`` and ``apart``: whether its interval leaves out zero).
+        For each kind that has cuts ``kind``, ``heading``, ``text``, ``scale`` (a `Track` of the change of accuracy, in
+        points) and ``rows`` (each a cut with ``name``, ``mark`` and ``apart``: whether a change of the accuracy is
+        shown).
     """
     tables = []
     for kind, (heading, text) in CUTS.items():
         found = cuts.get(kind) or ()
-        made = sorted([found] if isinstance(found, Mapping) else found, key=lambda cut: -cut["loss_change"]["mean"])
+        made = sorted([found] if isinstance(found, Mapping) else found, key=_benefit)
         if not made:
             continue
-        scale = track([cut["loss_change"] for cut in made])
+        scale = track([cut["accuracy_change"] for cut in made], unit=0.01)
         rows = [
-            {**cut, "name": _name(cut), "mark": mark, "apart": _apart(cut["loss_change"])}
+            {**cut, "name": _name(cut), "mark": mark, "apart": cut["shown"]["accuracy"] != "not resolved"}
             for cut, mark in zip(made, scale.marks, strict=True)
         ]
         tables.append({"kind": kind, "heading": heading, "text": text, "scale": scale, "rows": rows})
@@ -112,6 +113,6 @@ def _name(cut: Mapping[str, Any]) -> str:
     return f"{cut['block']}, head {cut['head']}" if cut.get("head") is not None else cut["block"]
 
 
-def _apart(change: Mapping[str, Any]) -> bool:
-    low, high = change["low"], change["high"]
-    return low is not None and high is not None and (low > 0 or high < 0)
+def _benefit(cut: Mapping[str, Any]) -> tuple[float, float]:
+    """Of the cut, not of what was cut: below zero where the network misses it."""
+    return cut["accuracy_change"]["mean"], -cut["loss_change"]["mean"]

@@ -23,7 +23,21 @@ if TYPE_CHECKING:
 REPORT = "report.html"
 _TEMPLATES = Path(__file__).with_name("templates")
 _KEYS = {
-    "compare": ("recipe", "arms", "seeds", "figure", "table", "differences", "note", "versions", "epochs", "seconds"),
+    "compare": (
+        *(
+            "recipe",
+            "arms",
+            "seeds",
+            "figure",
+            "table",
+            "differences",
+            "note",
+            "notes",
+            "versions",
+            "epochs",
+            "seconds",
+        ),
+    ),
     "explain": (
         *("checkpoint", "model", "method", "attach", "verdict", "images", "baseline", "chains", "terms", "cuts"),
         *("task", "pictures", "configuration", "versions", "command", "seconds", "note"),
