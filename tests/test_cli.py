@@ -2,6 +2,7 @@
 
 import json
 import re
+import runpy
 import subprocess
 import sys
 from pathlib import Path
@@ -54,7 +55,20 @@ def test_eval_takes_folders_and_checkpoints_and_finds_the_recorded_scores(traine
         assert f"{row[name]:.4f}" in printed
     assert "with BatchNorm statistics" in printed
     assert "MACs an image" in printed
-    assert re.search(r"images a second.*10 to 90 %", printed)
+    assert "images a second" not in printed  # that takes longer than all else
+
+
+def test_eval_measures_speed_when_asked_and_loads_with_the_workers_that_it_is_given(trained, capsys, monkeypatch):
+    from mrla.analysis import evaluation
+
+    opened = []
+    of_part = evaluation.loader
+    monkeypatch.setattr(evaluation, "loader", lambda *args, **named: opened.append(named) or of_part(*args, **named))
+    words = ["eval", str(trained), "--machine.threads", "1", "--data.workers", "1"]
+    assert main([*words, "--speed"]) == 0
+    assert re.search(r"images a second.*10 to 90 %", capsys.readouterr().out)
+    assert [named["workers"] for named in opened] == [1]
+    refuse([*words[:-1], "-1"], "data.workers must be zero or more processes: got -1", capsys)
 
 
 def test_test_part_is_there_only_when_asked_for(trained, capsys):
@@ -182,6 +196,29 @@ def test_models_lists_names_with_counts(capsys):
     assert "resnet50" not in printed
 
 
+def test_fewer_epochs_shorten_the_recipes_own_stages(tmp_path, capsys):
+    root = images_in(tmp_path / "images")
+    flags = ["--recipe", "finetune", "--model", "test_resnet", "--pretrained", "false", "--data.root", str(root)]
+    flags += ["--data.size", "16", "--data.workers", "0", "--batch_size", "4", "--progress", "false"]
+    assert main(["train", *flags, "--epochs", "2", "--out", "two"]) == 0
+    assert capsys.readouterr().err == "mrla: to fit into 2 epochs, optim.frozen_epochs is 1 instead of 2\n"
+    assert json.loads(Path("two/run.json").read_text())["settings"]["optim"]["frozen_epochs"] == 1
+    assert main(["train", *flags, "--epochs", "1", "--out", "one"]) == 0
+    said = (
+        "mrla: to fit into 1 epoch, optim.warmup_epochs is 0 instead of 1 and optim.frozen_epochs is 0 instead of 2\n"
+    )
+    assert capsys.readouterr().err == f"mrla: to fit into 1 epoch, {said}\n"
+
+
+def test_help_is_that_of_the_chosen_recipe(capsys):
+    for words in (["--recipe", "finetune", "--help"], ["--help", "--recipe", "finetune"]):
+        assert main(["train", *words]) == 0
+        printed = " ".join(capsys.readouterr().out.split())
+        assert re.search(r"--data.root ROOT .{0,80}default: data", printed)
+        assert re.search(r"--optim.frozen_epochs .{0,200}default: 2\)", printed)
+        assert re.search(r"--recipe RECIPE .{0,300}default: finetune\)", printed)
+
+
 def test_a_printed_configuration_is_read_again(capsys):
     assert main(["train", *TINY, "--optim.lr", "0.03", "--print_config"]) == 0
     printed = capsys.readouterr().out
@@ -282,9 +319,35 @@ def test_only_blocks_that_get_a_mixer_are_shown(capsys):
     assert re.search(r"0, 1, 2, 3, 4, 5, 6, 7, 8, 9, 10 +│ 2x197x192 +│ NLC +│ 1 +│ input", printed), printed
 
 
-def test_version(capsys):
+def test_version(capsys, monkeypatch):
+    """By the command, by ``python -m mrla``, and from Python."""
     assert main(["--version"]) == 0
-    assert re.fullmatch(r"mrla \d+\.\d+\.\d+\n", capsys.readouterr().out)
+    printed = capsys.readouterr().out
+    assert re.fullmatch(r"mrla \d+\.\d+\.\d+\n", printed)
+    monkeypatch.setattr(sys, "argv", ["mrla", "--version"])
+    with pytest.raises(SystemExit) as leave:
+        runpy.run_module("mrla", run_name="__main__")
+    assert leave.value.code == 0
+    assert capsys.readouterr().out == printed == f"mrla {mrla.__version__}\n"
+
+
+SWITCHES = {
+    "train": ["--pretrained", "--smooth_validation", "--progress", "--optim.decay_vectors", "--machine.sync_batchnorm"],
+    "compare": ["--progress"],
+    "bench": ["--progress"],
+}
+
+
+@pytest.mark.parametrize("name", SWITCHES)
+def test_a_switch_alone_is_true(name, capsys):
+    for flag in SWITCHES[name]:
+        printed = []
+        for words in ([flag], [flag, "true"], [f"{flag}=true"], [flag, "false"]):
+            assert main([name, *words, "--print_config"]) == 0
+            printed.append(capsys.readouterr().out)
+        assert printed[0] == printed[1] == printed[2]
+        assert {line.strip() for line in printed[0].splitlines()} > {f"{flag.split('.')[-1].strip('-')}: true"}
+        assert printed[3] != printed[0]
 
 
 REFUSED = {
@@ -314,7 +377,30 @@ REFUSED = {
     ),
     "batch over data": (["train", "--batch_size", "5000"], r"got 898 samples, 5000 are needed"),
     "already attached": (["train", "--model", "resnet18_cifar_mrla_light"], r"model must be a plain network"),
-    "missing data": (["train", "--data.kind", "folder", "--data.root", "nowhere"], r"there is no folder nowhere"),
+    "missing data": (["train", "--recipe", "finetune", "--data.root", "nowhere"], r"there is no folder nowhere"),
+    "no recipe": (
+        ["train", "--data.root", "x"],
+        r"recipe digits_resnet18, which is taken where none is named, are digits and have no --data.root: .*finetune",
+    ),
+    "no recipe, own network": (
+        ["train", "--model", "torchvision/resnet18"],
+        r"the 3 channels .* they have 1 \(digits\); name others, such as --recipe finetune --data.root DIR",
+    ),
+    "nothing after recipe": (["train", "--recipe"], r"--recipe must be one of .*finetune.*: got nothing"),
+    "flag after recipe": (["compare", "--recipe", "--seeds", "2"], r"--recipe must be one of .*: got nothing"),
+    "cut recipe": (["train", "--recipe", "finetun"], r"recipe must be .*got 'finetun'; did you mean 'finetune'\?"),
+    "photographs for a network for digits": (
+        ["train", "--data.kind", "folder", "--data.root", "photos"],
+        r"digits_resnet18 trains resnet18_cifar, .* digits, from random weights: .* take --recipe finetune",
+    ),
+    "photographs for a network for CIFAR": (
+        ["compare", "--recipe", "cifar10_resnet18", "--data.kind", "folder", "--data.root", "photos"],
+        r"small images of cifar10, .* take --recipe finetune",
+    ),
+    "frozen epochs asked for": (
+        ["train", "--recipe", "finetune", "--epochs", "2", "--optim.frozen_epochs", "2"],
+        r"optim.frozen_epochs must be fewer than epochs=2",
+    ),
     "missing archive": (["train", "--recipe", "cifar10_resnet18", "--data.root", "x"], r"cifar-10-python.tar.gz"),
     "missing config": (["train", "--config", "no.yaml"], r"--config must be a YAML file: no.yaml"),
     "missing checkpoint": (["eval", "nowhere"], r"nowhere does not exist"),
@@ -388,7 +474,8 @@ def test_an_image_that_does_not_decode_is_named(tmp_path, workers, capsys):
 def test_other_classes_in_val_than_in_train_are_named(tmp_path, capsys):
     root = images_in(tmp_path / "images")
     images_in(root, classes=("bird",), parts=("val",))
-    refuse(["train", *TINY, "--data.kind", "folder", "--data.root", str(root)], r"'bird' is only in val", capsys)
+    flags = ["--data.kind", "folder", "--data.root", str(root), "--data.size", "16"]
+    refuse(["train", *TINY, *flags], r"'bird' is only in val", capsys)
 
 
 def test_images_of_other_classes_than_the_networks_are_refused(trained, tmp_path, capsys):

@@ -25,6 +25,7 @@ from mrla.train.fitting import fit
 from mrla.train.loaders import RecipeImages, collate_of, first_batch, open_part
 from mrla.train.recipe_tasks import build_network
 from mrla.train.recipes import Recipe, as_dict
+from mrla.train.run_progress import LOG
 from mrla.train.runs import open_run
 
 Folders = Mapping[tuple[str, int], Path]
@@ -78,8 +79,8 @@ class RecipeRuns:
                     process = running.pop(folder)
                     process.communicate()  # closes its standard input
                     if process.returncode:
-                        log = (folder / "log.txt").read_text().strip().splitlines() or ["no message"]
-                        raise ValueError(f"the run {folder.name} failed: {log[-1]} (see {folder / 'log.txt'})")
+                        reason = _why_it_failed(folder, process.returncode)
+                        raise ValueError(f"the run {folder.name} failed: {reason} (see {folder / LOG})")
                 if on_progress is not None:
                     on_progress(sum(_epochs_done(folder) for folder in recipes), total)
         finally:
@@ -190,13 +191,19 @@ def _default_jobs(recipe: Recipe) -> int:
 
 def _start(folder: Path, recipe: Recipe) -> subprocess.Popen:
     write_json(folder / "recipe.json", as_dict(recipe))
-    with (folder / "log.txt").open("w") as log:
+    with (folder / LOG).open("a") as log:  # the run itself says there what it does
         return subprocess.Popen(
             [sys.executable, "-m", "mrla.analysis.worker", str(folder / "recipe.json"), str(folder)],
             stdin=subprocess.PIPE,  # never written to: it closes when this process is gone
             stdout=log,
             stderr=subprocess.STDOUT,
         )
+
+
+def _why_it_failed(folder: Path, code: int) -> str:
+    if code < 0:
+        return f"its process was ended by signal {-code}"
+    return ((folder / LOG).read_text().strip().splitlines() or ["no message"])[-1]
 
 
 def _epochs_done(folder: Path) -> int:

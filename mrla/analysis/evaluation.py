@@ -4,7 +4,7 @@ from dataclasses import asdict, dataclass, fields, replace
 from pathlib import Path
 from typing import Any
 
-from torch import nn
+from torch import Tensor, nn
 from torch.utils.data import DataLoader
 
 from mrla.models.dry_run import input_sizes
@@ -33,6 +33,8 @@ def evaluate_checkpoint(
     root: str | None = None,
     split: Split = "val",
     batch_size: int = 64,
+    workers: int | None = None,
+    speed: bool = False,
     machine: Machine | None = None,
 ) -> dict[str, Any]:
     """Scores and costs of a trained network.
@@ -43,10 +45,12 @@ def evaluate_checkpoint(
         root: Where those images are, if they have moved.
         split: Which part of them.
         batch_size: Images in one batch.
+        workers: Processes that load them; as many as the data say if not given.
+        speed: Whether images a second are measured, which takes 33 passes over a batch.
         machine: Where it is computed.
 
     Returns:
-        ``accuracy``, ``accuracy_top5``, ``loss``, ``images``, ``split``, ``parameters``, ``macs`` and
+        ``accuracy``, ``accuracy_top5``, ``loss``, ``images``, ``split``, ``parameters``, ``macs`` and, where asked for,
         ``images_per_second``; of a detector ``box_ap`` and so on in place of accuracies, loss and MACs.
 
     Raises:
@@ -55,24 +59,29 @@ def evaluate_checkpoint(
     machine = machine or Machine()
     model, recipe, class_names = load_trained(checkpoint)
     shown = shown_images(
-        checkpoint, model, recipe, class_names, data=data, root=root, split=split, batch_size=batch_size
+        checkpoint,
+        model,
+        recipe,
+        class_names,
+        data=data,
+        root=root,
+        split=split,
+        batch_size=batch_size,
+        workers=workers,
     )
-    batches = shown.batches
     if shown.detection:
-        return _detection_report(model, shown, split, machine)
+        return _detection_report(model, shown, split, machine, speed)
     smoothing = recipe.label_smoothing if recipe is not None and recipe.smooth_validation else 0.0
-    scores = evaluate(model, batches, label_smoothing=smoothing, machine=machine)
-    images, _ = next(iter(batches))
-    device = timing_device(machine.accelerator)
-    with thread_limit(machine.threads):
-        rates = measure_throughput({"network": model.to(device)}, images.to(device))
+    scores = evaluate(model, shown.batches, label_smoothing=smoothing, machine=machine)
+    first, _ = shown.samples[SampleKey(0, 0)]
+    measured = _speed(model, next(iter(shown.batches))[0], machine) if speed else {}
     return {
         **scores,
         "images": int(scores["images"]),
         "split": split,
         "parameters": count_parameters(model),
-        "macs": count_macs(model, tuple(images.shape[1:])),
-        "images_per_second": asdict(rates["network"]),
+        "macs": count_macs(model, tuple(first.shape)),
+        **measured,
     }
 
 
@@ -116,6 +125,7 @@ def shown_images(
     root: str | None = None,
     split: Split = "val",
     batch_size: int = 64,
+    workers: int | None = None,
 ) -> ShownImages:
     """Opens the images for a trained network, and checks that they are for it.
 
@@ -128,6 +138,7 @@ def shown_images(
         root: Where those images are, if they have moved.
         split: Which part of them.
         batch_size: Images in one batch.
+        workers: Processes that load them; as many as `data` says if not given.
 
     Returns:
         The images.
@@ -144,6 +155,8 @@ def shown_images(
         if "root" not in {field.name for field in fields(images_of)}:
             raise ValueError(f"{images_of.kind} lie in no folder: got data.root={root}; leave it out")
         images_of = replace(images_of, root=root)  # type: ignore[call-arg]
+    if workers is not None:
+        images_of = replace(images_of, workers=workers)
     detection = hasattr(model, "built_as")
     if detection == isinstance(images_of, Data):
         kinds = DETECTION_KINDS if detection else DATA_KINDS
@@ -174,20 +187,27 @@ def shown_images(
     )
 
 
-def _detection_report(model: nn.Module, shown: ShownImages, split: Split, machine: Machine) -> dict[str, Any]:
+def _detection_report(
+    model: nn.Module, shown: ShownImages, split: Split, machine: Machine, speed: bool
+) -> dict[str, Any]:
     samples = shown.samples
     scores = evaluate_detector(model, shown.batches, masks=shown.masks, machine=machine)
     first, _ = samples[SampleKey(0, 0)]
-    device = timing_device(machine.accelerator)
-    with thread_limit(machine.threads):
-        rates = measure_throughput({"network": model.to(device)}, first[None].to(device), rounds=10)
+    measured = _speed(model, first[None], machine, rounds=10) if speed else {}
     return {
         **scores,
         "images": len(samples),
         "split": split,
         "parameters": count_parameters(model),
-        "images_per_second": asdict(rates["network"]),
+        **measured,
     }
+
+
+def _speed(model: nn.Module, images: Tensor, machine: Machine, *, rounds: int = 30) -> dict[str, Any]:
+    device = timing_device(machine.accelerator)
+    with thread_limit(machine.threads):
+        rates = measure_throughput({"network": model.to(device)}, images.to(device), rounds=rounds)
+    return {"images_per_second": asdict(rates["network"])}
 
 
 def _check_classes(known: tuple[str, ...] | None, given: tuple[str, ...]) -> None:

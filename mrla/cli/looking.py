@@ -6,7 +6,7 @@ from rich.table import Table
 
 from mrla.train.recipes import Machine
 
-from .parsing import add_study_flags, add_switch, command_parser, listed, parse, study_options
+from .parsing import add_progress_flag, add_study_flags, command_parser, listed, parse, study_options
 from .printing import console_of_width, progress_bar
 
 
@@ -21,7 +21,7 @@ def predict_command(words: Sequence[str]) -> int:
     parser.add_argument("--score_thresh", type=float, default=0.5, help="Below what score a detection is left out")
     parser.add_argument("--top", type=int, default=5, help="How many classes are given")
     parser.add_class_arguments(Machine, "machine")
-    add_switch(parser, "--progress", "Whether a progress bar is shown")
+    add_progress_flag(parser)
     options = parse(parser, words)
     from mrla.analysis.prediction import predict
 

@@ -9,6 +9,8 @@ from typing import Any
 from rich.console import Console
 from rich.table import Table
 
+from mrla.train.progress_lines import CountedLines
+
 
 def print_comparison(content: Mapping[str, Any], folder: Path) -> None:
     """Prints what ``compare.json`` holds: the table, the differences and the verdict.
@@ -103,15 +105,24 @@ def print_pruning(pruned: Any, folder: Path) -> None:
 
 
 class progress_bar:
-    """A bar over all epochs of all runs, or all rounds, with the time that is left."""
+    """A bar over all epochs of all runs, or all rounds, with the time that is left; lines where there is no terminal.
+
+    Args:
+        shown: Whether either is shown.
+        text: What is counted.
+    """
 
     def __init__(self, shown: bool, text: str = "epochs of all runs"):
+        self.lines = CountedLines(text) if shown and not sys.stderr.isatty() else None
+        shown = shown and self.lines is None
         from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
         columns = TextColumn(text), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn()
         self.bar = Progress(*columns, console=Console(stderr=True), disable=not shown, transient=True)
 
     def __enter__(self) -> Callable[[int, int], None]:
+        if self.lines is not None:
+            return self.lines.say
         self.bar.start()
         task = self.bar.add_task("", total=None)
         return lambda done, total: self.bar.update(task, completed=done, total=total)

@@ -8,7 +8,7 @@ from typing import Any
 
 import lightning as L
 import torch
-from lightning.pytorch.callbacks import Callback, EMAWeightAveraging, RichProgressBar
+from lightning.pytorch.callbacks import Callback, EMAWeightAveraging, ProgressBar
 from lightning.pytorch.loggers import TensorBoardLogger
 from torch import Tensor, nn
 from torch.utils.data import DataLoader
@@ -22,8 +22,10 @@ from .engine import WholeFiles, keep_checkpoint, quiet_lightning, thread_limit, 
 from .freezing import FrozenAtFirst
 from .history import History
 from .loaders import Batches, OwnLoaders, RecipeImages, first_batch
+from .progress_lines import duration
 from .recipe_tasks import make_task
 from .recipes import Machine, Optim, Recipe, as_dict, check_numbers
+from .run_progress import RunLog, shown_progress
 from .runs import BEST, CHECKPOINTS, RESULT, Run, open_run, versions
 from .task import Classification, DivergedError, Task
 from .trained import network_weights, read_checkpoint
@@ -72,7 +74,8 @@ def fit(
         std: Likewise.
         architecture: Name of a network that timm did not make, such as ``"torchvision/resnet18"``.
         model_args: Arguments that such a network was built with, such as ``{"num_classes": 10}``.
-        progress: Whether a progress bar is shown.
+        progress: Whether it is seen how far it has come: a bar on a terminal, elsewhere (a pipe, a notebook) a line for
+            an epoch, a minute apart at least.
 
     Returns:
         The run.
@@ -130,7 +133,7 @@ def fit(
     )
 
 
-def train(recipe: Recipe, out: str | Path, *, progress: bool = True) -> Run:
+def train(recipe: Recipe, out: str | Path, *, progress: bool = True, command: str | None = None) -> Run:
     """Trains the network of a recipe's arm.
 
     Started again with the same folder and recipe it goes on after the last finished epoch, or gives the finished run.
@@ -138,7 +141,8 @@ def train(recipe: Recipe, out: str | Path, *, progress: bool = True) -> Run:
     Args:
         recipe: Everything that decides the run.
         out: Folder of the run.
-        progress: Whether a progress bar is shown.
+        progress: As in `fit`.
+        command: The command line, for the run's ``log.txt``.
 
     Returns:
         The run.
@@ -157,6 +161,7 @@ def train(recipe: Recipe, out: str | Path, *, progress: bool = True) -> Run:
         machine=recipe.machine,
         progress=progress,
         own_sampler=True,
+        command=command,
     )
 
 
@@ -242,12 +247,15 @@ def _run(
     machine: Machine,
     progress: bool,
     own_sampler: bool,
+    command: str | None = None,
 ) -> Run:
     """Trains a task in a folder, from its start or its last finished epoch."""
     checkpoints, figure = out / CHECKPOINTS, f"val_{task.figure}"
     history = History(out)
+    log = RunLog(out, history, _what_runs(settings, command))
     callbacks: list[Callback] = [
         history,
+        log,
         keep_checkpoint(checkpoints, "best", monitor=figure),
         keep_checkpoint(checkpoints, "last", monitor=None),
     ]
@@ -256,7 +264,7 @@ def _run(
     if ema_decay is not None:
         callbacks.append(EMAWeightAveraging(decay=ema_decay, use_buffers=True))
     if progress:
-        callbacks.append(RichProgressBar())
+        callbacks.append(shown_progress(history))
     last = checkpoints / "last.ckpt"
     if last.is_file():
         read_checkpoint(last)
@@ -269,7 +277,8 @@ def _run(
             logger=TensorBoardLogger(str(out), name="tensorboard", version=""),
             plugins=[] if machine.strategy.startswith(("fsdp", "deepspeed")) else [WholeFiles()],
             gradient_clip_val=task.optim.clip_grad_norm,
-            enable_progress_bar=progress,
+            # Else Lightning would add a bar of its own, for pipes too.
+            enable_progress_bar=any(isinstance(callback, ProgressBar) for callback in callbacks),
             enable_model_summary=False,
             num_sanity_val_steps=0,
             use_distributed_sampler=not own_sampler,
@@ -281,10 +290,16 @@ def _run(
         try:
             with closing(images):
                 trainer.fit(task, datamodule=images, ckpt_path=str(last) if last.is_file() else None, weights_only=True)
-        except DivergedError as error:
+        except Exception as error:
+            if trainer.is_global_zero:
+                log.write(f"stopped: {' '.join(str(error).split()) or type(error).__name__}")
+            if not isinstance(error, DivergedError):
+                raise
             kept = f"the last good checkpoint is {last}" if last.is_file() else "there is no finished epoch to keep"
             raise DivergedError(f"{error}; stopped, {kept}; try a smaller learning rate") from error
         if trainer.interrupted:
+            if trainer.is_global_zero:
+                log.write("interrupted")
             raise KeyboardInterrupt
         if trainer.is_global_zero:
             _save_weights(task, out)
@@ -297,8 +312,24 @@ def _run(
     }
     if trainer.is_global_zero:
         write_json(out / RESULT, result)
+        log.write(f"end, after {duration(history.seconds)} in epochs")
     trainer.strategy.barrier()
     return Run(folder=out, epochs=history.epochs, result=result, is_main_process=trainer.is_global_zero)
+
+
+def _what_runs(settings: Mapping[str, Any], command: str | None) -> dict[str, str]:
+    """What a run's log says at its start."""
+    words = {"command": command} if command is not None else {}
+    if "recipe" in settings:
+        words["recipe"] = (
+            f"{settings['recipe']}: {settings['model']}, arm {settings['arm']}, seed {settings['seed']}, "
+            f"{settings['data']['kind']}, {settings['epochs']} epochs, batches of {settings['batch_size']}"
+        )
+    else:
+        words["network"] = (
+            f"{settings['network']['architecture']}, seed {settings['seed']}, {settings['epochs']} epochs"
+        )
+    return {**words, "versions": ", ".join(f"{name} {value}" for name, value in versions().items())}
 
 
 def _save_weights(task: Task, out: Path) -> None:

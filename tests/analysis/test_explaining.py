@@ -156,7 +156,7 @@ def test_a_folder_that_explain_wrote_is_replaced_whole_when_asked_and_no_other(t
         mrla.explain(model, batches(), cuts=[], out=out, overwrite=True)
     (out / "mine.txt").unlink()
     mrla.explain(model, batches(), cuts=[], out=out)
-    with pytest.raises(ValueError, match="replace it with --overwrite true"):
+    with pytest.raises(ValueError, match="replace it with --overwrite"):
         mrla.explain(model, batches(), cuts=[], out=out)
     (out / "of before").write_text("")
     before = sorted(tmp_path.rglob("*"))

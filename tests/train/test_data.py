@@ -273,7 +273,9 @@ def test_cifar_reads_archive_and_folder_alike_and_leaves_root_as_it_was(cifar, t
     assert [path.name for path in alone.iterdir()] == [dataset.filename]
     assert (alone / dataset.filename).read_bytes() == before
     assert not list(for_the_while.iterdir())
-    assert image_facts(archived) == image_facts(data)
+    named = replace(data, root=str(alone / dataset.filename), download=True)  # the file itself: nothing to fetch
+    assert_same(all_batches(open_split(named, "val")), all_batches(open_split(data, "val")))
+    assert image_facts(named) == image_facts(archived) == image_facts(data)
     assert image_facts(data).class_names[:2] == ("class0", "class1")
 
 

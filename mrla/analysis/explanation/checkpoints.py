@@ -31,6 +31,7 @@ def explain_checkpoint(
     root: str | None = None,
     split: Split = "val",
     batch_size: int = 64,
+    workers: int | None = None,
     cuts: Sequence[str] | None = None,
     max_images: int | None = 1000,
     machine: Machine | None = None,
@@ -49,6 +50,7 @@ def explain_checkpoint(
         root: Where those images are, if they have moved.
         split: Which part of them.
         batch_size: Images in one batch.
+        workers: Processes that load them; as many as the data say if not given.
         cuts: What is cut, see `mrla.explain`; if not given, mixers and links of a classifier whose images are known.
         max_images: How many images at most; None for all.
         machine: Where it is computed.
@@ -78,7 +80,15 @@ def explain_checkpoint(
     batches = None
     if data is not None or recipe is not None or not files:
         shown = shown_images(
-            checkpoint, model, recipe, class_names, data=data, root=root, split=split, batch_size=batch_size
+            checkpoint,
+            model,
+            recipe,
+            class_names,
+            data=data,
+            root=root,
+            split=split,
+            batch_size=batch_size,
+            workers=workers,
         )
         batches, class_names = shown.batches, class_names or shown.class_names
         origin = replace(origin, source=shown.words)

@@ -32,6 +32,7 @@ def prune_checkpoint(
     root: str | None = None,
     split: Split = "val",
     batch_size: int = 64,
+    workers: int | None = None,
     max_images: int | None = 1000,
     machine: Machine | None = None,
     overwrite: bool = False,
@@ -49,6 +50,7 @@ def prune_checkpoint(
         root: Where those images are, if they have moved.
         split: Which part of them.
         batch_size: Images in one batch.
+        workers: Processes that load them; as many as the data say if not given.
         max_images: How many images at most; None for all.
         machine: Where it is computed.
         overwrite: Whether a folder that pruning wrote before is replaced, all of it.
@@ -78,7 +80,15 @@ def prune_checkpoint(
     # before the work: the folder may be refused
     with written_folder(folder, record=RECORD, overwrite=overwrite, inputs=read) as beside:
         shown = shown_images(
-            checkpoint, model, recipe, class_names, data=data, root=root, split=split, batch_size=batch_size
+            checkpoint,
+            model,
+            recipe,
+            class_names,
+            data=data,
+            root=root,
+            split=split,
+            batch_size=batch_size,
+            workers=workers,
         )
         model.to(timing_device(machine.accelerator))
         with thread_limit(machine.threads):
