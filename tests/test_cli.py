@@ -204,9 +204,7 @@ def test_fewer_epochs_shorten_the_recipes_own_stages(tmp_path, capsys):
     assert capsys.readouterr().err == "mrla: to fit into 2 epochs, optim.frozen_epochs is 1 instead of 2\n"
     assert json.loads(Path("two/run.json").read_text())["settings"]["optim"]["frozen_epochs"] == 1
     assert main(["train", *flags, "--epochs", "1", "--out", "one"]) == 0
-    said = (
-        "mrla: to fit into 1 epoch, optim.warmup_epochs is 0 instead of 1 and optim.frozen_epochs is 0 instead of 2\n"
-    )
+    said = "optim.warmup_epochs is 0 instead of 1 and optim.frozen_epochs is 0 instead of 2"
     assert capsys.readouterr().err == f"mrla: to fit into 1 epoch, {said}\n"
 
 
@@ -482,6 +480,23 @@ def test_images_of_other_classes_than_the_networks_are_refused(trained, tmp_path
     root = images_in(tmp_path / "images")
     words = ["eval", str(trained), "--data.kind", "folder", "--data.root", str(root)]
     refuse(words, r"must have the classes .*it knows 10 \(0, 1, 2, 3, \.\.\.\), they have 2 \(cat, dog\)", capsys)
+
+
+def test_a_network_saved_from_python_is_told_which_images_it_needs(tmp_path, capsys):
+    root = images_in(tmp_path / "images")
+    model = mrla.attach(timm.create_model("test_resnet", num_classes=2), "light")
+    mrla.save(model, "mine", input_size=(3, 16, 16))
+    missing = (
+        r"mine does not say what images .*, such as --data.kind folder --data.root DIR \(kinds: digits, .*folder\)"
+    )
+    photo = str(next(root.rglob("*.png")))
+    for words in (["eval", "mine"], ["prune", "mine"], ["explain", "mine", photo, "--cuts", "mixers"]):
+        refuse(words, missing, capsys)
+    where = ["--data.kind", "folder", "--data.root", str(root), "--data.workers", "0", "--progress", "false"]
+    assert main(["explain", "mine", photo, "--cuts", "mixers", *where]) == 0
+    assert main(["prune", "mine", *where, "--keep", "1"]) == 0
+    mrla.save(timm.create_model("test_resnet", num_classes=3), "three", input_size=(3, 16, 16))
+    refuse(["eval", "three", *where[:-2]], r"trained on: it knows 3, they have 2 \(cat, dog\)", capsys)
 
 
 def test_damaged_checkpoints_are_named(trained, tmp_path, capsys):

@@ -135,7 +135,7 @@ REFUSED = {
     "no checkpoint": (["nowhere"], "nowhere does not exist"),
     "no mixers": (["plain"], "plain has no mixers, so there is nothing to take off"),
     "a detector": (["found"], "only classifiers are pruned so far: found is a detector"),
-    "unknown images": (["mine"], "say --data.kind and --data.root"),
+    "unknown images": (["mine"], "name them, such as --data.kind folder --data.root DIR"),
     "the hub without out": (["hf-hub:me/it"], "out must be given for a network on the hub"),
     "too many": (["run", "--keep", "99"], "keep must be from 0 to 8, the mixers of this network: got 99"),
     "another block": (["run", "--keep", "layer9"], "paths of blocks with a mixer: got 'layer9'"),

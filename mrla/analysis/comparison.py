@@ -18,7 +18,9 @@ from mrla.train import get_recipe
 from mrla.train.arms import count_parameters
 from mrla.train.engine import thread_limit
 from mrla.train.history import write_csv
+from mrla.train.packages import need
 from mrla.train.progress_lines import CountedLines
+from mrla.train.recipe_tasks import packages_of
 from mrla.train.recipes import ARMS, Recipe
 from mrla.train.runs import RESULT, load_any, open_run, versions
 
@@ -109,6 +111,7 @@ def compare(
     if recipe is None:
         recipe = "digits_resnet18" if model is None else "finetune"
     recipe = get_recipe(recipe) if isinstance(recipe, str) else recipe
+    need("scipy", "matplotlib", "jinja2", "bokeh", "filelock", *packages_of(recipe))
     _check(arms, seeds, jobs)
     recipe = replace(recipe, arm=arms[0])  # type: ignore[arg-type]
     folder = Path(out) if out is not None else Path("runs") / f"compare-{recipe.recipe}"

@@ -21,12 +21,13 @@ from mrla.models.checkpoints import describe
 from mrla.ops import METHODS
 from mrla.train.arms import attach_arm, settled
 from mrla.train.data import loader
-from mrla.train.fitting import fit
+from mrla.train.fitting import count_classes, fit
 from mrla.train.loaders import RecipeImages, collate_of, first_batch, open_part
 from mrla.train.recipe_tasks import build_network
 from mrla.train.recipes import Recipe, as_dict
 from mrla.train.run_progress import LOG
 from mrla.train.runs import open_run
+from mrla.train.task import check_labels
 
 Folders = Mapping[tuple[str, int], Path]
 """A folder for each arm and seed."""
@@ -134,6 +135,7 @@ class OwnRuns:
         if (first := first_batch(val_loader)) is None:
             raise ValueError("val_loader must have at least one image: it has none")
         self._images: Tensor = first[0]
+        check_labels(first[1], count_classes(model, first[0]))
         network = describe(model, model.state_dict(), architecture=architecture, model_args=model_args)
         self.recipe = replace(recipe, machine=replace(recipe.machine, devices=1))
         self.settings = {

@@ -18,7 +18,7 @@ from mrla.train.detection_data import (
     open_detection_split,
 )
 from mrla.train.engine import thread_limit
-from mrla.train.fitting import evaluate, evaluate_detector
+from mrla.train.fitting import count_classes, evaluate, evaluate_detector
 from mrla.train.recipes import Machine, Recipe
 from mrla.train.sampling import SampleKey
 from mrla.train.trained import load_trained
@@ -149,7 +149,11 @@ def shown_images(
     if batch_size < 1:
         raise ValueError(f"batch_size must be positive: got {batch_size}")
     if data is None and recipe is None:
-        raise ValueError(f"{checkpoint} does not say what images it was trained with: say --data.kind and --data.root")
+        kinds = ", ".join(DETECTION_KINDS if hasattr(model, "built_as") else DATA_KINDS)
+        raise ValueError(
+            f"{checkpoint} does not say what images it was trained with: name them, such as --data.kind "
+            f"{'coco' if hasattr(model, 'built_as') else 'folder'} --data.root DIR (kinds: {kinds})"
+        )
     images_of = data if data is not None else recipe.data  # type: ignore[union-attr]
     if root is not None:
         if "root" not in {field.name for field in fields(images_of)}:
@@ -172,9 +176,12 @@ def shown_images(
             raise ValueError(
                 f"the images must have the {channels} channels that the network takes: they have {facts.in_chans}"
             )
+        if class_names is None:  # else their number is the network's
+            _check_number(count_classes(model, samples[SampleKey(0, 0)][0][None]), facts.class_names)
     else:
         facts = detection_facts(images_of)
         _check_classes(class_names, facts.class_names)
+        _check_number(model.built_as["num_classes"] - 1, facts.class_names)  # type: ignore[index, operator]
         samples, collate = open_detection_split(images_of, split), collate_detection
         masks = facts.has_masks and model.built_as["name"] == "mask_rcnn"  # type: ignore[index]
     return ShownImages(
@@ -214,6 +221,14 @@ def _check_classes(known: tuple[str, ...] | None, given: tuple[str, ...]) -> Non
     if known is not None and known != given:
         raise ValueError(
             f"the images must have the classes that the network was trained on: it knows {_shown(known)}, they have "
+            f"{_shown(given)}"
+        )
+
+
+def _check_number(outputs: int, given: tuple[str, ...]) -> None:
+    if outputs != len(given):
+        raise ValueError(
+            f"the images must have the classes that the network was trained on: it knows {outputs}, they have "
             f"{_shown(given)}"
         )
 

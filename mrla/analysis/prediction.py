@@ -11,6 +11,7 @@ from mrla.deploy import is_exported, open_exported
 from mrla.models.atomic_write import make_folder, write_json, written_whole
 from mrla.train.engine import thread_limit
 from mrla.train.images import read_image
+from mrla.train.packages import need
 from mrla.train.recipes import Machine
 from mrla.train.trained import load_trained
 
@@ -54,6 +55,7 @@ def predict(
     Raises:
         ValueError: If the checkpoint or an image cannot be read, or a number is out of range.
     """
+    need("matplotlib")
     if not images:
         raise ValueError("images must be at least one file: got none")
     if not 0 <= score_thresh <= 1:

@@ -22,12 +22,13 @@ from .engine import WholeFiles, keep_checkpoint, quiet_lightning, thread_limit, 
 from .freezing import FrozenAtFirst
 from .history import History
 from .loaders import Batches, OwnLoaders, RecipeImages, first_batch
+from .packages import need
 from .progress_lines import duration
-from .recipe_tasks import make_task
+from .recipe_tasks import make_task, packages_of
 from .recipes import Machine, Optim, Recipe, as_dict, check_numbers
 from .run_progress import RunLog, shown_progress
 from .runs import BEST, CHECKPOINTS, RESULT, Run, open_run, versions
-from .task import Classification, DivergedError, Task
+from .task import Classification, DivergedError, Task, check_labels
 from .trained import network_weights, read_checkpoint
 
 
@@ -81,7 +82,8 @@ def fit(
         The run.
 
     Raises:
-        ValueError: If a number is out of range, the network could not be saved, or the folder is another run's.
+        ValueError: If a number is out of range, labels are not one class for each image, the network could not be
+            saved, or the folder is another run's.
         DivergedError: If the loss becomes NaN or infinite; the last checkpoint is kept.
 
     Example:
@@ -94,11 +96,20 @@ def fit(
         >>> len(run.epochs)
         1
     """
+    need("tensorboard")
     optim, machine = optim or Optim(), machine or Machine()
     check_numbers(epochs=epochs, optim=optim, label_smoothing=label_smoothing, ema_decay=ema_decay, seed=seed)
     # Asked before the training, not after it: a network that cannot be saved should not be trained for hours.
     network = describe(model, model.state_dict(), architecture=architecture, model_args=model_args)
-    images, _ = first_batch(val_loader)
+    if (first := first_batch(val_loader)) is None:
+        raise ValueError("val_loader must have at least one image: it has none")
+    images, labels = first
+    classes = count_classes(model, images)
+    check_labels(labels, classes)
+    if class_names is not None and len(class_names) != classes:
+        raise ValueError(
+            f"class_names must be those of the {classes} classes that the network tells apart: got {len(class_names)}"
+        )
     facts = {"class_names": class_names, "mean": mean, "std": std, "input_size": tuple(images.shape[1:])}
     settings = {
         "network": network,
@@ -110,7 +121,6 @@ def fit(
         "seed": seed,
         "machine": asdict(machine),
     }
-    classes = _count_classes(model, images)
     task = Classification(
         model.train(),
         classes=classes,
@@ -151,6 +161,7 @@ def train(recipe: Recipe, out: str | Path, *, progress: bool = True, command: st
         ValueError: If the data, the network or the folder do not fit the recipe.
         DivergedError: If the loss becomes NaN or infinite; the last checkpoint is kept.
     """
+    need(*packages_of(recipe))
     recipe = settled(recipe)
     return _run(
         make_task(recipe),
@@ -180,7 +191,7 @@ def evaluate(
         ``loss``, ``accuracy``, ``accuracy_top5`` (fractions) and ``images``.
 
     Raises:
-        ValueError: If the loader has no image.
+        ValueError: If the loader has no image, or labels are not one class for each image.
 
     Example:
         >>> import mrla, timm
@@ -194,9 +205,9 @@ def evaluate(
     first = first_batch(batches)
     if first is None:
         raise ValueError("the loader must have at least one image: it has none")
-    task = Classification(
-        model, classes=_count_classes(model, first[0]), label_smoothing=label_smoothing, smooth_validation=True
-    )
+    classes = count_classes(model, first[0])
+    check_labels(first[1], classes)
+    task = Classification(model, classes=classes, label_smoothing=label_smoothing, smooth_validation=True)
     return _validate(task, batches, machine)
 
 
@@ -218,6 +229,7 @@ def evaluate_detector(
     Raises:
         ValueError: If the loader has no image.
     """
+    need("pycocotools")
     from .detection_task import Detection
 
     if first_batch(batches) is None:
@@ -341,6 +353,15 @@ def _save_weights(task: Task, out: Path) -> None:
         task.save(folder, weights)
 
 
-def _count_classes(model: nn.Module, images: Tensor) -> int:
+def count_classes(model: nn.Module, images: Tensor) -> int:
+    """How many classes a network tells apart, by what it says of an image.
+
+    Args:
+        model: Network from images to logits.
+        images: A batch, of which the first image is looked at.
+
+    Returns:
+        The number.
+    """
     with in_eval_mode(model), torch.no_grad():
         return model(images[:1].to(next(model.parameters()).device)).shape[1]

@@ -602,3 +602,38 @@ def test_a_frozen_norm_stays_frozen_through_evaluate():
     mrla.evaluate(model, loader(open_split(Digits(), "val"), batch_size=64))
     assert not model.bn1.training
     assert model.layer1.training
+
+
+LABELS = {
+    "of several classes": (
+        torch.tensor([[0.0, 1, 1], [1, 0, 0]]),
+        r"labels must be one class .* float32 of shape .2, 3.:?",
+    ),
+    "chances": (torch.tensor([0.2, 0.8]), r"labels must be one class .* float32 of shape \(2,\)"),
+    "one of many": (torch.tensor([[0, 1, 0], [1, 0, 0]]), r"labels must be one class .* int64 of shape \(2, 3\)"),
+    "beyond": (torch.tensor([0, 3]), r"labels must be from 0 to 2, .* 3 classes apart: got 3"),
+    "below": (torch.tensor([-1, 0]), r"labels must be from 0 to 2, .* got -1"),
+}
+
+
+@pytest.mark.parametrize("name", LABELS)
+def test_labels_that_are_not_one_class_are_refused(name, tmp_path):
+    labels, message = LABELS[name]
+    model = timm.create_model("test_resnet", num_classes=3)
+    given = DataLoader(TensorDataset(torch.randn(2, 3, 32, 32), labels), batch_size=2)
+    right = DataLoader(TensorDataset(torch.randn(2, 3, 32, 32), torch.tensor([0, 2])), batch_size=2)
+    with pytest.raises(ValueError, match=message):
+        mrla.evaluate(model, given, machine=CPU)
+    with pytest.raises(ValueError, match=message):
+        mrla.fit(model, right, given, epochs=1, out=tmp_path / "run", machine=CPU, progress=False)
+    assert not list(tmp_path.iterdir())
+    with pytest.raises(ValueError, match=message):  # found when it is come by
+        mrla.fit(model, given, right, epochs=1, out=tmp_path / "run", machine=CPU, progress=False)
+
+
+def test_class_names_are_counted_before_training(tmp_path):
+    model = timm.create_model("test_resnet", num_classes=3)
+    batches = DataLoader(TensorDataset(torch.randn(2, 3, 32, 32), torch.tensor([0, 2])), batch_size=2)
+    with pytest.raises(ValueError, match=r"class_names must be those of the 3 classes .*: got 2"):
+        mrla.fit(model, batches, batches, epochs=1, out=tmp_path / "run", class_names=("cat", "dog"))
+    assert not list(tmp_path.iterdir())

@@ -12,6 +12,7 @@ from mrla.train.data import Data, Split
 from mrla.train.detection_data import DetectionData
 from mrla.train.engine import thread_limit
 from mrla.train.images import read_image
+from mrla.train.packages import need
 from mrla.train.recipes import Machine, Recipe
 from mrla.train.trained import load_trained
 
@@ -65,6 +66,7 @@ def explain_checkpoint(
         ValueError: If the checkpoint or an image cannot be read, the network has no mixers, it is not known what images
             to look at, or an argument is not as described.
     """
+    need("scipy", "matplotlib", "jinja2", "captum")
     machine = machine or Machine()
     files = checked_files(images)
     model, recipe, class_names = load_trained(checkpoint)
@@ -78,7 +80,7 @@ def explain_checkpoint(
     read = (*places_read(checkpoint, recipe, data, root), *map(str, files))
     origin = Origin(checkpoint=str(checkpoint), command=command, source=f"{len(files)} image files", read=read)
     batches = None
-    if data is not None or recipe is not None or not files:
+    if data is not None or recipe is not None or cuts or not files:
         shown = shown_images(
             checkpoint,
             model,

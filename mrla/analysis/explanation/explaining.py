@@ -15,6 +15,7 @@ from mrla.dense import DETECTORS
 from mrla.models import attach_recipe, recording
 from mrla.models.atomic_write import write_json, written_folder
 from mrla.models.modes import in_eval_mode
+from mrla.train.packages import need
 from mrla.train.runs import versions
 
 from ..report.page import write_report
@@ -132,6 +133,7 @@ def explain(
         8
     """
     start = time.monotonic()
+    need(*(["scipy"] if cuts else []), *(["matplotlib", "jinja2", "captum"] if out is not None else []))
     _check(model, loader, pictures, cuts, max_images)
     chosen = {kind: possible_cuts(model, [kind]) for kind in dict.fromkeys(cuts)}
     origin = origin or Origin()

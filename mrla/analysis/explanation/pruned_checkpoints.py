@@ -11,6 +11,7 @@ from mrla.models.atomic_write import write_json, written_folder
 from mrla.models.hub_transfer import hub_name
 from mrla.train.data import Data, Split, image_facts
 from mrla.train.engine import thread_limit
+from mrla.train.packages import need
 from mrla.train.recipe_tasks import saved_facts
 from mrla.train.recipes import Machine, Recipe
 from mrla.train.runs import versions
@@ -64,6 +65,7 @@ def prune_checkpoint(
         ValueError: If the checkpoint cannot be read or is a detector's, the network has no mixers, it is not known what
             images to choose by, or an argument is not as described.
     """
+    need("scipy")
     start, machine = time.monotonic(), machine or Machine()
     folder = Path(out) if out is not None else _beside(checkpoint)
     model, recipe, class_names = load_trained(checkpoint)

@@ -10,6 +10,7 @@ from torch import nn
 
 from mrla.models import detach, mixed_chains, remove_mixers
 from mrla.train.arms import count_parameters
+from mrla.train.packages import need
 
 from ..measure import measure_throughput
 from .effects import (
@@ -83,6 +84,7 @@ def prune(
         >>> len(pruned.kept), len(pruned.removed)
         (3, 5)
     """
+    need("scipy")
     known = [block for chain in mixed_chains(model) for block in chain.mixers]
     _check_keep(keep, known)
     check_limit(max_images)
