@@ -296,6 +296,18 @@ def test_convert_writes_what_its_last_line_reads(capsys):
     assert (found - case.outputs["output"]).abs().max() < case.tolerance(torch.float32)
 
 
+def test_a_converted_folder_is_taken_by_the_commands(tmp_path, capsys):
+    from golden_cases import model_case
+
+    torch.save({"state_dict": model_case("paddle_resnet18_mrla").state}, "notebook.pth")
+    assert main(["convert", "notebook.pth", "ours", "--arch", "paddle_resnet18_mrla"]) == 0
+    assert "mrla eval ours --data.kind folder" in capsys.readouterr().out
+    photo = str(next(images_in(tmp_path / "images").rglob("*.png")))
+    assert main(["predict", "ours", photo, "--progress", "false"]) == 0
+    assert main(["chains", "ours"]) == 0
+    assert "layer4" in capsys.readouterr().out
+
+
 def test_convert_refuses_a_checkpoint_of_another_network_and_leaves_nothing(capsys):
     torch.save({"fc.weight": torch.zeros(10, 512), "fc.bias": torch.zeros(10)}, "other.pth")
     words = ["convert", "other.pth", "ours.safetensors", "--arch", "paddle_resnet18"]
@@ -431,7 +443,7 @@ REFUSED = {
     ),
     "convert to a pth": (
         ["convert", "a.pth", "b.pth", "--arch", "resnet50_mrlal"],
-        r"is a .safetensors file: got b.pth",
+        r"is a .safetensors file, or a folder without an ending: got b.pth",
     ),
     "convert kernels": (
         ["convert", "a.pth", "b.safetensors", "--arch", "resnet50_mrlal", "--eca", "5,x"],

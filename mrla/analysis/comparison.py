@@ -13,6 +13,7 @@ from torch import nn
 from torch.utils.data import DataLoader
 
 from mrla.models.atomic_write import make_folder, read_json, write_json
+from mrla.models.brief import Brief
 from mrla.models.near_names import nearest
 from mrla.train import get_recipe
 from mrla.train.arms import count_parameters
@@ -28,6 +29,7 @@ from .comparison_runs import OwnRuns, RecipeRuns
 from .curves import draw_curves
 from .measure import count_macs, measure_throughput, timing_device
 from .report.page import write_report
+from .report.tables import percent
 from .statistics import compare_arms, summary
 
 RESULTS = "compare.json"
@@ -39,8 +41,8 @@ NOTE = (
 )
 
 
-@dataclass(frozen=True, kw_only=True)
-class Comparison:
+@dataclass(frozen=True, kw_only=True, repr=False)
+class Comparison(Brief):
     """A finished comparison.
 
     Attributes:
@@ -50,6 +52,12 @@ class Comparison:
 
     folder: Path
     content: dict[str, Any]
+
+    def _brief(self) -> dict[str, object]:
+        figure, table, verdicts = self.content["figure"], self.content["table"], self.verdicts
+        said = {arm: f"{percent(table[arm][figure])} %" for arm in self.content["arms"]}
+        told = {arm: f"{text}, {verdicts[arm]}" if arm in verdicts else text for arm, text in said.items()}
+        return {"folder": str(self.folder), "figure": figure, "seeds": len(self.content["seeds"]), **told}
 
     @property
     def verdicts(self) -> dict[str, str]:

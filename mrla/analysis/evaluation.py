@@ -126,6 +126,7 @@ def shown_images(
     split: Split = "val",
     batch_size: int = 64,
     workers: int | None = None,
+    by_turns: bool = False,
 ) -> ShownImages:
     """Opens the images for a trained network, and checks that they are for it.
 
@@ -139,6 +140,7 @@ def shown_images(
         split: Which part of them.
         batch_size: Images in one batch.
         workers: Processes that load them; as many as `data` says if not given.
+        by_turns: Whether the classes come in turn, for who looks at the first images alone.
 
     Returns:
         The images.
@@ -171,6 +173,7 @@ def shown_images(
         facts: Any = image_facts(images_of)
         _check_classes(class_names, facts.class_names)
         samples: Any = open_split(images_of, split)
+        samples = samples.by_turns() if by_turns else samples
         channels = input_sizes(model)[0][0]
         if channels != facts.in_chans:
             raise ValueError(
@@ -181,7 +184,8 @@ def shown_images(
     else:
         facts = detection_facts(images_of)
         _check_classes(class_names, facts.class_names)
-        _check_number(model.built_as["num_classes"] - 1, facts.class_names)  # type: ignore[index, operator]
+        built_with: Any = model.built_as["arguments"]  # type: ignore[index]
+        _check_number(built_with["num_classes"] - 1, facts.class_names)
         samples, collate = open_detection_split(images_of, split), collate_detection
         masks = facts.has_masks and model.built_as["name"] == "mask_rcnn"  # type: ignore[index]
     return ShownImages(

@@ -13,6 +13,7 @@ from .benching import bench_command
 from .looking import chains_command, explain_command, models_command, predict_command
 from .shipping import convert_command, export_command, prune_command
 from .training import compare_command, eval_command, train_command
+from .warned import one_line_warnings
 
 COMMANDS: dict[str, Callable[[Sequence[str]], int]] = {
     "compare": compare_command,
@@ -73,7 +74,8 @@ def _dispatch(words: list[str]) -> int:
             f"the command must be one of {', '.join(COMMANDS)}: got {words[0]!r}{nearest(words[0], COMMANDS)}"
         )
     try:
-        return COMMANDS[words[0]](words[1:])
+        with one_line_warnings():
+            return COMMANDS[words[0]](words[1:])
     except SystemExit as leave:  # --help and --print_config
         return int(leave.code or 0)
 

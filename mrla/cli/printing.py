@@ -7,9 +7,10 @@ from pathlib import Path
 from typing import Any
 
 from rich.console import Console
-from rich.table import Table
 
 from mrla.train.progress_lines import CountedLines
+
+from .tables import number_tables
 
 
 def print_comparison(content: Mapping[str, Any], folder: Path) -> None:
@@ -23,16 +24,11 @@ def print_comparison(content: Mapping[str, Any], folder: Path) -> None:
 
     console = console_of_width()
     recipe = content["recipe"]
-    table = Table(
-        title=f"{recipe['recipe']}: {recipe['model']}, {len(content['seeds'])} seeds, {recipe['epochs']} epochs"
-    )
-    table.add_column("arm", no_wrap=True)
+    title = f"{recipe['recipe']}: {recipe['model']}, {len(content['seeds'])} seeds, {recipe['epochs']} epochs"
     headings, rows = comparison_table(content)
-    for heading in headings:
-        table.add_column(heading, justify="right", overflow="fold")
-    for arm, cells in rows.items():
-        table.add_row(arm, *(cell.text for cell in cells))
-    console.print(table)
+    lines = [[arm, *(cell.text for cell in cells)] for arm, cells in rows.items()]
+    for table in number_tables(title, ["arm", *headings], lines, width=console.width):
+        console.print(table)
     for arm, difference in content["differences"].items():
         console.print(f"[bold]{arm} against {difference['baseline']}:[/bold] {difference['reason']}", highlight=False)
     console.print(f"\n{content['note']}", style="dim")
@@ -53,14 +49,10 @@ def print_benchmark(content: Mapping[str, Any], folder: Path) -> None:
 
     headings, lines = table(content)
     console = console_of_width()
-    shown = Table(title=title(content))
-    for heading in headings:
-        shown.add_column(heading, justify="left" if heading == "arm" else "right", no_wrap=True)
     sweep = content["configuration"]["sweep"] is not None
-    arms = len(content["configuration"]["arms"])
-    for index, line in enumerate(lines):
-        shown.add_row(*line, end_section=sweep and (index + 1) % arms == 0)
-    console.print(shown)
+    of_a_value = {"keys": 2, "section": len(content["configuration"]["arms"])} if sweep else {}
+    for shown in number_tables(title(content), headings, lines, width=console.width, **of_a_value):
+        console.print(shown)
     for note in content["notes"]:
         console.print(note, highlight=False, soft_wrap=True, markup=False)
     console.print(f"\n{content['note']}", style="dim")
@@ -77,25 +69,23 @@ def print_pruning(pruned: Any, folder: Path) -> None:
     from mrla.analysis.report.tables import speed
 
     console = console_of_width()
-    cuts = Table(title=f"{len(pruned.kept)} of {len(pruned.cuts)} mixers stay")
-    cuts.add_column("mixer")
-    for heading in ("loss when it is cut", "interval", "accuracy (points)"):
-        cuts.add_column(heading, justify="right")
-    cuts.add_column("")
+    cuts: list[list[str]] = []
     for record in sorted(pruned.cuts, key=lambda one: -one["loss_change"]["mean"]):
         loss, accuracy = record["loss_change"], record["accuracy_change"]
         between = "none" if loss["low"] is None else f"{loss['low']:+.4f} to {loss['high']:+.4f}"
         stays = "stays" if record["block"] in pruned.kept else "taken off"
-        cuts.add_row(record["block"], f"{loss['mean']:+.4f}", between, f"{100 * accuracy['mean']:+.2f}", stays)
-    console.print(cuts)
-    table = Table()
-    table.add_column("")
-    for heading in ("accuracy (%)", "loss", "params", "images/s (10 to 90 %)"):
-        table.add_column(heading, justify="right")
+        cuts.append([record["block"], f"{loss['mean']:+.4f}", between, f"{100 * accuracy['mean']:+.2f}", stays])
+    title = f"{len(pruned.kept)} of {len(pruned.cuts)} mixers stay"
+    headings = ["mixer", "loss when it is cut", "interval", "accuracy (points)", ""]
+    for table in number_tables(title, headings, cuts, width=console.width):
+        console.print(table)
+    lines: list[list[str]] = []
     for name, scores in (("before", pruned.before), ("after", pruned.after)):
         accuracy, counted = f"{100 * scores['accuracy']:.2f}", f"{scores['parameters']:,}"
-        table.add_row(name, accuracy, f"{scores['loss']:.4f}", counted, speed(scores["images_per_second"]))
-    console.print(table)
+        lines.append([name, accuracy, f"{scores['loss']:.4f}", counted, speed(scores["images_per_second"])])
+    headings = ["", "accuracy (%)", "loss", "params", "images/s (10 to 90 %)"]
+    for table in number_tables(None, headings, lines, width=console.width):
+        console.print(table)
     console.print(
         "Chosen by these images, so the scores flatter: mrla eval on others says what was lost. "
         f"{folder}/model.safetensors, config.json, prune.json",

@@ -21,6 +21,7 @@ from .parsing import (
     shown_data,
 )
 from .printing import console_of_width, print_comparison, progress_bar
+from .tables import number_tables
 
 _RUN_COLUMNS = {
     "train_loss": "train loss",
@@ -61,15 +62,14 @@ def train_command(words: Sequence[str]) -> int:
     run = train(recipe, out, progress=options["progress"], command=shlex.join([*parser.prog.split(), *words]))
     if not run.is_main_process:
         return 0
-    table = Table(title=f"{recipe.arm}, {recipe.model}, seed {recipe.seed}")
     shown = [name for name in _RUN_COLUMNS if name in run.result["last"]]
-    for heading in ("epoch", *(_RUN_COLUMNS[name] for name in shown)):
-        table.add_column(heading, justify="right")
-    for name in ("best", "last"):
-        row = run.result[name]
-        table.add_row(f"{name} ({row['epoch']})", *(f"{row[key]:.4f}" for key in shown))
+    chosen = {name: run.result[name] for name in ("best", "last")}
+    rows = [[f"{name} ({row['epoch']})", *(f"{row[key]:.4f}" for key in shown)] for name, row in chosen.items()]
     console = console_of_width()
-    console.print(table)
+    title = f"{recipe.arm}, {recipe.model}, seed {recipe.seed}"
+    headings = ["epoch", *(_RUN_COLUMNS[name] for name in shown)]
+    for table in number_tables(title, headings, rows, width=console.width):
+        console.print(table)
     console.print(f"{run.result['seconds']:.1f} s. Weights, history and checkpoints are in {out}/", highlight=False)
     console.print(f"Look at it again: mrla eval {out}", highlight=False)
     return 0

@@ -4,6 +4,7 @@ import csv
 import itertools
 import json
 import os
+import re
 import signal
 import subprocess
 import sys
@@ -102,6 +103,13 @@ def test_content(whole):
     assert content["seconds"] > 0
     assert {"mrla", "torch", "torchvision", "timm", "lightning", "python", "machine"} == set(content["versions"])
     assert "one fixed validation part" in content["note"]
+
+
+def test_it_is_shown_in_a_few_words(whole):
+    mean = 100 * whole.content["table"]["light"]["val_accuracy"]["mean"]
+    assert len(repr(whole)) < 500
+    assert re.search(rf"light='{mean:.2f} ± [\d.]+ %, {whole.verdicts['light']}'", repr(whole))
+    assert "<th" in whole._repr_html_()
 
 
 def test_table_is_that_of_the_runs(whole):

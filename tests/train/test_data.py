@@ -249,6 +249,21 @@ def test_augment_chooses_between_the_two_transforms(folder):
     assert not torch.equal(open_split(folder, "val", augment=True)[key][0], open_split(folder, "val")[key][0])
 
 
+def test_classes_in_turn(folder):
+    """The same samples, so that any first part of them is of all classes, in memory and in files."""
+    for samples in (open_split(Digits(), "val"), open_split(folder, "val")):
+        in_turn = samples.by_turns()
+        assert type(in_turn) is type(samples)
+        assert in_turn.class_names == samples.class_names
+        classes = len(samples.class_names)
+        assert in_turn.labels[:classes] == list(range(classes))
+        one, other = ([part[SampleKey(0, index)] for index in range(len(part))] for part in (samples, in_turn))
+        key = lambda sample: (sample[1], sample[0].sum().item())  # noqa: E731
+        for (image, label), (same, same_label) in zip(sorted(one, key=key), sorted(other, key=key), strict=True):
+            assert label == same_label
+            assert torch.equal(image, same)
+
+
 # CIFAR
 
 

@@ -66,6 +66,7 @@ def test_what_a_run_leaves_behind(finished):
         "run.json",
         "history.csv",
         "steps.csv",
+        "log.txt",
         "result.json",
         "checkpoints/last.ckpt",
         "checkpoints/best.ckpt",
@@ -95,6 +96,15 @@ def test_the_saved_networks_score_what_the_history_says(finished, name):
         assert scores["images"] == 449
     config = json.loads((folder / "config.json").read_text())
     assert config["pretrained_cfg"]["label_names"] == [str(digit) for digit in range(10)]
+
+
+def test_a_run_is_shown_in_a_few_words(finished):
+    run = train(RECIPES["as it is"], finished("as it is"), progress=False)
+    text = repr(run)
+    assert text.startswith(f"Run(folder={str(run.folder)!r}, epochs=3, best_epoch=")
+    assert f"val_accuracy={run.result['last']['val_accuracy']:.4f}".rstrip("0") in text
+    assert len(text) < 500
+    assert str(run.folder) in run._repr_html_()
 
 
 def test_training_learns(finished):
@@ -355,7 +365,7 @@ def test_a_loss_that_is_not_finite_stops_the_run(tmp_path):
     recipe = tiny(optim=Optim(lr=1e20, schedule="constant"))
     with pytest.raises(DivergedError, match=r"NaN or infinite at step \d+; stopped, there is no finished epoch"):
         train(recipe, tmp_path / "run", progress=False)
-    assert set(content(tmp_path / "run")) - {"run.json"} == {
+    assert set(content(tmp_path / "run")) - {"run.json", "log.txt"} == {
         name for name in content(tmp_path / "run") if name.startswith("tensorboard/")
     }
 

@@ -44,7 +44,8 @@ def explain_checkpoint(
 
     Args:
         checkpoint: A run's folder, a folder of `mrla.save` or `mrla.dense.save`, or a ``.ckpt``.
-        images: Image files to look at one by one; without any, the first four of the others.
+        images: Image files to look at one by one; without any, four of the others, of as many classes
+            as there are.
         out: Folder of the explanation; ``runs/explain-NAME`` if not given.
         data: The images over which means and effects are taken; those that it was trained with if not given. Where
             nothing is known of them, the files alone are looked at.
@@ -91,6 +92,7 @@ def explain_checkpoint(
             split=split,
             batch_size=batch_size,
             workers=workers,
+            by_turns=True,
         )
         batches, class_names = shown.batches, class_names or shown.class_names
         origin = replace(origin, source=shown.words)

@@ -91,6 +91,7 @@ def prune_checkpoint(
             split=split,
             batch_size=batch_size,
             workers=workers,
+            by_turns=True,
         )
         model.to(timing_device(machine.accelerator))
         with thread_limit(machine.threads):

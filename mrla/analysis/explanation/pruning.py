@@ -9,6 +9,7 @@ from typing import Any
 from torch import nn
 
 from mrla.models import detach, mixed_chains, remove_mixers
+from mrla.models.brief import Brief
 from mrla.train.arms import count_parameters
 from mrla.train.packages import need
 
@@ -27,8 +28,8 @@ from .effects import (
 from .passes import OnProgress, Passes
 
 
-@dataclass(frozen=True, kw_only=True)
-class Pruning:
+@dataclass(frozen=True, kw_only=True, repr=False)
+class Pruning(Brief):
     """What was taken off a network, and what that did.
 
     Attributes:
@@ -44,6 +45,14 @@ class Pruning:
     cuts: list[dict[str, Any]]
     before: dict[str, Any]
     after: dict[str, Any]
+
+    def _brief(self) -> dict[str, object]:
+        return {
+            "kept": f"{len(self.kept)} of {len(self.kept) + len(self.removed)} mixers",
+            "accuracy": f"{self.before['accuracy']:.4f} before, {self.after['accuracy']:.4f} after",
+            "loss": f"{self.before['loss']:.4f} before, {self.after['loss']:.4f} after",
+            "removed": ", ".join(self.removed) or "none",
+        }
 
 
 def prune(
