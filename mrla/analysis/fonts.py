@@ -61,7 +61,7 @@ def drawable(texts: Sequence[str], instead: Sequence[str]) -> tuple[str, list[st
     return font, shown
 
 
-def matplotlib_fonts(texts: Sequence[str]) -> dict[str, Any]:
+def matplotlib_fonts(texts: Sequence[str]) -> dict[Any, Any]:
     """Matplotlib's own font and, where that lacks letters of some texts, one that has them, for `rc_context`.
 
     Args:

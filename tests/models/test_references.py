@@ -394,7 +394,7 @@ def test_a_folder_is_one_of_save(arch, tmp_path):
 
 
 def test_options_that_no_weight_shows_may_be_given():
-    # The first block of a stage asks itself alone; each stage is wider than the one before, as in the released networks.
+    # The first block of a stage asks itself alone; each stage is wider than the one before, as released.
     deeper = {"layers": (2, 2, 2, 2), "channels": (8, 16, 24, 32)}
     state = foreign("resnet101_mrlab", network("resnet101_mrlab", **deeper))
     plain, narrow = (load_reference("resnet101_mrlab", state, **deeper, mixer=one) for one in (None, {"head_dim": 1}))
