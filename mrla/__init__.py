@@ -22,6 +22,8 @@ if TYPE_CHECKING:
     from .train import evaluate as evaluate
     from .train import fit as fit
 
+    __version__: str
+
 # Loaded when first used: they bring Lightning, scikit-learn and matplotlib.
 _LATER = {
     **dict.fromkeys(("fit", "evaluate"), "train"),
@@ -31,6 +33,10 @@ _LATER = {
 
 
 def __getattr__(name: str) -> Any:
+    if name == "__version__":
+        from importlib.metadata import version
+
+        return version("mrla")
     if name not in _LATER:
         raise AttributeError(f"module 'mrla' has no attribute {name!r}")
     from importlib import import_module
@@ -44,4 +50,4 @@ def __getattr__(name: str) -> Any:
 
 
 def __dir__() -> list[str]:
-    return sorted([*globals(), *_LATER])
+    return sorted({*globals(), *_LATER, "__version__"})

@@ -2,6 +2,7 @@
 
 import json
 import re
+import runpy
 import subprocess
 import sys
 from pathlib import Path
@@ -54,7 +55,20 @@ def test_eval_takes_folders_and_checkpoints_and_finds_the_recorded_scores(traine
         assert f"{row[name]:.4f}" in printed
     assert "with BatchNorm statistics" in printed
     assert "MACs an image" in printed
-    assert re.search(r"images a second.*10 to 90 %", printed)
+    assert "images a second" not in printed  # that takes longer than all else
+
+
+def test_eval_measures_speed_when_asked_and_loads_with_the_workers_that_it_is_given(trained, capsys, monkeypatch):
+    from mrla.analysis import evaluation
+
+    opened = []
+    of_part = evaluation.loader
+    monkeypatch.setattr(evaluation, "loader", lambda *args, **named: opened.append(named) or of_part(*args, **named))
+    words = ["eval", str(trained), "--machine.threads", "1", "--data.workers", "1"]
+    assert main([*words, "--speed"]) == 0
+    assert re.search(r"images a second.*10 to 90 %", capsys.readouterr().out)
+    assert [named["workers"] for named in opened] == [1]
+    refuse([*words[:-1], "-1"], "data.workers must be zero or more processes: got -1", capsys)
 
 
 def test_test_part_is_there_only_when_asked_for(trained, capsys):
@@ -182,6 +196,27 @@ def test_models_lists_names_with_counts(capsys):
     assert "resnet50" not in printed
 
 
+def test_fewer_epochs_shorten_the_recipes_own_stages(tmp_path, capsys):
+    root = images_in(tmp_path / "images")
+    flags = ["--recipe", "finetune", "--model", "test_resnet", "--pretrained", "false", "--data.root", str(root)]
+    flags += ["--data.size", "16", "--data.workers", "0", "--batch_size", "4", "--progress", "false"]
+    assert main(["train", *flags, "--epochs", "2", "--out", "two"]) == 0
+    assert capsys.readouterr().err == "mrla: to fit into 2 epochs, optim.frozen_epochs is 1 instead of 2\n"
+    assert json.loads(Path("two/run.json").read_text())["settings"]["optim"]["frozen_epochs"] == 1
+    assert main(["train", *flags, "--epochs", "1", "--out", "one"]) == 0
+    said = "optim.warmup_epochs is 0 instead of 1 and optim.frozen_epochs is 0 instead of 2"
+    assert capsys.readouterr().err == f"mrla: to fit into 1 epoch, {said}\n"
+
+
+def test_help_is_that_of_the_chosen_recipe(capsys):
+    for words in (["--recipe", "finetune", "--help"], ["--help", "--recipe", "finetune"]):
+        assert main(["train", *words]) == 0
+        printed = " ".join(capsys.readouterr().out.split())
+        assert re.search(r"--data.root ROOT .{0,80}default: data", printed)
+        assert re.search(r"--optim.frozen_epochs .{0,200}default: 2\)", printed)
+        assert re.search(r"--recipe RECIPE .{0,300}default: finetune\)", printed)
+
+
 def test_a_printed_configuration_is_read_again(capsys):
     assert main(["train", *TINY, "--optim.lr", "0.03", "--print_config"]) == 0
     printed = capsys.readouterr().out
@@ -261,6 +296,18 @@ def test_convert_writes_what_its_last_line_reads(capsys):
     assert (found - case.outputs["output"]).abs().max() < case.tolerance(torch.float32)
 
 
+def test_a_converted_folder_is_taken_by_the_commands(tmp_path, capsys):
+    from golden_cases import model_case
+
+    torch.save({"state_dict": model_case("paddle_resnet18_mrla").state}, "notebook.pth")
+    assert main(["convert", "notebook.pth", "ours", "--arch", "paddle_resnet18_mrla"]) == 0
+    assert "mrla eval ours --data.kind folder" in capsys.readouterr().out
+    photo = str(next(images_in(tmp_path / "images").rglob("*.png")))
+    assert main(["predict", "ours", photo, "--progress", "false"]) == 0
+    assert main(["chains", "ours"]) == 0
+    assert "layer4" in capsys.readouterr().out
+
+
 def test_convert_refuses_a_checkpoint_of_another_network_and_leaves_nothing(capsys):
     torch.save({"fc.weight": torch.zeros(10, 512), "fc.bias": torch.zeros(10)}, "other.pth")
     words = ["convert", "other.pth", "ours.safetensors", "--arch", "paddle_resnet18"]
@@ -282,9 +329,35 @@ def test_only_blocks_that_get_a_mixer_are_shown(capsys):
     assert re.search(r"0, 1, 2, 3, 4, 5, 6, 7, 8, 9, 10 +│ 2x197x192 +│ NLC +│ 1 +│ input", printed), printed
 
 
-def test_version(capsys):
+def test_version(capsys, monkeypatch):
+    """By the command, by ``python -m mrla``, and from Python."""
     assert main(["--version"]) == 0
-    assert re.fullmatch(r"mrla \d+\.\d+\.\d+\n", capsys.readouterr().out)
+    printed = capsys.readouterr().out
+    assert re.fullmatch(r"mrla \d+\.\d+\.\d+\n", printed)
+    monkeypatch.setattr(sys, "argv", ["mrla", "--version"])
+    with pytest.raises(SystemExit) as leave:
+        runpy.run_module("mrla", run_name="__main__")
+    assert leave.value.code == 0
+    assert capsys.readouterr().out == printed == f"mrla {mrla.__version__}\n"
+
+
+SWITCHES = {
+    "train": ["--pretrained", "--smooth_validation", "--progress", "--optim.decay_vectors", "--machine.sync_batchnorm"],
+    "compare": ["--progress"],
+    "bench": ["--progress"],
+}
+
+
+@pytest.mark.parametrize("name", SWITCHES)
+def test_a_switch_alone_is_true(name, capsys):
+    for flag in SWITCHES[name]:
+        printed = []
+        for words in ([flag], [flag, "true"], [f"{flag}=true"], [flag, "false"]):
+            assert main([name, *words, "--print_config"]) == 0
+            printed.append(capsys.readouterr().out)
+        assert printed[0] == printed[1] == printed[2]
+        assert {line.strip() for line in printed[0].splitlines()} > {f"{flag.split('.')[-1].strip('-')}: true"}
+        assert printed[3] != printed[0]
 
 
 REFUSED = {
@@ -314,7 +387,30 @@ REFUSED = {
     ),
     "batch over data": (["train", "--batch_size", "5000"], r"got 898 samples, 5000 are needed"),
     "already attached": (["train", "--model", "resnet18_cifar_mrla_light"], r"model must be a plain network"),
-    "missing data": (["train", "--data.kind", "folder", "--data.root", "nowhere"], r"there is no folder nowhere"),
+    "missing data": (["train", "--recipe", "finetune", "--data.root", "nowhere"], r"there is no folder nowhere"),
+    "no recipe": (
+        ["train", "--data.root", "x"],
+        r"recipe digits_resnet18, which is taken where none is named, are digits and have no --data.root: .*finetune",
+    ),
+    "no recipe, own network": (
+        ["train", "--model", "torchvision/resnet18"],
+        r"the 3 channels .* they have 1 \(digits\); name others, such as --recipe finetune --data.root DIR",
+    ),
+    "nothing after recipe": (["train", "--recipe"], r"--recipe must be one of .*finetune.*: got nothing"),
+    "flag after recipe": (["compare", "--recipe", "--seeds", "2"], r"--recipe must be one of .*: got nothing"),
+    "cut recipe": (["train", "--recipe", "finetun"], r"recipe must be .*got 'finetun'; did you mean 'finetune'\?"),
+    "photographs for a network for digits": (
+        ["train", "--data.kind", "folder", "--data.root", "photos"],
+        r"digits_resnet18 trains resnet18_cifar, .* digits, from random weights: .* take --recipe finetune",
+    ),
+    "photographs for a network for CIFAR": (
+        ["compare", "--recipe", "cifar10_resnet18", "--data.kind", "folder", "--data.root", "photos"],
+        r"small images of cifar10, .* take --recipe finetune",
+    ),
+    "frozen epochs asked for": (
+        ["train", "--recipe", "finetune", "--epochs", "2", "--optim.frozen_epochs", "2"],
+        r"optim.frozen_epochs must be fewer than epochs=2",
+    ),
     "missing archive": (["train", "--recipe", "cifar10_resnet18", "--data.root", "x"], r"cifar-10-python.tar.gz"),
     "missing config": (["train", "--config", "no.yaml"], r"--config must be a YAML file: no.yaml"),
     "missing checkpoint": (["eval", "nowhere"], r"nowhere does not exist"),
@@ -347,7 +443,7 @@ REFUSED = {
     ),
     "convert to a pth": (
         ["convert", "a.pth", "b.pth", "--arch", "resnet50_mrlal"],
-        r"is a .safetensors file: got b.pth",
+        r"is a .safetensors file, or a folder without an ending: got b.pth",
     ),
     "convert kernels": (
         ["convert", "a.pth", "b.safetensors", "--arch", "resnet50_mrlal", "--eca", "5,x"],
@@ -401,13 +497,31 @@ def test_an_image_that_does_not_decode_is_named(tmp_path, workers, capsys):
 def test_other_classes_in_val_than_in_train_are_named(tmp_path, capsys):
     root = images_in(tmp_path / "images")
     images_in(root, classes=("bird",), parts=("val",))
-    refuse(["train", *TINY, "--data.kind", "folder", "--data.root", str(root)], r"'bird' is only in val", capsys)
+    flags = ["--data.kind", "folder", "--data.root", str(root), "--data.size", "16"]
+    refuse(["train", *TINY, *flags], r"'bird' is only in val", capsys)
 
 
 def test_images_of_other_classes_than_the_networks_are_refused(trained, tmp_path, capsys):
     root = images_in(tmp_path / "images")
     words = ["eval", str(trained), "--data.kind", "folder", "--data.root", str(root)]
     refuse(words, r"must have the classes .*it knows 10 \(0, 1, 2, 3, \.\.\.\), they have 2 \(cat, dog\)", capsys)
+
+
+def test_a_network_saved_from_python_is_told_which_images_it_needs(tmp_path, capsys):
+    root = images_in(tmp_path / "images")
+    model = mrla.attach(timm.create_model("test_resnet", num_classes=2), "light")
+    mrla.save(model, "mine", input_size=(3, 16, 16))
+    missing = (
+        r"mine does not say what images .*, such as --data.kind folder --data.root DIR \(kinds: digits, .*folder\)"
+    )
+    photo = str(next(root.rglob("*.png")))
+    for words in (["eval", "mine"], ["prune", "mine"], ["explain", "mine", photo, "--cuts", "mixers"]):
+        refuse(words, missing, capsys)
+    where = ["--data.kind", "folder", "--data.root", str(root), "--data.workers", "0", "--progress", "false"]
+    assert main(["explain", "mine", photo, "--cuts", "mixers", *where]) == 0
+    assert main(["prune", "mine", *where, "--keep", "1"]) == 0
+    mrla.save(timm.create_model("test_resnet", num_classes=3), "three", input_size=(3, 16, 16))
+    refuse(["eval", "three", *where[:-2]], r"trained on: it knows 3, they have 2 \(cat, dog\)", capsys)
 
 
 def test_damaged_checkpoints_are_named(trained, tmp_path, capsys):

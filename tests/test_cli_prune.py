@@ -105,10 +105,10 @@ def test_a_folder_that_prune_wrote_is_replaced_when_asked_and_no_other(run, caps
     assert main(words) == 0
     before = (pruned / "prune.json").stat().st_mtime_ns
     assert main(words) == 2
-    assert "replace it with --overwrite true" in capsys.readouterr().err
+    assert "replace it with --overwrite" in capsys.readouterr().err
     assert main([*words, "--overwrite", "true", "--keep", "nothing"]) == 2
     assert (pruned / "prune.json").stat().st_mtime_ns == before
-    assert main([*words, "--overwrite", "true"]) == 0
+    assert main([words[0], "--overwrite", *words[1:]]) == 0  # alone, also where what follows is no flag
     assert {path.name for path in pruned.iterdir()} == names
     assert (pruned / "prune.json").stat().st_mtime_ns > before
     assert not [path for path in run.iterdir() if path.name.startswith(".")]
@@ -179,7 +179,7 @@ REFUSED = {
     "no checkpoint": (["nowhere"], "nowhere does not exist"),
     "no mixers": (["plain"], "plain has no mixers, so there is nothing to take off"),
     "a detector": (["found"], "only classifiers are pruned so far: found is a detector"),
-    "unknown images": (["mine"], "say --data.kind and --data.root"),
+    "unknown images": (["mine"], "name them, such as --data.kind folder --data.root DIR"),
     "the hub without out": (["hf-hub:me/it"], "out must be given for a network on the hub"),
     "too many": (["run", "--keep", "99"], "keep must be from 0 to 8, the mixers of this network: got 99"),
     "another block": (["run", "--keep", "layer9"], "paths of blocks with a mixer: got 'layer9'"),

@@ -35,7 +35,7 @@ FILES = sorted(PACKAGE.rglob("*.py"))
 
 def room_of(path: Path) -> str:
     first = path.relative_to(PACKAGE).parts[0].removesuffix(".py")
-    return "" if first == "__init__" else first
+    return "" if first in ("__init__", "__main__") else first
 
 
 def imports(path: Path) -> set[str]:

@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING, Any
 
 from .benchmark_tables import SWEPT, title
 from .curves import STYLE, arm_looks, save_figure
+from .fonts import matplotlib_fonts
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -38,7 +39,7 @@ def draw_benchmark(content: Mapping[str, Any], folder: Path) -> list[Path]:
     looks = arm_looks(arms, arms[0])
     swept = content["configuration"]["sweep"] is not None
     size = (9.0, 0.6 + 3.1 * len(quantities)) if swept else (1.6 + 3.3 * len(quantities), 1.7 + 0.45 * len(arms))
-    with matplotlib.rc_context(STYLE):
+    with matplotlib.rc_context({**STYLE, **matplotlib_fonts([title(content)])}):
         figure = Figure(figsize=size, layout=ConstrainedLayoutEngine(w_pad=0.08))
         (_draw_sweep if swept else _draw_ratios)(figure, content, quantities, looks)
         return [

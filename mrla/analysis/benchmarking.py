@@ -12,6 +12,7 @@ import torch
 from torch import nn
 
 from mrla.models.atomic_write import write_json
+from mrla.models.brief import Brief
 from mrla.models.near_names import nearest
 from mrla.models.one_writer import alone_in
 from mrla.train.engine import thread_limit
@@ -33,8 +34,8 @@ NOTE = (
 )
 
 
-@dataclass(frozen=True, kw_only=True)
-class Benchmark:
+@dataclass(frozen=True, kw_only=True, repr=False)
+class Benchmark(Brief):
     """A finished benchmark.
 
     Attributes:
@@ -44,6 +45,22 @@ class Benchmark:
 
     folder: Path
     content: dict[str, Any]
+
+    def _brief(self) -> dict[str, object]:
+        quantities = [name for name in ("inference", "training") if name in self.content["configuration"]["quantities"]]
+        arms = self.content["configuration"]["arms"]
+        ratios = {
+            f"{arm} ({quantity}, ratio)": round(ratio, 3)
+            for arm in arms[1:]
+            for quantity in quantities
+            if (ratio := self.ratio(arm, quantity)) is not None
+        }
+        return {
+            "folder": str(self.folder),
+            "model": self.content["configuration"]["model"],
+            "baseline": arms[0],
+            **ratios,
+        }
 
     def ratio(self, arm: str, quantity: str = "inference") -> float | None:
         """The median ratio of an arm's time to the first arm's, at the first value of a sweep.

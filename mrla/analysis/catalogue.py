@@ -1,14 +1,16 @@
 """The named networks and what they cost."""
 
+import json
+from pathlib import Path
 from typing import Any
 
 import timm
 import torch
 
 from mrla.models import NAMED, Chain, build, find_chains, is_saved, read_config
-from mrla.train.arms import count_parameters
 
-from .measure import count_macs
+COUNTS = Path(__file__).parent / "catalogue.json"
+"""What `count_network` gives for every network: to build them all takes most of a minute. A test counts anew."""
 
 
 def list_networks(filter: str = "*") -> list[dict[str, Any]]:
@@ -31,21 +33,37 @@ def list_networks(filter: str = "*") -> list[dict[str, Any]]:
     names = [name for name in timm.list_models(filter) if name in NAMED and not name.startswith("test_")]
     if not names:
         raise ValueError(f"no network of mrla fits {filter!r}; `mrla models` lists them all")
-    networks = []
-    for name in names:
-        input_size = NAMED[name].default.input_size
-        with torch.device("meta"):  # shapes are all that is needed
-            model = timm.create_model(name)
-            macs = count_macs(model, input_size)
-        networks.append(
-            {
-                "name": name,
-                "input_size": input_size,
-                "parameters": count_parameters(model),
-                "macs": macs,
-            }
-        )
-    return networks
+    counts = json.loads(COUNTS.read_text())
+    return [{"name": name, "input_size": NAMED[name].default.input_size, **counts[name]} for name in names]
+
+
+def count_network(name: str) -> dict[str, Any]:
+    """What a named network costs, counted on it.
+
+    Args:
+        name: Its name in timm's registry.
+
+    Returns:
+        ``parameters`` and ``macs``, as `list_networks` has them.
+
+    Example:
+        >>> count_network("resnet18_cifar")["parameters"]["trainable"]
+        11173962
+    """
+    from mrla.train.arms import count_parameters
+
+    from .measure import count_macs
+
+    with torch.device("meta"):  # shapes are all that is needed
+        model = timm.create_model(name)
+        return {"parameters": count_parameters(model), "macs": count_macs(model, NAMED[name].default.input_size)}
+
+
+def write_counts() -> None:
+    """Counts every named network anew and writes `COUNTS`: to be called where one was added or changed."""
+    from mrla.models.atomic_write import write_json
+
+    write_json(COUNTS, {name: count_network(name) for name in sorted(NAMED) if not name.startswith("test_")})
 
 
 def describe_chains(network: str, blocks: str | None = None) -> list[Chain]:

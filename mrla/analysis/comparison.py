@@ -12,12 +12,16 @@ from torch import nn
 from torch.utils.data import DataLoader
 
 from mrla.models.atomic_write import read_json, write_json
+from mrla.models.brief import Brief
 from mrla.models.near_names import nearest
 from mrla.models.one_writer import alone_in
 from mrla.train import get_recipe
 from mrla.train.arms import count_parameters
 from mrla.train.engine import thread_limit
 from mrla.train.history import write_csv
+from mrla.train.packages import need
+from mrla.train.progress_lines import CountedLines
+from mrla.train.recipe_tasks import packages_of
 from mrla.train.recipes import ARMS, Recipe
 from mrla.train.runs import RESULT, finished_run, load_any, open_run, versions
 from mrla.train.stopping import stopped_in_order
@@ -26,6 +30,7 @@ from .comparison_runs import OwnRuns, RecipeRuns
 from .curves import draw_curves
 from .measure import count_macs, measure_throughput, timing_device
 from .report.page import write_report
+from .report.tables import percent
 from .statistics import compare_arms, summary
 
 RESULTS = "compare.json"
@@ -37,8 +42,8 @@ NOTE = (
 )
 
 
-@dataclass(frozen=True, kw_only=True)
-class Comparison:
+@dataclass(frozen=True, kw_only=True, repr=False)
+class Comparison(Brief):
     """A finished comparison.
 
     Attributes:
@@ -48,6 +53,12 @@ class Comparison:
 
     folder: Path
     content: dict[str, Any]
+
+    def _brief(self) -> dict[str, object]:
+        figure, table, verdicts = self.content["figure"], self.content["table"], self.verdicts
+        said = {arm: f"{percent(table[arm][figure])} %" for arm in self.content["arms"]}
+        told = {arm: f"{text}, {verdicts[arm]}" if arm in verdicts else text for arm, text in said.items()}
+        return {"folder": str(self.folder), "figure": figure, "seeds": len(self.content["seeds"]), **told}
 
     @property
     def verdicts(self) -> dict[str, str]:
@@ -67,6 +78,7 @@ def compare(
     seeds: int = 5,
     out: str | Path | None = None,
     jobs: int | None = None,
+    progress: bool = True,
     on_progress: Callable[[int, int], None] | None = None,
 ) -> Comparison:
     """Trains every arm with every seed and says which is better, with an interval, or that it is not resolved.
@@ -89,7 +101,8 @@ def compare(
             difference shows is to find one that is not there.
         out: Folder of the comparison; ``runs/compare-RECIPE`` if not given.
         jobs: Runs at once; if not given, as many as the CPU has cores for, or one where a GPU may be used.
-        on_progress: Called with the epochs finished and the epochs in all.
+        progress: Whether a line a minute on standard error says how far it has come.
+        on_progress: Called with the epochs finished and the epochs in all, in place of those lines.
 
     Returns:
         The comparison; its folder holds ``report.html``, ``compare.json``, ``table.csv``, ``history.csv``,
@@ -110,6 +123,7 @@ def compare(
     if recipe is None:
         recipe = "digits_resnet18" if model is None else "finetune"
     recipe = get_recipe(recipe) if isinstance(recipe, str) else recipe
+    need("scipy", "matplotlib", "jinja2", "bokeh", "filelock", *packages_of(recipe))
     _check(arms, seeds, jobs)
     recipe = replace(recipe, arm=arms[0])  # type: ignore[arg-type]
     folder = Path(out) if out is not None else Path("runs") / f"compare-{recipe.recipe}"
@@ -127,14 +141,17 @@ def compare(
         "start": starts,
     }
     start = time.monotonic()
+    if progress and on_progress is None:
+        on_progress = CountedLines("epochs of all runs").say
     folders = {(arm, seed): folder / "runs" / f"{arm}-seed{seed}" for arm, seed in plan}
     finished_run(folder, {"compare": settings})
     with stopped_in_order(lambda: _left_in(folder, folders)), alone_in(folder):
         open_run(folder, {"compare": settings})
         source.make(folders, on_progress)
         results = {key: read_json(folders[key] / RESULT) for key in plan}
-        content = _summarise(source, arms, results, folders)
-        content["seconds"] = time.monotonic() - start
+        earlier = _earlier(folder, arms, results)
+        content = _summarise(source, arms, results, folders, earlier)
+        content["seconds"] = time.monotonic() - start if earlier is None else earlier["seconds"]
         _write(folder, content)
     return Comparison(folder=folder, content=content)
 
@@ -169,11 +186,24 @@ def _fingerprint(model: nn.Module) -> str:
     return digest.hexdigest()
 
 
+def _earlier(
+    folder: Path, arms: Sequence[str], results: Mapping[tuple[str, int], dict[str, Any]]
+) -> dict[str, Any] | None:
+    """What ``compare.json`` holds, if it is of these very runs: what was measured then is not measured again."""
+    try:
+        content = read_json(folder / RESULTS)
+    except ValueError:  # there is none, or it is damaged: it is written anew
+        return None
+    epochs = {arm: [run["epochs"] for (of, _), run in results.items() if of == arm] for arm in arms}
+    return content if content.get("epochs") == epochs else None
+
+
 def _summarise(
     source: RecipeRuns | OwnRuns,
     arms: Sequence[str],
     results: Mapping[tuple[str, int], dict[str, Any]],
     folders: Mapping[tuple[str, int], Path],
+    earlier: Mapping[str, Any] | None,
 ) -> dict[str, Any]:
     seeds = list(dict.fromkeys(seed for _, seed in results))
     models = {arm: load_any(folders[arm, seeds[-1]]) for arm in arms}
@@ -185,9 +215,13 @@ def _summarise(
     ]
     images = source.images()
     machine = source.recipe.machine
-    device = timing_device(machine.accelerator)
-    with thread_limit(machine.threads):
-        rates = measure_throughput({arm: model.to(device) for arm, model in models.items()}, images.to(device))
+    if earlier is not None:
+        rates = {arm: earlier["table"][arm]["images_per_second"] for arm in arms}
+    else:
+        device = timing_device(machine.accelerator)
+        on_device = {arm: model.to(device) for arm, model in models.items()}
+        with thread_limit(machine.threads):
+            rates = {arm: asdict(rate) for arm, rate in measure_throughput(on_device, images.to(device)).items()}
     table: dict[str, Any] = {}
     for arm in arms:
         runs = [results[arm, seed] for seed in seeds]
@@ -198,7 +232,7 @@ def _summarise(
             "parameters": count_parameters(models[arm]),
             # A detector's depend on what it finds.
             "macs": count_macs(models[arm], tuple(images.shape[1:])) if source.recipe.detector is None else None,
-            "images_per_second": asdict(rates[arm]),
+            "images_per_second": rates[arm],
             "train_seconds": _spread([run["seconds"] for run in runs]),
         }
     differences = compare_arms({arm: table[arm][figure]["values"] for arm in arms}, baseline=arms[0])

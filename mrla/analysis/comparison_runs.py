@@ -22,11 +22,13 @@ from mrla.models.checkpoints import describe
 from mrla.ops import METHODS
 from mrla.train.arms import attach_arm, settled
 from mrla.train.data import loader
-from mrla.train.fitting import fit
+from mrla.train.fitting import count_classes, fit
 from mrla.train.loaders import RecipeImages, collate_of, first_batch, open_part
 from mrla.train.recipe_tasks import build_network
 from mrla.train.recipes import Recipe, as_dict
+from mrla.train.run_progress import LOG
 from mrla.train.runs import open_run
+from mrla.train.task import check_labels
 
 Folders = Mapping[tuple[str, int], Path]
 """A folder for each arm and seed."""
@@ -141,6 +143,7 @@ class OwnRuns:
         if (first := first_batch(val_loader)) is None:
             raise ValueError("val_loader must have at least one image: it has none")
         self._images: Tensor = first[0]
+        check_labels(first[1], count_classes(model, first[0]))
         network = describe(model, model.state_dict(), architecture=architecture, model_args=model_args)
         self.recipe = replace(recipe, machine=replace(recipe.machine, devices=1))
         self.settings = {
@@ -204,7 +207,7 @@ def _default_jobs(recipe: Recipe) -> int:
 
 
 def _why_it_ended(folder: Path, code: int) -> str:
-    log = folder / "log.txt"
+    log = folder / LOG
     number = -code if code < 0 else code - 128 if code > 128 else 0  # a shell's or our own way to tell of a signal
     kept = "its finished epochs are kept, and the same command goes on after them"
     if number in (signal.SIGTERM, signal.SIGINT):
@@ -222,7 +225,8 @@ def _why_it_ended(folder: Path, code: int) -> str:
 
 def _start(folder: Path, recipe: Recipe) -> subprocess.Popen:
     write_json(folder / "recipe.json", as_dict(recipe))
-    with room_for(folder / "log.txt"), (folder / "log.txt").open("w") as log:
+    # The run itself says in this file what it does.
+    with room_for(folder / LOG), (folder / LOG).open("a") as log:
         return subprocess.Popen(
             [sys.executable, "-m", "mrla.analysis.worker", str(folder / "recipe.json"), str(folder)],
             stdin=subprocess.PIPE,  # never written to: it closes when this process is gone

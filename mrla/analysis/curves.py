@@ -8,6 +8,8 @@ import numpy as np
 
 from mrla.models.atomic_write import written_whole
 
+from .fonts import matplotlib_fonts
+
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
     from matplotlib.figure import Figure
@@ -99,7 +101,7 @@ def draw_curves(
     epochs = {arm: _epochs(arm, runs, {"epoch", *needed}) for arm, runs in histories.items()}
     looks = arm_looks(list(histories), baseline)
     folder.mkdir(parents=True, exist_ok=True)
-    with matplotlib.rc_context(STYLE):
+    with matplotlib.rc_context({**STYLE, **matplotlib_fonts([title])}):
         figure = Figure(figsize=(9.0, 4.7), layout=ConstrainedLayoutEngine(w_pad=0.08))
         panels = figure.subplots(1, 2)
         quantities = ("loss", score.removeprefix("val_"))

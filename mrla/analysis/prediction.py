@@ -15,9 +15,11 @@ from mrla.models.atomic_write import write_json, written_whole
 from mrla.models.one_writer import alone_in
 from mrla.train.engine import thread_limit
 from mrla.train.images import UndecodableImageError, read_image
+from mrla.train.packages import need
 from mrla.train.recipes import Machine
 from mrla.train.trained import load_trained
 
+from .fonts import drawable
 from .image_files import checked_files, classifier_input, preparation
 from .measure import timing_device
 
@@ -61,6 +63,7 @@ def predict(
         ValueError: If the checkpoint or every image cannot be read, a number is out of range, or another process writes
             into the folder.
     """
+    need("matplotlib")
     if not images:
         raise ValueError("images must be at least one file: got none")
     if not 0 <= score_thresh <= 1:
@@ -77,6 +80,8 @@ def predict(
         device = timing_device(machine.accelerator)
         model, prepared = network.to(device).eval(), preparation(network, recipe)
     folder, found = Path(out), []
+    # Asked of all classes at once, so that it is said once what cannot be drawn.
+    font, drawn_names = drawable(class_names or (), [f"class {label}" for label in range(len(class_names or ()))])
     with alone_in(folder), thread_limit(machine.threads), torch.inference_mode():
         for index, (file, name) in enumerate(zip(files, _drawing_names(files, folder), strict=True)):
             if on_progress is not None:
@@ -87,9 +92,9 @@ def predict(
                 found.append({"file": str(file), "error": str(error)})
                 continue
             if hasattr(model, "built_as"):
-                entry, drawn = _found_objects(model, picture, class_names, score_thresh, device)
+                entry, drawn = _found_objects(model, picture, class_names, drawn_names, font, score_thresh, device)
             else:
-                entry, drawn = _most_likely(model, picture, class_names, prepared, top, device)
+                entry, drawn = _most_likely(model, picture, class_names, drawn_names, font, prepared, top, device)
             with written_whole(folder / name) as beside:
                 drawn.save(beside, format="PNG")
             found.append({"file": str(file), "drawing": name, **entry})
@@ -105,6 +110,8 @@ def _found_objects(
     model: Callable[[Any], Any],
     picture: Any,
     class_names: Sequence[str] | None,
+    drawn_names: Sequence[str],
+    font: str,
     score_thresh: float,
     device: torch.device,
 ) -> tuple[dict[str, Any], Any]:
@@ -121,7 +128,8 @@ def _found_objects(
     if "masks" in kept and len(labels):
         image = draw_segmentation_masks(image, kept["masks"][:, 0] >= 0.5, alpha=0.45, colors=colours)
     if len(labels):
-        text = [f"{name} {100 * score:.0f} %" for name, score in zip(names, scores, strict=True)]
+        drawn = [drawn_names[label - 1] if class_names and label > 0 else f"label {label}" for label in labels]
+        text = [f"{name} {100 * score:.0f} %" for name, score in zip(drawn, scores, strict=True)]
         width = max(1, round(min(image.shape[1:]) / 160))
         image = draw_bounding_boxes(
             _enlarged(image),
@@ -129,7 +137,7 @@ def _found_objects(
             text,
             colors=colours,
             width=width,
-            font=_font_file(),
+            font=font,
             font_size=_font_size(image.shape[2] * _scale(image), image.shape[1] * _scale(image)),
             label_colors="white",
             label_background_colors=colours,
@@ -143,6 +151,8 @@ def _most_likely(
     model: Callable[[Tensor], Any],
     picture: Any,
     class_names: Sequence[str] | None,
+    drawn_names: Sequence[str],
+    font: str,
     prepared: dict[str, Any],
     top: int,
     device: torch.device,
@@ -152,23 +162,17 @@ def _most_likely(
     logits = model(classifier_input(prepared)(picture)[None].to(device))[0]
     scores, labels = logits.float().softmax(-1).cpu().topk(min(top, logits.numel()))
     names = [class_names[label] if class_names else f"class {label}" for label in labels.tolist()]
-    lines = [f"{100 * score:5.1f} %  {name}" for score, name in zip(scores.tolist(), names, strict=True)]
+    drawn = [drawn_names[label] for label in labels.tolist()] if class_names else names
+    lines = [f"{100 * score:5.1f} %  {name}" for score, name in zip(scores.tolist(), drawn, strict=True)]
     shown = picture.resize([side * _scale(picture) for side in picture.size], Image.Resampling.NEAREST)
     size = _font_size(*shown.size)
-    font, margin, line = ImageFont.truetype(_font_file(), size), 8, size + size // 3
+    letters, margin, line = ImageFont.truetype(font, size), 8, size + size // 3
     canvas = Image.new("RGB", (max(shown.width, 20 * size), shown.height + 2 * margin + line * len(lines)), "white")
     canvas.paste(shown, (0, 0))
     pen = ImageDraw.Draw(canvas)
     for at, words in enumerate(lines):
-        pen.text((margin, shown.height + margin + at * line), words, fill="black", font=font)
+        pen.text((margin, shown.height + margin + at * line), words, fill="black", font=letters)
     return {"names": names, "scores": scores.tolist()}, canvas
-
-
-def _font_file() -> str:
-    """Matplotlib's own font: pillow's has no letters beyond ASCII."""
-    import matplotlib
-
-    return str(Path(matplotlib.get_data_path()) / "fonts" / "ttf" / "DejaVuSans.ttf")
 
 
 def _font_size(width: int, height: int) -> int:

@@ -3,7 +3,7 @@
 from collections.abc import Sequence
 from typing import Any
 
-from .parsing import add_switch, command_parser, listed, parse, whole_numbers
+from .parsing import add_progress_flag, command_parser, listed, parse, whole_numbers
 from .printing import print_benchmark, progress_bar
 
 _BENCH_FLAGS: tuple[tuple[str, Any, Any, str], ...] = (
@@ -37,7 +37,7 @@ def bench_command(words: Sequence[str]) -> int:
     parser.add_argument("--config", action="config", help="A YAML file, as --print_config prints it")
     for flag, kind, default, text in _BENCH_FLAGS:
         parser.add_argument(f"--{flag}", type=kind, default=default, help=text)
-    add_switch(parser, "--progress", "Whether a progress bar is shown")
+    add_progress_flag(parser)
     options = parse(parser, words)
     options.pop("config")
     progress = options.pop("progress")

@@ -7,8 +7,9 @@ from rich.table import Table
 
 from mrla.train.recipes import Machine
 
-from .parsing import add_study_flags, add_switch, command_parser, listed, parse, study_options
+from .parsing import add_progress_flag, add_study_flags, command_parser, listed, parse, study_options
 from .printing import console_of_width, progress_bar
+from .tables import number_tables
 
 
 def predict_command(words: Sequence[str]) -> int:
@@ -22,7 +23,7 @@ def predict_command(words: Sequence[str]) -> int:
     parser.add_argument("--score_thresh", type=float, default=0.5, help="Below what score a detection is left out")
     parser.add_argument("--top", type=int, default=5, help="How many classes are given")
     parser.add_class_arguments(Machine, "machine")
-    add_switch(parser, "--progress", "Whether a progress bar is shown")
+    add_progress_flag(parser)
     options = parse(parser, words)
     from mrla.analysis.prediction import predict
 
@@ -102,18 +103,18 @@ def models_command(words: Sequence[str]) -> int:
     options = parse(parser, words)
     from mrla.analysis.catalogue import list_networks
 
-    table = Table(title="Networks of mrla, for timm.create_model after `import mrla`")
-    table.add_column("name", no_wrap=True)
-    for heading in ("image", "parameters", "with BN statistics", "MACs (G)"):
-        table.add_column(heading, justify="right")
+    title, console = "Networks of mrla, for timm.create_model after `import mrla`", console_of_width()
+    headings = ["name", "parameters", "MACs (G)", "with BN statistics", "image"]
+    rows = []
     for network in list_networks(options["filter"]):
-        counts = network["parameters"]
-        table.add_row(
-            network["name"],
-            "x".join(map(str, network["input_size"][1:])),
-            *(f"{counts['trainable']:,}", f"{counts['with_statistics']:,}", f"{network['macs'] / 1e9:.3f}"),
-        )
-    console_of_width().print(table)
+        counts, side = network["parameters"], "x".join(map(str, network["input_size"][1:]))
+        numbers = f"{counts['trainable']:,}", f"{network['macs'] / 1e9:.3f}", f"{counts['with_statistics']:,}"
+        rows.append([network["name"], *numbers, side])
+    first, *below = number_tables(title, headings, rows, width=console.width)
+    console.print(first)
+    if below:  # the list is long: what does not fit is left out rather than listed below
+        left_out = headings[len(first.columns) :]
+        console.print(f"Left out in {console.width} columns: {', '.join(left_out)}.")
     return 0
 
 
@@ -129,7 +130,7 @@ def chains_command(words: Sequence[str]) -> int:
 
     table = Table(title=f"Chains of {options['model']}, for a batch of two images")
     for heading in ("container", "blocks with a mixer", "output", "layout", "prefix", "shortcut"):
-        table.add_column(heading)
+        table.add_column(heading, no_wrap=heading in ("output", "layout", "prefix"))
     for chain in describe_chains(options["model"], options["blocks"]):
         known = {chain.shortcuts.get(name, "not known") for name in chain.served}
         shape = "x".join(map(str, chain.shape))

@@ -18,6 +18,7 @@ from .looking import chains_command, explain_command, models_command, predict_co
 from .printing import NotPrintedError, drop_unprinted, flush_output, open_streams
 from .shipping import convert_command, export_command, prune_command
 from .training import compare_command, eval_command, train_command
+from .warned import one_line_warnings
 
 COMMANDS: dict[str, Callable[[Sequence[str]], int]] = {
     "compare": compare_command,
@@ -101,7 +102,8 @@ def _dispatch(words: list[str]) -> int:
             f"the command must be one of {', '.join(COMMANDS)}: got {words[0]!r}{nearest(words[0], COMMANDS)}"
         )
     try:
-        return COMMANDS[words[0]](words[1:])
+        with one_line_warnings():
+            return COMMANDS[words[0]](words[1:])
     except Terminated:
         raise
     except SystemExit as leave:  # --help and --print_config

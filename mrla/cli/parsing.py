@@ -4,6 +4,7 @@ import re
 import shlex
 import sys
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import fields
 from pathlib import Path
 from typing import Any
 
@@ -28,12 +29,16 @@ def recipe_parser(
     parser = command_parser(name, command)
     parser.add_argument("--config", action="config", help="A YAML file, as --print_config prints it")
     given = _config_of(words)
-    recipe = get_recipe(word_after(words, "--recipe") or given.get("recipe") or DEFAULT_RECIPE)
+    named = word_after(words, "--recipe")
+    if "--recipe" in words and (named is None or named.startswith("--")):
+        raise ValueError(f"--recipe must be one of {', '.join(RECIPES)}: got nothing")
+    recipe = get_recipe(named or given.get("recipe") or DEFAULT_RECIPE)
     defaults = as_dict(recipe)
     data = given.get("data")
     kind = word_after(words, "--data.kind") or (data.get("kind") if isinstance(data, dict) else None)
     if kind is not None and kind != recipe.data.kind:
         defaults["data"] = vars(data_class(kind)())
+    _check_data_flags(words, defaults["data"]["kind"], recipe.recipe)
     parser.add_argument("--recipe", type=str, default=recipe.recipe, help=f"One of {', '.join(RECIPES)}")
     parser.add_class_arguments(Recipe, None, skip={"recipe", "data", "detector", *(skip or ())})
     if recipe.detector is not None:
@@ -45,16 +50,82 @@ def recipe_parser(
     return parser
 
 
+def _check_data_flags(words: Sequence[str], kind: str, recipe: str) -> None:
+    """Refuses a flag that images of another kind have: the recipe is missing then, or another one is meant."""
+    for word in words:
+        flag = word.partition("=")[0]
+        name = flag.removeprefix("--data.")
+        others = [other for other, data in ALL_DATA_KINDS.items() if name in _field_names(data)]
+        if not flag.startswith("--data.") or kind in others or not others:
+            continue
+        having = [other for other, make in RECIPES.items() if make().data.kind in others]
+        chosen = "" if word_after(words, "--recipe") else ", which is taken where none is named"
+        raise ValueError(
+            f"the images of the recipe {recipe}{chosen}, are {kind} and have no {flag}: name the recipe with --recipe, "
+            f"one of {', '.join(having)} (finetune for your own images)"
+        )
+
+
+def _field_names(data: Any) -> set[str]:
+    return {field.name for field in fields(data)}
+
+
 def recipe_from(options: Mapping[str, Any]) -> Recipe:
-    """The recipe that parsed options make."""
+    """The recipe that parsed options make.
+
+    Args:
+        options: What `parse` gave for a parser of `recipe_parser`.
+
+    Returns:
+        The recipe.
+
+    Raises:
+        ValueError: If a field is out of range, or a network for small images is given a folder of any.
+    """
+    usual, data = get_recipe(options["recipe"]), options["data"]
+    small = usual.detector is None and usual.data.kind != "folder"
+    if small and data["kind"] == "folder" and data["size"] is None and options["model"] == usual.model:
+        raise ValueError(
+            f"the recipe {usual.recipe} trains {usual.model}, a network for the small images of {usual.data.kind}, "
+            f"from random weights: for a folder of yours take --recipe finetune (a trained network) or --recipe "
+            f"imagenet_resnet50 (random weights), or give the small size that is meant, such as --data.size 32"
+        )
     return from_dict({name: options.get(name) for name in as_dict(get_recipe(DEFAULT_RECIPE))})
+
+
+def fitting_epochs(options: dict[str, Any], words: Sequence[str]) -> dict[str, Any]:
+    """The options with the recipe's own warm-up and frozen epochs shortened to fewer epochs; what is, is said.
+
+    Args:
+        options: What `parse` gave for a parser of `recipe_parser`.
+        words: The command line: what was asked for there stays as it is.
+
+    Returns:
+        The options.
+    """
+    epochs, usual = options["epochs"], vars(get_recipe(options["recipe"]).optim)
+    names = [
+        name
+        for name in ("warmup_epochs", "frozen_epochs")
+        if 0 < epochs <= options["optim"][name] == usual[name] and _not_given(f"--optim.{name}", words)
+    ]
+    if not names:
+        return options
+    shorter = epochs // 2
+    said = " and ".join(f"optim.{name} is {shorter} instead of {usual[name]}" for name in names)
+    print(f"mrla: to fit into {epochs} epoch{'s' if epochs > 1 else ''}, {said}", file=sys.stderr)
+    return {**options, "optim": {**options["optim"], **dict.fromkeys(names, shorter)}}
+
+
+def _not_given(flag: str, words: Sequence[str]) -> bool:
+    return not any(word.partition("=")[0] == flag for word in words)
 
 
 def parse(parser: ArgumentParser, words: Sequence[str]) -> dict[str, Any]:
     """Options by name; what cannot be parsed is a ValueError of one line, with the flag or value that was meant."""
     _config_of(words)  # what must not be read is refused before the parser reads it
     try:
-        return parser.parse_args(list(words)).as_dict()
+        return parser.parse_args(_with_values(parser, words)).as_dict()
     except ArgumentError as error:
         message = " ".join(str(error).split())
         if unknown := re.search(r"unrecognized arguments: (--[^\s=]+)", message, flags=re.IGNORECASE):
@@ -66,6 +137,23 @@ def parse(parser: ArgumentParser, words: Sequence[str]) -> dict[str, Any]:
             rule = f"one of {', '.join(names)}" if names else re.sub(r"<class '(\w+)'>", r"\1", rule)
             raise ValueError(f"{key} must be {rule}: got {given!r}{nearest(given, names)}") from error
         raise ValueError(message) from error
+
+
+def _with_values(parser: ArgumentParser, words: Sequence[str]) -> list[str]:
+    """The words, with ``true`` behind each switch that stands alone."""
+    switches = {
+        flag
+        for action in parser._actions
+        if getattr(action, "_typehint", None) is bool
+        for flag in action.option_strings
+    }
+    spelled: list[str] = []
+    for index, word in enumerate(words):
+        spelled.append(word)
+        following = words[index + 1].lower() if index + 1 < len(words) else ""
+        if word in switches and following not in ("true", "false", "yes", "no", "on", "off", "1", "0"):
+            spelled.append("true")
+    return spelled
 
 
 def word_after(words: Sequence[str], flag: str) -> str | None:
@@ -94,9 +182,10 @@ def whole_numbers(flag: str, text: str) -> list[int]:
         raise ValueError(f"{flag} takes whole numbers, such as 1,8,64: got {text!r}") from error
 
 
-def add_switch(parser: ArgumentParser, flag: str, text: str) -> None:
-    """Adds a flag that is true on a terminal if it is not given."""
-    parser.add_argument(flag, type=bool, default=sys.stderr.isatty(), help=f"{text} (true on a terminal)")
+def add_progress_flag(parser: ArgumentParser) -> None:
+    """Adds ``--progress``."""
+    text = "Whether it is shown how far it has come: a bar on a terminal, else a line a minute"
+    parser.add_argument("--progress", type=bool, default=True, help=text)
 
 
 def _config_of(words: Sequence[str]) -> dict[str, Any]:
@@ -133,6 +222,8 @@ def add_data_flags(parser: ArgumentParser, words: Sequence[str]) -> None:
     else:
         parser.add_argument("--data.root", type=str, default=None, help="Where the images are, if they have moved")
         parser.add_argument("--data.kind", type=str, default=None, help=f"Other images: {', '.join(ALL_DATA_KINDS)}")
+        text = "Processes that load images (as many as in training)"
+        parser.add_argument("--data.workers", type=int | None, default=None, help=text)
 
 
 def shown_data(options: Mapping[str, Any], words: Sequence[str]) -> dict[str, Any]:
@@ -141,6 +232,7 @@ def shown_data(options: Mapping[str, Any], words: Sequence[str]) -> dict[str, An
     return {
         "data": data_class(kind)(**options["data"]) if kind is not None else None,
         "root": None if kind is not None else options["data"]["root"],
+        "workers": None if kind is not None else options["data"]["workers"],
         "split": options["split"],
         "batch_size": options["batch_size"],
     }
@@ -158,7 +250,7 @@ def add_study_flags(parser: ArgumentParser, words: Sequence[str]) -> None:
     parser.add_argument("--max_images", type=int, default=1000, help="How many annotated images at most")
     add_data_flags(parser, words)
     parser.add_class_arguments(Machine, "machine")
-    add_switch(parser, "--progress", "Whether a progress bar is shown")
+    add_progress_flag(parser)
 
 
 def study_options(parser: ArgumentParser, options: Mapping[str, Any], words: Sequence[str]) -> dict[str, Any]:

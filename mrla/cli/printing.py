@@ -10,8 +10,11 @@ from pathlib import Path
 from typing import Any
 
 from rich.console import Console
-from rich.table import Table
 from rich.text import Text
+
+from mrla.train.progress_lines import CountedLines
+
+from .tables import number_tables
 
 
 def print_comparison(content: Mapping[str, Any], folder: Path) -> None:
@@ -25,16 +28,11 @@ def print_comparison(content: Mapping[str, Any], folder: Path) -> None:
 
     console = console_of_width()
     recipe = content["recipe"]
-    table = Table(
-        title=f"{recipe['recipe']}: {recipe['model']}, {len(content['seeds'])} seeds, {recipe['epochs']} epochs"
-    )
-    table.add_column("arm", no_wrap=True)
+    title = f"{recipe['recipe']}: {recipe['model']}, {len(content['seeds'])} seeds, {recipe['epochs']} epochs"
     headings, rows = comparison_table(content)
-    for heading in headings:
-        table.add_column(heading, justify="right", overflow="fold")
-    for arm, cells in rows.items():
-        table.add_row(arm, *(cell.text for cell in cells))
-    console.print(table)
+    lines = [[arm, *(cell.text for cell in cells)] for arm, cells in rows.items()]
+    for table in number_tables(title, ["arm", *headings], lines, width=console.width):
+        console.print(table)
     for arm, difference in content["differences"].items():
         heading = f"{arm} against {difference['baseline']}:", "bold"
         console.print(Text.assemble(heading, f" {difference['reason']}"))
@@ -57,14 +55,10 @@ def print_benchmark(content: Mapping[str, Any], folder: Path) -> None:
 
     headings, lines = table(content)
     console = console_of_width()
-    shown = Table(title=title(content))
-    for heading in headings:
-        shown.add_column(heading, justify="left" if heading == "arm" else "right", no_wrap=True)
     sweep = content["configuration"]["sweep"] is not None
-    arms = len(content["configuration"]["arms"])
-    for index, line in enumerate(lines):
-        shown.add_row(*line, end_section=sweep and (index + 1) % arms == 0)
-    console.print(shown)
+    of_a_value = {"keys": 2, "section": len(content["configuration"]["arms"])} if sweep else {}
+    for shown in number_tables(title(content), headings, lines, width=console.width, **of_a_value):
+        console.print(shown)
     for note in content["notes"]:
         console.print(note, soft_wrap=True)
     console.print(f"\n{content['note']}", style="dim")
@@ -79,61 +73,62 @@ def print_pruning(pruned: Any, folder: Path | None) -> None:
         folder: Where the pruned network is; None where all mixers stay and nothing was written.
     """
     from mrla.analysis.explanation.margins import removal_order
+    from mrla.analysis.report.tables import speed
 
     console = console_of_width()
-    cuts = Table(
-        title=f"{len(pruned.kept)} of {len(pruned.cuts)} mixers stay",
-        caption="Each cut alone; the intervals of a column hold together with 95 %.",
-    )
-    cuts.add_column("mixer")
-    for heading in ("accuracy (points)", "interval", "loss", "interval"):
-        cuts.add_column(heading, justify="right")
-    cuts.add_column("")
+    cuts: list[list[str]] = []
     records = {record["block"]: record for record in pruned.cuts}
     for block in reversed(removal_order(pruned.cuts)):
         accuracy, loss = records[block]["accuracy_change"], records[block]["loss_change"]
-        cuts.add_row(
-            *(
+        cuts.append(
+            [
                 block,
                 f"{100 * accuracy['mean']:+.2f}",
                 f"{100 * accuracy['low']:+.2f} to {100 * accuracy['high']:+.2f}",
-            ),
-            *(f"{loss['mean']:+.4f}", "none" if loss["low"] is None else f"{loss['low']:+.4f} to {loss['high']:+.4f}"),
-            "stays" if block in pruned.kept else "taken off",
+                f"{loss['mean']:+.4f}",
+                "none" if loss["low"] is None else f"{loss['low']:+.4f} to {loss['high']:+.4f}",
+                "stays" if block in pruned.kept else "taken off",
+            ]
         )
-    console.print(cuts)
-    console.print(_before_and_after(pruned))
+    title = f"{len(pruned.kept)} of {len(pruned.cuts)} mixers stay"
+    headings = ["mixer", "accuracy (points)", "interval", "loss", "interval", ""]
+    for table in number_tables(title, headings, cuts, width=console.width):
+        console.print(table)
+    console.print("Each cut alone; the intervals of a column hold together with 95 %.", style="dim")
+    lines: list[list[str]] = []
+    shown = {"before": pruned.before, **({"after": pruned.after} if pruned.removed else {})}
+    for name, scores in shown.items():
+        low, high = (100 * scores["accuracy_interval"][end] for end in ("low", "high"))
+        accuracy, counted = f"{100 * scores['accuracy']:.2f} ({low:.2f} to {high:.2f})", f"{scores['parameters']:,}"
+        lines.append([name, accuracy, f"{scores['loss']:.4f}", counted, speed(scores["images_per_second"])])
+    headings = ["", "accuracy (%), 95 % interval", "loss", "params", "images/s (10 to 90 %)"]
+    for table in number_tables(None, headings, lines, width=console.width):
+        console.print(table)
     console.print(pruned.verdict, style="bold")
     console.print(f"\n{pruned.note}", style="dim")
     written = "Nothing is written." if folder is None else f"{folder}/model.safetensors, config.json, prune.json"
     console.print(written)
 
 
-def _before_and_after(pruned: Any) -> Table:
-    from mrla.analysis.report.tables import speed
-
-    table = Table()
-    table.add_column("")
-    for heading in ("accuracy (%), 95 % interval", "loss", "params", "images/s (10 to 90 %)"):
-        table.add_column(heading, justify="right")
-    shown = {"before": pruned.before, **({"after": pruned.after} if pruned.removed else {})}
-    for name, scores in shown.items():
-        low, high = (100 * scores["accuracy_interval"][end] for end in ("low", "high"))
-        accuracy, counted = f"{100 * scores['accuracy']:.2f} ({low:.2f} to {high:.2f})", f"{scores['parameters']:,}"
-        table.add_row(name, accuracy, f"{scores['loss']:.4f}", counted, speed(scores["images_per_second"]))
-    return table
-
-
 class progress_bar:
-    """A bar over all epochs of all runs, or all rounds, with the time that is left."""
+    """A bar over all epochs of all runs, or all rounds, with the time that is left; lines where there is no terminal.
+
+    Args:
+        shown: Whether either is shown.
+        text: What is counted.
+    """
 
     def __init__(self, shown: bool, text: str = "epochs of all runs"):
+        self.lines = CountedLines(text) if shown and not sys.stderr.isatty() else None
+        shown = shown and self.lines is None
         from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
         columns = TextColumn(text), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn()
         self.bar = Progress(*columns, console=Console(stderr=True), disable=not shown, transient=True)
 
     def __enter__(self) -> Callable[[int, int], None]:
+        if self.lines is not None:
+            return self.lines.say
         self.bar.start()
         task = self.bar.add_task("", total=None)
         return lambda done, total: self.bar.update(task, completed=done, total=total)

@@ -96,12 +96,12 @@ def _kept(text: str) -> int | list[str] | None:
 
 
 def convert_command(words: Sequence[str]) -> int:
-    """Write a checkpoint of the released code or of the Paddle notebook as safetensors with our names."""
+    """Write a checkpoint of the released code or of the Paddle notebook as a folder of mrla.save, or as safetensors."""
     parser = command_parser("convert", convert_command)
     parser.add_argument(
         "checkpoint", type=str, help="A .pth, .pth.tar, .safetensors or .pdparams file; its code is not run"
     )
-    parser.add_argument("target", type=str, help="The .safetensors file to write")
+    parser.add_argument("target", type=str, help="The folder to write, which all commands take, or .safetensors file")
     parser.add_argument("--arch", type=str, required=True, help="The foreign name, such as resnet50_mrlal")
     parser.add_argument("--se", type=bool, default=False, help="Whether its blocks have squeeze-and-excitation")
     parser.add_argument("--eca", type=str, default="", help="Kernel sizes of its blocks' ECA by stage, such as 5,5,5,7")
@@ -115,6 +115,12 @@ def convert_command(words: Sequence[str]) -> int:
     if options["img_size"] is not None:
         overrides["img_size"] = options["img_size"]
     model = convert(options["checkpoint"], options["target"], options["arch"], **overrides)
+    if Path(options["target"]).is_dir():
+        print(
+            f"{options['target']}/ is written: mrla eval {options['target']} --data.kind folder --data.root DIR scores "
+            f"it, mrla train --recipe finetune --arm plain --model {options['target']} --data.root DIR trains it on"
+        )
+        return 0
     built_with = "".join(f"{name}={value!r}, " for name, value in network_arguments(model).items())
     print(
         f"{options['target']} is written. It is read, after `import mrla`, by\n"

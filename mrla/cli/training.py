@@ -1,7 +1,9 @@
 """The commands that train and score networks."""
 
-from collections.abc import Sequence
+import shlex
+from collections.abc import Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
 from rich.table import Table
 
@@ -9,8 +11,9 @@ from mrla.train.recipes import ARMS, Machine
 
 from .parsing import (
     add_data_flags,
-    add_switch,
+    add_progress_flag,
     command_parser,
+    fitting_epochs,
     listed,
     parse,
     recipe_from,
@@ -18,6 +21,7 @@ from .parsing import (
     shown_data,
 )
 from .printing import console_of_width, print_comparison, progress_bar
+from .tables import number_tables
 
 _RUN_COLUMNS = {
     "train_loss": "train loss",
@@ -49,24 +53,23 @@ def train_command(words: Sequence[str]) -> int:
     """Train one network from a recipe; started again with the same --out it goes on where it stopped."""
     parser = recipe_parser("train", words, train_command)
     parser.add_argument("--out", type=str, default=None, help="Folder of the run (runs/RECIPE-ARM-seedN)")
-    add_switch(parser, "--progress", "Whether a progress bar is shown")
-    options = parse(parser, words)
+    add_progress_flag(parser)
+    options = fitting_epochs(parse(parser, words), words)
     recipe = recipe_from(options)
     from mrla.train.fitting import train
 
     out = Path(options["out"] or Path("runs") / f"{recipe.recipe}-{recipe.arm}-seed{recipe.seed}")
-    run = train(recipe, out, progress=options["progress"])
+    run = train(recipe, out, progress=options["progress"], command=shlex.join([*parser.prog.split(), *words]))
     if not run.is_main_process:
         return 0
-    table = Table(title=f"{recipe.arm}, {recipe.model}, seed {recipe.seed}")
     shown = [name for name in _RUN_COLUMNS if name in run.result["last"]]
-    for heading in ("epoch", *(_RUN_COLUMNS[name] for name in shown)):
-        table.add_column(heading, justify="right")
-    for name in ("best", "last"):
-        row = run.result[name]
-        table.add_row(f"{name} ({row['epoch']})", *(f"{row[key]:.4f}" for key in shown))
+    chosen = {name: run.result[name] for name in ("best", "last")}
+    rows = [[f"{name} ({row['epoch']})", *(f"{row[key]:.4f}" for key in shown)] for name, row in chosen.items()]
     console = console_of_width()
-    console.print(table)
+    title = f"{recipe.arm}, {recipe.model}, seed {recipe.seed}"
+    headings = ["epoch", *(_RUN_COLUMNS[name] for name in shown)]
+    for table in number_tables(title, headings, rows, width=console.width):
+        console.print(table)
     console.print(f"{run.result['seconds']:.1f} s. Weights, history and checkpoints are in {out}/")
     console.print(f"Look at it again: mrla eval {out}")
     return 0
@@ -79,8 +82,8 @@ def compare_command(words: Sequence[str]) -> int:
     parser.add_argument("--seeds", type=int, default=5, help="Seeds of each arm, counted up from --seed")
     parser.add_argument("--out", type=str, default=None, help="Folder of the comparison (runs/compare-RECIPE)")
     parser.add_argument("--jobs", type=int, default=None, help="Runs at once (as many as there are cores for)")
-    add_switch(parser, "--progress", "Whether a progress bar is shown")
-    options = parse(parser, words)
+    add_progress_flag(parser)
+    options = fitting_epochs(parse(parser, words), words)
     from mrla.analysis import compare
 
     with progress_bar(options["progress"]) as on_progress:
@@ -101,25 +104,36 @@ def eval_command(words: Sequence[str]) -> int:
     parser = command_parser("eval", eval_command)
     parser.add_argument("checkpoint", type=str, help="A folder of a run or of mrla.save, hf-hub:owner/name, or a .ckpt")
     add_data_flags(parser, words)
+    parser.add_argument("--speed", type=bool, default=False, help="Whether images a second are measured: 33 passes")
     parser.add_class_arguments(Machine, "machine")
     options = parse(parser, words)
     from mrla.analysis.evaluation import evaluate_checkpoint
 
     report = evaluate_checkpoint(
-        options["checkpoint"], **shown_data(options, words), machine=Machine(**options["machine"])
+        options["checkpoint"],
+        **shown_data(options, words),
+        speed=options["speed"],
+        machine=Machine(**options["machine"]),
     )
     table = Table(
         title=f"{options['checkpoint']}: {report['split']} part, {report['images']} images", show_header=False
     )
-    rate = report["images_per_second"]
     for name, value in {
         **{words: f"{report[name]:.4f}" for name, words in _SCORES.items() if name in report},
         "parameters (trainable)": f"{report['parameters']['trainable']:,}",
         "with BatchNorm statistics": f"{report['parameters']['with_statistics']:,}",
         **({"MACs an image": f"{report['macs'] / 1e6:,.2f} M"} if "macs" in report else {}),
-        "images a second": f"{rate['median']:,.0f} ({rate['p10']:,.0f} to {rate['p90']:,.0f}, 10 to 90 %)",
-        "measured with": f"batch {rate['batch_size']}, {rate['threads']} threads, {rate['rounds']} rounds",
+        **_speed_rows(report.get("images_per_second")),
     }.items():
         table.add_row(name, value)
     console_of_width().print(table)
     return 0
+
+
+def _speed_rows(rate: Mapping[str, Any] | None) -> dict[str, str]:
+    if rate is None:
+        return {}
+    return {
+        "images a second": f"{rate['median']:,.0f} ({rate['p10']:,.0f} to {rate['p90']:,.0f}, 10 to 90 %)",
+        "measured with": f"batch {rate['batch_size']}, {rate['threads']} threads, {rate['rounds']} rounds",
+    }

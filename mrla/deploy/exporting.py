@@ -9,6 +9,7 @@ from torch import nn
 from torch.export import ExportedProgram
 
 from mrla.models.atomic_write import scratch_folder
+from mrla.models.brief import Brief
 from mrla.models.dry_run import dry_run
 
 from .engine_form import engine_form
@@ -28,8 +29,8 @@ from .exported_files import open_exported
 from .fusing import fuse as fused_copy
 
 
-@dataclass(frozen=True, kw_only=True)
-class Export:
+@dataclass(frozen=True, kw_only=True, repr=False)
+class Export(Brief):
     """An exported file and what was found when it was checked.
 
     Attributes:
@@ -47,6 +48,10 @@ class Export:
     compared: tuple[Comparison, ...]
     bound: float
     fixed_because: str | None = None
+
+    def _brief(self) -> dict[str, object]:
+        said = {"path": str(self.path), "format": self.format, "difference": self.difference, "bound": self.bound}
+        return {**said, "dynamic": ", ".join(self.facts.dynamic)}
 
     @property
     def difference(self) -> float:

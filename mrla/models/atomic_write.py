@@ -321,7 +321,7 @@ def _check_may_be_made(target: Path, inputs: Iterable[str | Path]) -> None:
 def _check_may_be_replaced(target: Path, record: str, *, overwrite: bool) -> None:
     ours = (target / record).is_file()
     if not overwrite:
-        replace = ", or replace it with --overwrite true" if ours else ""
+        replace = ", or replace it with --overwrite" if ours else ""
         raise ValueError(
             f"out must be a new or empty folder: {target} holds {len(list(target.iterdir()))} entries; choose another "
             f"--out{replace}"

@@ -15,7 +15,7 @@ from torch import Tensor, nn
 
 from .atomic_write import sweep, written_whole
 from .checkpoint_files import check_values, read_state_dict
-from .checkpoints import differences, network_arguments
+from .checkpoints import differences, network_arguments, save
 from .near_names import nearest
 
 # Whole parts of a dotted name, and what they are called here. Wq stands in <block>.mrla.mrla.Wq, its BatchNorm beside
@@ -105,7 +105,9 @@ def load_reference(
             code in it is run.
         allow_nan: Whether weights may be NaN, as after a training that diverged.
         overrides: Arguments of the network: ``se=True``, ``eca=(5, 5, 5, 7)``, ``img_size=384`` (the position
-            embedding is resampled), ``layers``, ``channels``. The number of classes is the checkpoint's.
+            embedding is resampled), ``layers``, ``channels``. The number of classes is the checkpoint's. Two options of
+            the released code have no weight that would show them, so they are never refused and must be given:
+            ``channel_wise`` is ``mixer={"head_dim": 1}``, and dilated stages are ``output_stride=16`` or ``8``.
 
     Returns:
         The network, in eval mode.
@@ -150,25 +152,32 @@ def load_reference(
 
 
 def convert(checkpoint: str | Path, target: str | Path, arch: str, **overrides: Any) -> nn.Module:
-    """Writes a checkpoint of the released code or of the notebook as safetensors with our names.
+    """Writes a checkpoint of the released code or of the notebook with our names, as a folder or a file.
 
     Args:
         checkpoint: The file to read, as in `load_reference`.
-        target: The ``.safetensors`` file to write, whole or not at all.
+        target: A new or empty folder, which is written as by `mrla.save` and which every command takes; or a
+            ``.safetensors`` file to write, whole or not at all.
         arch: The foreign name, as in `load_reference`.
         overrides: As in `load_reference`.
 
     Returns:
         The network, as `load_reference` gives it. ``timm.create_model(network, ..., checkpoint_path=target)``
-        reads the file, whose metadata holds the network's name and arguments.
+        reads the file, whose metadata holds the network's name and arguments; `mrla.load` the folder.
 
     Raises:
-        ValueError: As `load_reference`, or if `target` is no ``.safetensors`` file or cannot be written.
+        ValueError: As `load_reference`, or if `target` is neither or cannot be written.
     """
     target = Path(target)
-    if target.suffix != ".safetensors":
-        raise ValueError(f"the converted file is a .safetensors file: got {target}; choose such a name")
+    is_file = target.suffix == ".safetensors"
+    if not is_file and target.suffix and not target.is_dir():
+        raise ValueError(f"what is written is a .safetensors file, or a folder without an ending: got {target}")
+    if not is_file and target.exists() and (not target.is_dir() or any(target.iterdir())):
+        raise ValueError(f"the folder to write must be new or empty: {target} is not; choose another")
     model = load_reference(arch, checkpoint, **overrides)
+    if not is_file:
+        save(model, target)
+        return model
     arguments = json.dumps(network_arguments(model))
     metadata = {"format": "pt", "architecture": REFERENCES[arch].network, "model_args": arguments}
     sweep(target.parent)

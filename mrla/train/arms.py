@@ -204,7 +204,8 @@ def _untrained(recipe: Recipe, facts: ImageFacts, *, pretrained: bool = False) -
 def _check_channels(recipe: Recipe, channels: int, facts: ImageFacts) -> None:
     if channels != facts.in_chans:
         raise ValueError(
-            f"the images must have the {channels} channels that {recipe.model} takes: they have {facts.in_chans}"
+            f"the images must have the {channels} channels that {recipe.model} takes: they have {facts.in_chans} "
+            f"({recipe.data.kind}); name others, such as --recipe finetune --data.root DIR"
         )
 
 

@@ -47,7 +47,7 @@ class Cifar10:
 
     Attributes:
         kind: ``cifar10``.
-        root: Folder that holds ``cifar-10-python.tar.gz`` or the folder unpacked from it.
+        root: Folder that holds ``cifar-10-python.tar.gz`` or the folder unpacked from it, or that file itself.
         download: Whether to fetch the archive into `root` if it is not there.
         workers: Processes that load images.
     """
@@ -67,7 +67,7 @@ class Cifar100:
 
     Attributes:
         kind: ``cifar100``.
-        root: Folder that holds ``cifar-100-python.tar.gz`` or the folder unpacked from it.
+        root: Folder that holds ``cifar-100-python.tar.gz`` or the folder unpacked from it, or that file itself.
         download: Whether to fetch the archive into `root` if it is not there.
         workers: Processes that load images.
     """
@@ -295,7 +295,10 @@ def _open_cifar(data: Cifar10 | Cifar100, split: Split, seed: int, augment: bool
 
 @lru_cache(maxsize=4)
 def _cifar(data: Cifar10 | Cifar100, *, train: bool) -> Any:
-    """CIFAR by torchvision from the unpacked folder in root, or from the archive, unpacked for the while."""
+    """CIFAR by torchvision from the unpacked folder in root, or from the archive, unpacked for the while.
+
+    Root may be the archive itself.
+    """
     import tarfile
     import tempfile
 
@@ -304,8 +307,9 @@ def _cifar(data: Cifar10 | Cifar100, *, train: bool) -> Any:
 
     dataset = datasets.CIFAR10 if data.kind == "cifar10" else datasets.CIFAR100
     root = Path(data.root)
-    archive, unpacked = root / dataset.filename, root / dataset.base_folder
-    if data.download:
+    is_archive = root.is_file()
+    archive, unpacked = root if is_archive else root / dataset.filename, root / dataset.base_folder
+    if data.download and not is_archive:
         try:
             return dataset(str(root), train=train, download=True)
         except (RuntimeError, OSError, EOFError) as error:

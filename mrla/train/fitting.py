@@ -8,7 +8,7 @@ from typing import Any
 
 import lightning as L
 import torch
-from lightning.pytorch.callbacks import Callback, EMAWeightAveraging, RichProgressBar
+from lightning.pytorch.callbacks import Callback, EMAWeightAveraging, ProgressBar
 from torch import Tensor, nn
 from torch.utils.data import DataLoader
 
@@ -32,11 +32,14 @@ from .engine import (
 from .freezing import FrozenAtFirst
 from .history import History
 from .loaders import Batches, OwnLoaders, RecipeImages, first_batch
-from .recipe_tasks import make_task
+from .packages import need
+from .progress_lines import duration
+from .recipe_tasks import make_task, packages_of
 from .recipes import Machine, Optim, Recipe, as_dict, check_numbers
+from .run_progress import RunLog, shown_progress
 from .runs import BEST, CHECKPOINTS, RESULT, Run, finished_run, open_run, versions
 from .stopping import StopOnce, stopped_in_order
-from .task import Classification, DivergedError, Task
+from .task import Classification, DivergedError, Task, check_labels
 from .trained import network_weights, read_checkpoint
 
 
@@ -83,13 +86,15 @@ def fit(
         std: Likewise.
         architecture: Name of a network that timm did not make, such as ``"torchvision/resnet18"``.
         model_args: Arguments that such a network was built with, such as ``{"num_classes": 10}``.
-        progress: Whether a progress bar is shown.
+        progress: Whether it is seen how far it has come: a bar on a terminal, elsewhere (a pipe, a notebook) a line for
+            an epoch, a minute apart at least.
 
     Returns:
         The run.
 
     Raises:
-        ValueError: If a number is out of range, the network could not be saved, or the folder is another run's.
+        ValueError: If a number is out of range, labels are not one class for each image, the network could not be
+            saved, or the folder is another run's.
         DivergedError: If the loss becomes NaN or infinite; the last checkpoint is kept.
         NotWrittenError: If the disk is full; what is finished is kept.
         KeyboardInterrupt: After Ctrl-C; what is finished is kept. After SIGTERM a SystemExit with code 143.
@@ -104,11 +109,20 @@ def fit(
         >>> len(run.epochs)
         1
     """
+    need("tensorboard")
     optim, machine = optim or Optim(), machine or Machine()
     check_numbers(epochs=epochs, optim=optim, label_smoothing=label_smoothing, ema_decay=ema_decay, seed=seed)
     # Asked before the training, not after it: a network that cannot be saved should not be trained for hours.
     network = describe(model, model.state_dict(), architecture=architecture, model_args=model_args)
-    images, _ = first_batch(val_loader)
+    if (first := first_batch(val_loader)) is None:
+        raise ValueError("val_loader must have at least one image: it has none")
+    images, labels = first
+    classes = count_classes(model, images)
+    check_labels(labels, classes)
+    if class_names is not None and len(class_names) != classes:
+        raise ValueError(
+            f"class_names must be those of the {classes} classes that the network tells apart: got {len(class_names)}"
+        )
     facts = {"class_names": class_names, "mean": mean, "std": std, "input_size": tuple(images.shape[1:])}
     settings = {
         "network": network,
@@ -120,7 +134,6 @@ def fit(
         "seed": seed,
         "machine": asdict(machine),
     }
-    classes = _count_classes(model, images)
     task = Classification(
         model.train(),
         classes=classes,
@@ -143,7 +156,7 @@ def fit(
     )
 
 
-def train(recipe: Recipe, out: str | Path, *, progress: bool = True) -> Run:
+def train(recipe: Recipe, out: str | Path, *, progress: bool = True, command: str | None = None) -> Run:
     """Trains the network of a recipe's arm.
 
     Started again with the same folder and recipe it goes on after the last finished epoch, or gives the finished run.
@@ -151,7 +164,8 @@ def train(recipe: Recipe, out: str | Path, *, progress: bool = True) -> Run:
     Args:
         recipe: Everything that decides the run.
         out: Folder of the run.
-        progress: Whether a progress bar is shown.
+        progress: As in `fit`.
+        command: The command line, for the run's ``log.txt``.
 
     Returns:
         The run.
@@ -162,6 +176,7 @@ def train(recipe: Recipe, out: str | Path, *, progress: bool = True) -> Run:
         NotWrittenError: If the disk is full; what is finished is kept.
         KeyboardInterrupt: After Ctrl-C; what is finished is kept. After SIGTERM a SystemExit with code 143.
     """
+    need(*packages_of(recipe))
     recipe = settled(recipe)
     return _run(
         make_task(recipe),
@@ -172,6 +187,7 @@ def train(recipe: Recipe, out: str | Path, *, progress: bool = True) -> Run:
         machine=recipe.machine,
         progress=progress,
         own_sampler=True,
+        command=command,
     )
 
 
@@ -191,7 +207,7 @@ def evaluate(
         ``images``.
 
     Raises:
-        ValueError: If the loader has no image.
+        ValueError: If the loader has no image, or labels are not one class for each image.
 
     Example:
         >>> import mrla, timm
@@ -205,9 +221,9 @@ def evaluate(
     first = first_batch(batches)
     if first is None:
         raise ValueError("the loader must have at least one image: it has none")
-    task = Classification(
-        model, classes=_count_classes(model, first[0]), label_smoothing=label_smoothing, smooth_validation=True
-    )
+    classes = count_classes(model, first[0])
+    check_labels(first[1], classes)
+    task = Classification(model, classes=classes, label_smoothing=label_smoothing, smooth_validation=True)
     return _validate(task, batches, machine)
 
 
@@ -229,6 +245,7 @@ def evaluate_detector(
     Raises:
         ValueError: If the loader has no image.
     """
+    need("pycocotools")
     from .detection_task import Detection
 
     if first_batch(batches) is None:
@@ -263,6 +280,7 @@ def _run(
     machine: Machine,
     progress: bool,
     own_sampler: bool,
+    command: str | None = None,
 ) -> Run:
     """Trains a task in a folder, from its start or its last finished epoch."""
     with stopped_in_order(lambda: _left_in(out, task.epochs)) as handler, quiet_threads():
@@ -275,6 +293,7 @@ def _run(
             machine=machine,
             progress=progress,
             own_sampler=own_sampler,
+            command=command,
             handler=handler,
         )
 
@@ -289,13 +308,16 @@ def _run_here(
     machine: Machine,
     progress: bool,
     own_sampler: bool,
+    command: str | None,
     handler: StopOnce,
 ) -> Run:
     checkpoints, figure = out / CHECKPOINTS, f"val_{task.figure}"
     history = History(out)
+    log = RunLog(out, history, _what_runs(settings, command))
     callbacks: list[Callback] = [
         Stops(handler),
         history,
+        log,
         keep_checkpoint(checkpoints, "best", monitor=figure),
         keep_checkpoint(checkpoints, "last", monitor=None),
     ]
@@ -304,7 +326,7 @@ def _run_here(
     if ema_decay is not None:
         callbacks.append(EMAWeightAveraging(decay=ema_decay, use_buffers=True))
     if progress:
-        callbacks.append(RichProgressBar())
+        callbacks.append(shown_progress(history))
     last = checkpoints / "last.ckpt"
     with quiet_lightning(), thread_limit(machine.threads), ExitStack() as alone:
         trainer = L.Trainer(
@@ -314,7 +336,8 @@ def _run_here(
             logger=QuietEnd(str(out), name="tensorboard", version=""),
             plugins=[] if machine.strategy.startswith(("fsdp", "deepspeed")) else [WholeFiles()],
             gradient_clip_val=task.optim.clip_grad_norm,
-            enable_progress_bar=progress,
+            # Else Lightning would add a bar of its own, for pipes too.
+            enable_progress_bar=any(isinstance(callback, ProgressBar) for callback in callbacks),
             enable_model_summary=False,
             num_sanity_val_steps=0,
             use_distributed_sampler=not own_sampler,
@@ -335,7 +358,15 @@ def _run_here(
             # What else is written there names itself.
             with closing(images), room_for(out / "tensorboard"):
                 trainer.fit(task, datamodule=images, ckpt_path=str(last) if last.is_file() else None, weights_only=True)
-        except DivergedError as error:
+        except (KeyboardInterrupt, SystemExit):
+            if trainer.is_global_zero:
+                log.write("stopped by a signal")
+            raise
+        except Exception as error:
+            if trainer.is_global_zero:
+                log.write(f"stopped: {' '.join(str(error).split()) or type(error).__name__}")
+            if not isinstance(error, DivergedError):
+                raise
             kept = f"the last good checkpoint is {last}" if last.is_file() else "there is no finished epoch to keep"
             raise DivergedError(f"{error}; stopped, {kept}; try a smaller learning rate") from error
         result = {
@@ -349,6 +380,7 @@ def _run_here(
             if trainer.is_global_zero:
                 _save_weights(task, out)
                 write_json(out / RESULT, result)
+                log.write(f"end, after {duration(history.seconds)} in epochs")
             trainer.strategy.barrier()
         except BaseException:
             end_other_processes(trainer)
@@ -366,6 +398,21 @@ def _left_in(out: Path, epochs: int) -> str:
     return f"{out} has {done} of {epochs} epochs; the same command goes on after them"
 
 
+def _what_runs(settings: Mapping[str, Any], command: str | None) -> dict[str, str]:
+    """What a run's log says at its start."""
+    words = {"command": command} if command is not None else {}
+    if "recipe" in settings:
+        words["recipe"] = (
+            f"{settings['recipe']}: {settings['model']}, arm {settings['arm']}, seed {settings['seed']}, "
+            f"{settings['data']['kind']}, {settings['epochs']} epochs, batches of {settings['batch_size']}"
+        )
+    else:
+        words["network"] = (
+            f"{settings['network']['architecture']}, seed {settings['seed']}, {settings['epochs']} epochs"
+        )
+    return {**words, "versions": ", ".join(f"{name} {value}" for name, value in versions().items())}
+
+
 def _save_weights(task: Task, out: Path) -> None:
     """The last weights into the run's folder, the best ones into ``best/``, both as `mrla.save` writes them."""
     # From the checkpoints: with the moving average on they hold it, also where a run was stopped at its very end and
@@ -375,6 +422,15 @@ def _save_weights(task: Task, out: Path) -> None:
         task.save(folder, weights)
 
 
-def _count_classes(model: nn.Module, images: Tensor) -> int:
+def count_classes(model: nn.Module, images: Tensor) -> int:
+    """How many classes a network tells apart, by what it says of an image.
+
+    Args:
+        model: Network from images to logits.
+        images: A batch, of which the first image is looked at.
+
+    Returns:
+        The number.
+    """
     with in_eval_mode(model), torch.no_grad():
         return model(images[:1].to(next(model.parameters()).device)).shape[1]

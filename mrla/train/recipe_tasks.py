@@ -5,10 +5,16 @@ from typing import Any
 from torch import nn
 
 from .arms import added_by, build_arm, build_detector
-from .data import Data, ImageFacts, image_facts
+from .data import Data, Digits, ImageFacts, image_facts
 from .detection_data import DetectionData, detection_facts
 from .recipes import Recipe
 from .task import Classification, Task
+
+
+def packages_of(recipe: Recipe) -> tuple[str, ...]:
+    """The outside packages that training and validating a recipe takes, beside those that `fitting` imports."""
+    digits = ("sklearn",) if isinstance(recipe.data, Digits) else ()
+    return ("tensorboard", *digits, *(("pycocotools",) if recipe.detector is not None else ()))
 
 
 def make_task(recipe: Recipe) -> Task:

@@ -14,13 +14,14 @@ from torch import nn
 
 from mrla.models import load, read_config
 from mrla.models.atomic_write import make_folder, read_json, write_json
+from mrla.models.brief import Brief
 from mrla.models.checkpoints import is_dense
 
 CONFIG, RESULT, CHECKPOINTS, BEST = "run.json", "result.json", "checkpoints", "best"
 
 
-@dataclass(frozen=True, kw_only=True)
-class Run:
+@dataclass(frozen=True, kw_only=True, repr=False)
+class Run(Brief):
     """A finished run.
 
     Attributes:
@@ -36,6 +37,11 @@ class Run:
     result: dict[str, Any]
 
     is_main_process: bool = True
+
+    def _brief(self) -> dict[str, object]:
+        last, best = self.result["last"], self.result["best"]
+        scores = {name: round(value, 4) for name, value in last.items() if name.startswith("val_")}
+        return {"folder": str(self.folder), "epochs": len(self.epochs), "best_epoch": best["epoch"], **scores}
 
     @property
     def model(self) -> nn.Module:

@@ -1,6 +1,8 @@
 """Samples that are asked by key, and loaders over them."""
 
+from collections import Counter
 from collections.abc import Callable, Sequence
+from functools import partial
 from typing import Any
 
 import torch
@@ -36,6 +38,12 @@ class Samples(Dataset[tuple[Tensor, int]]):
         self.images, self.labels, self.transform, self.seed = images, labels, transform, seed
         self.class_names = tuple(class_names)
 
+    def by_turns(self) -> "Samples":
+        """The same samples with the classes in turn, so that the first ones are of as many classes as there are."""
+        order = turns(self.labels)
+        labels = [self.labels[place] for place in order]
+        return Samples(partial(_image_at, self.images, order), labels, self.transform, self.class_names, self.seed)
+
     def __len__(self) -> int:
         return len(self.labels)
 
@@ -53,6 +61,11 @@ class TensorSamples(Samples):
     def __init__(self, images: Tensor, labels: Tensor, class_names: Sequence[str]):
         super().__init__(images.__getitem__, labels.tolist(), _unchanged, class_names)
         self.tensors = images, labels
+
+    def by_turns(self) -> "TensorSamples":
+        images, labels = self.tensors
+        order = torch.tensor(turns(self.labels))
+        return TensorSamples(images[order], labels[order], self.class_names)
 
     def __getitems__(self, keys: Sequence[SampleKey]) -> tuple[Tensor, Tensor]:
         places = torch.tensor([key.index for key in keys])
@@ -118,6 +131,31 @@ def loader(
 
 def _collate(batch: Any) -> Any:
     return batch if isinstance(batch, tuple) else default_collate(batch)  # TensorSamples gives whole batches
+
+
+def turns(labels: Sequence[int]) -> list[int]:
+    """The places of the first of every class, then of the second of every class, and so on.
+
+    Args:
+        labels: The classes.
+
+    Returns:
+        The places in `labels`.
+
+    Example:
+        >>> turns([0, 0, 0, 1, 2, 2])
+        [0, 3, 4, 1, 5, 2]
+    """
+    seen: Counter[int] = Counter()
+    keys = []
+    for place, label in enumerate(map(int, labels)):
+        keys.append((seen[label], label, place))
+        seen[label] += 1
+    return [place for _, _, place in sorted(keys)]
+
+
+def _image_at(images: Callable[[int], Any], order: Sequence[int], index: int) -> Any:
+    return images(order[index])
 
 
 def _unchanged(image: Tensor) -> Tensor:

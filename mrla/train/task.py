@@ -26,6 +26,38 @@ class DivergedError(ValueError):
     """The loss became NaN or infinite."""
 
 
+def check_labels(labels: Any, classes: int) -> None:
+    """Refuses labels that are not one class for each image: a loss may take others, an accuracy would be wrong.
+
+    Args:
+        labels: Those of a batch.
+        classes: How many classes the network tells apart.
+
+    Raises:
+        ValueError: If they are no whole numbers (b,), or not of those classes; on a GPU, which looking would make wait,
+            the second is not asked.
+
+    Example:
+        >>> check_labels(torch.tensor([0, 2]), classes=3)
+    """
+    if not isinstance(labels, Tensor) or labels.ndim != 1 or labels.is_floating_point() or labels.dtype == torch.bool:
+        found = type(labels).__name__
+        if isinstance(labels, Tensor):
+            found = f"{str(labels.dtype).removeprefix('torch.')} of shape {tuple(labels.shape)}"
+        raise ValueError(
+            f"labels must be one class for each image, whole numbers of shape (b,): got {found}; labels of several "
+            f"classes at once, or probabilities of classes, are not what this loss and accuracy are for"
+        )
+    if labels.device.type != "cpu":
+        return
+    known = (labels >= 0) & (labels < classes) | (labels == IGNORE_LABEL)
+    if not known.all():
+        raise ValueError(
+            f"labels must be from 0 to {classes - 1}, for the network tells {classes} classes apart: got "
+            f"{int(labels[~known][0])}; give it a classifier for as many classes as the images have"
+        )
+
+
 class Scores(Metric):
     """Loss and accuracies, each a mean over images, over all processes.
 
@@ -172,6 +204,7 @@ class Classification(Task):
         self.saved = dict(saved or {})
         self.label_smoothing = label_smoothing
         self.val_smoothing = label_smoothing if smooth_validation else 0.0
+        self.classes = classes
         self.train_scores, self.val_scores = Scores(classes), Scores(classes)
 
     def forward(self, images: Tensor) -> Tensor:
@@ -185,6 +218,7 @@ class Classification(Task):
     def training_step(self, batch: tuple[Tensor, Tensor], batch_idx: int) -> Tensor:
         """The loss of one batch."""
         images, labels = batch
+        check_labels(labels, self.classes)
         logits = self.model(images)
         loss = cross_entropy(logits, labels, label_smoothing=self.label_smoothing)
         with torch.no_grad():
@@ -198,6 +232,7 @@ class Classification(Task):
     def validation_step(self, batch: tuple[Tensor, Tensor], batch_idx: int) -> None:
         """Counts one batch."""
         images, labels = batch
+        check_labels(labels, self.classes)
         logits = self.model(images)
         loss = cross_entropy(logits, labels, label_smoothing=self.val_smoothing, ignore_index=IGNORE_LABEL)
         self.val_scores.update(loss, logits, labels)

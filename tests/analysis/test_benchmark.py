@@ -66,6 +66,12 @@ def test_json_holds_everything_and_is_what_is_returned(measured):
     assert {path.name for path in measured.folder.iterdir()} == {"bench.json", "bench.png", "bench.svg"}
 
 
+def test_it_is_shown_in_a_few_words(measured):
+    assert len(repr(measured)) < 500
+    assert f"'light (inference, ratio)={measured.ratio('light'):.3f}"[1:].rstrip("0") in repr(measured)
+    assert "ResNet" in measured._repr_html_()
+
+
 def test_results_follow_from_the_raw_times(measured):
     (point,) = measured.content["points"]
     assert len(point["rounds"]) == 4

@@ -4,6 +4,7 @@ import csv
 import itertools
 import json
 import os
+import re
 import signal
 import subprocess
 import sys
@@ -104,6 +105,13 @@ def test_content(whole):
     assert {"mrla", "torch", "torchvision", "timm", "lightning", "python", "machine"} == set(content["versions"])
     assert "one fixed validation part" in content["note"]
     assert content["notes"] == []
+
+
+def test_it_is_shown_in_a_few_words(whole):
+    mean = 100 * whole.content["table"]["light"]["val_accuracy"]["mean"]
+    assert len(repr(whole)) < 500
+    assert re.search(rf"light='{mean:.2f} ± [\d.]+ %, {whole.verdicts['light']}'", repr(whole))
+    assert "<th" in whole._repr_html_()
 
 
 def test_table_is_that_of_the_runs(whole):
@@ -273,8 +281,9 @@ def test_finished_is_not_repeated(whole, monkeypatch):
     monkeypatch.setattr(comparison_runs, "_start", lambda *_: pytest.fail("a finished run was started again"))
     before = {path: path.stat().st_mtime_ns for path in whole.folder.glob("runs/**/*")}
     # The recipe's own arm decides nothing.
+    monkeypatch.setattr("mrla.analysis.comparison.measure_throughput", lambda *_: pytest.fail("timed again"))
     again = compare(tiny(arm="dw"), seeds=2, out=whole.folder, jobs=2)
-    assert same_numbers(again.content, whole.content)
+    assert again.content == whole.content
     assert {path: path.stat().st_mtime_ns for path in whole.folder.glob("runs/**/*")} == before
 
 

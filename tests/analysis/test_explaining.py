@@ -12,6 +12,7 @@ from known_effects import COLLAPSING, DECISIVE, NARROW, REDUNDANT, images, known
 from PIL import Image
 from test_effects import awake, batches, network
 from torch import nn
+from torch.utils.data import DataLoader, TensorDataset
 
 import mrla
 from mrla.analysis import Picture
@@ -119,6 +120,17 @@ def test_the_sentences_say_what_is_shown_and_what_is_not():
         assert "spare" not in " ".join(sentences)
 
 
+def test_the_first_pictures_are_of_all_classes_and_a_result_is_shown_in_a_few_words():
+    """Of images sorted by class, as those of folders are."""
+    sorted_images = DataLoader(TensorDataset(torch.randn(12, 3, 32, 32), torch.arange(12) // 4), batch_size=12)
+    found = mrla.explain(network(), sorted_images, cuts=[], class_names=["a", "b", "c"])
+    names = [picture["file"] for picture in found.content["pictures"]]
+    assert names == ["image 1 (a)", "image 2 (a)", "image 5 (b)", "image 9 (c)"]
+    assert repr(found).startswith("Explanation(folder=None, model='")
+    assert len(repr(found)) < 500
+    assert len(repr(Picture(name="x", input=torch.randn(3, 64, 64)))) < 100
+
+
 def test_of_light_the_terms_and_the_recurrence():
     model = awake(network(init="released"), "layer2.1")
     content = mrla.explain(model, batches(), cuts=[], max_images=7).content
@@ -206,7 +218,7 @@ def test_a_folder_that_explain_wrote_is_replaced_whole_when_asked_and_no_other(t
         mrla.explain(model, batches(), cuts=[], out=out, overwrite=True)
     (out / "mine.txt").unlink()
     mrla.explain(model, batches(), cuts=[], out=out)
-    with pytest.raises(ValueError, match="replace it with --overwrite true"):
+    with pytest.raises(ValueError, match="replace it with --overwrite"):
         mrla.explain(model, batches(), cuts=[], out=out)
     (out / "of before").write_text("")
     before = sorted(tmp_path.rglob("*"))
@@ -411,7 +423,7 @@ def test_a_detectors_folder_is_explained_on_its_images(tmp_path):
     torch.manual_seed(0)
     options = {"fpn_channels": 16, "box_head_dim": 16}
     backbone = mrla.attach(timm.create_model("test_resnet"), "base", init="released")
-    model = detector("faster_rcnn", backbone, 5, min_size=64, max_size=64, **options)
+    model = detector("faster_rcnn", backbone, 6, min_size=64, max_size=64, **options)
     shapes = Shapes(images=1, val_images=3, image_size=64)
     folder = save_detector(model, tmp_path / "net")
     found = explain_checkpoint(folder, data=shapes, out=tmp_path / "out", batch_size=2, machine=CPU)

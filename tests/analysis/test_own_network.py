@@ -175,3 +175,10 @@ def test_refused_before_anything_is_written(changes, message, tmp_path, monkeypa
     with pytest.raises(ValueError, match=message):
         compare(**{"recipe": RECIPE, **given(), "seeds": 1, **changes})
     assert list(tmp_path.iterdir()) == []
+
+
+def test_labels_of_several_classes_are_refused(tmp_path):
+    several = DataLoader(TensorDataset(torch.randn(4, 3, 16, 16), torch.ones(4, 3)), batch_size=2)
+    with pytest.raises(ValueError, match="labels must be one class for each image"):
+        compare(RECIPE, **given(val_loader=several), seeds=1, out=tmp_path / "out")
+    assert not list(tmp_path.iterdir())

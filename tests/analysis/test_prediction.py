@@ -213,9 +213,9 @@ def test_names_beyond_ascii_are_drawn(of_classes, pictures, tmp_path):
     """Pillow's own font has one empty box for each letter that it lacks."""
     from PIL import ImageFont
 
-    from mrla.analysis.prediction import _font_file
+    from mrla.analysis.fonts import font_for
 
-    font = ImageFont.truetype(_font_file(), 20)
+    font = ImageFont.truetype(font_for(["öЖé"]), 20)
     shapes = {bytes(font.getmask(letter)) for letter in "öЖé"}
     assert len(shapes | {bytes(font.getmask(chr(0xFFFF)))}) == 4
     names = ["Größe", "Жук", "été", "a", "b", "c", "d"]

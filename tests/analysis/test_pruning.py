@@ -35,6 +35,8 @@ def test_those_whose_cut_costs_most_are_kept(tmp_path):
     assert pruned.after["images_per_second"]["median"] > 0
     for scores in (pruned.before, pruned.after):
         assert scores["accuracy_interval"]["low"] < scores["accuracy"] < scores["accuracy_interval"]["high"]
+    assert repr(pruned).startswith("Pruning(kept='2 of 8 mixers', accuracy='")
+    assert len(repr(pruned)) < 500
     assert calls == [*((done, 30) for done in range(1, 31)), (30, 30)]  # three batches, the whole, eight cuts, the rest
     image = torch.randn(1, 3, 32, 32)
     assert torch.equal(mrla.load(mrla.save(model, tmp_path))(image), model(image))

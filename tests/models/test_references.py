@@ -18,6 +18,7 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
 import mrla
+from mrla.models.checkpoints import load
 from mrla.models.references import REFERENCES, convert, load_reference, translate
 
 RESNET = {"layers": (1, 1, 1, 1), "channels": (8, 8, 16, 16)}
@@ -379,9 +380,33 @@ def test_a_converted_file_is_read_by_timm(arch, tmp_path):
     assert load_file(target).keys() == model.state_dict().keys()
 
 
-@pytest.mark.parametrize("target", ["net.pth", "net", "net.safetensors.tmp", "net.SAFETENSORS"])
+@pytest.mark.parametrize("arch", ["paddle_resnet18_mrla", "deit_mrlab_small_patch16_224"])
+def test_a_folder_is_one_of_save(arch, tmp_path):
+    model = network(arch)
+    source = contained(".pdparams" if arch.startswith("paddle") else ".pth.tar", foreign(arch, model), tmp_path)
+    folder = tmp_path / "deeper" / "net"
+    convert(source, folder, arch, **ARCHES[arch][1])
+    x = torch.randn(2, 3, 32, 32)
+    assert torch.equal(load(folder)(x), model(x))
+    with pytest.raises(ValueError, match="the folder to write must be new or empty"):
+        convert(source, folder, arch, **ARCHES[arch][1])
+    assert {path.name for path in folder.iterdir()} == {"model.safetensors", "config.json"}
+
+
+def test_options_that_no_weight_shows_may_be_given():
+    # The first block of a stage asks itself alone; each stage is wider than the one before, as released.
+    deeper = {"layers": (2, 2, 2, 2), "channels": (8, 16, 24, 32)}
+    state = foreign("resnet101_mrlab", network("resnet101_mrlab", **deeper))
+    plain, narrow = (load_reference("resnet101_mrlab", state, **deeper, mixer=one) for one in (None, {"head_dim": 1}))
+    dilated = load_reference("resnet101_mrlab", state, **deeper, output_stride=8)
+    x = torch.randn(1, 3, 64, 64)
+    assert not torch.equal(plain(x), narrow(x))
+    assert dilated.forward_features(x).shape[-1] == 4 * plain.forward_features(x).shape[-1]
+
+
+@pytest.mark.parametrize("target", ["net.pth", "net.safetensors.tmp", "net.SAFETENSORS"])
 def test_a_target_of_another_kind_is_refused(target, tmp_path):
-    with pytest.raises(ValueError, match=r"the converted file is a \.safetensors file: got .*; choose such a name"):
+    with pytest.raises(ValueError, match=r"is a \.safetensors file, or a folder without an ending: got .*net"):
         convert(tmp_path / "missing.pth", tmp_path / target, "resnet50_mrlal")
     assert list(tmp_path.iterdir()) == []
 

@@ -249,6 +249,21 @@ def test_augment_chooses_between_the_two_transforms(folder):
     assert not torch.equal(open_split(folder, "val", augment=True)[key][0], open_split(folder, "val")[key][0])
 
 
+def test_classes_in_turn(folder):
+    """The same samples, so that any first part of them is of all classes, in memory and in files."""
+    for samples in (open_split(Digits(), "val"), open_split(folder, "val")):
+        in_turn = samples.by_turns()
+        assert type(in_turn) is type(samples)
+        assert in_turn.class_names == samples.class_names
+        classes = len(samples.class_names)
+        assert in_turn.labels[:classes] == list(range(classes))
+        one, other = ([part[SampleKey(0, index)] for index in range(len(part))] for part in (samples, in_turn))
+        key = lambda sample: (sample[1], sample[0].sum().item())  # noqa: E731
+        for (image, label), (same, same_label) in zip(sorted(one, key=key), sorted(other, key=key), strict=True):
+            assert label == same_label
+            assert torch.equal(image, same)
+
+
 # CIFAR
 
 
@@ -273,7 +288,10 @@ def test_cifar_reads_archive_and_folder_alike_and_leaves_root_as_it_was(cifar, t
     assert [path.name for path in alone.iterdir()] == [dataset.filename]
     assert (alone / dataset.filename).read_bytes() == before
     assert not list(for_the_while.iterdir())
-    assert image_facts(archived) == image_facts(data)
+    named = replace(data, root=str(alone / dataset.filename), download=True)  # the file itself: nothing to fetch
+    one, other = (all_batches(open_split(where, "val"), batch_size=PER_FILE) for where in (named, data))
+    assert_same(one, other)
+    assert image_facts(named) == image_facts(archived) == image_facts(data)
     assert image_facts(data).class_names[:2] == ("class0", "class1")
 
 

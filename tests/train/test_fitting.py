@@ -66,6 +66,7 @@ def test_what_a_run_leaves_behind(finished):
         "run.json",
         "history.csv",
         "steps.csv",
+        "log.txt",
         "result.json",
         "checkpoints/last.ckpt",
         "checkpoints/best.ckpt",
@@ -95,6 +96,15 @@ def test_the_saved_networks_score_what_the_history_says(finished, name):
         assert scores["images"] == 449
     config = json.loads((folder / "config.json").read_text())
     assert config["pretrained_cfg"]["label_names"] == [str(digit) for digit in range(10)]
+
+
+def test_a_run_is_shown_in_a_few_words(finished):
+    run = train(RECIPES["as it is"], finished("as it is"), progress=False)
+    text = repr(run)
+    assert text.startswith(f"Run(folder={str(run.folder)!r}, epochs=3, best_epoch=")
+    assert f"val_accuracy={run.result['last']['val_accuracy']:.4f}".rstrip("0") in text
+    assert len(text) < 500
+    assert str(run.folder) in run._repr_html_()
 
 
 def test_training_learns(finished):
@@ -357,7 +367,7 @@ def test_a_loss_that_is_not_finite_stops_the_run(tmp_path):
     recipe = tiny(optim=Optim(lr=1e20, schedule="constant"))
     with pytest.raises(DivergedError, match=r"NaN or infinite at step \d+; stopped, there is no finished epoch"):
         train(recipe, tmp_path / "run", progress=False)
-    assert set(content(tmp_path / "run")) - {"run.json"} == {
+    assert set(content(tmp_path / "run")) - {"run.json", "log.txt"} == {
         name for name in content(tmp_path / "run") if name.startswith("tensorboard/")
     }
 
@@ -620,3 +630,38 @@ def test_a_frozen_norm_stays_frozen_through_evaluate():
     mrla.evaluate(model, loader(open_split(Digits(), "val"), batch_size=64))
     assert not model.bn1.training
     assert model.layer1.training
+
+
+LABELS = {
+    "of several classes": (
+        torch.tensor([[0.0, 1, 1], [1, 0, 0]]),
+        r"labels must be one class .* float32 of shape .2, 3.:?",
+    ),
+    "chances": (torch.tensor([0.2, 0.8]), r"labels must be one class .* float32 of shape \(2,\)"),
+    "one of many": (torch.tensor([[0, 1, 0], [1, 0, 0]]), r"labels must be one class .* int64 of shape \(2, 3\)"),
+    "beyond": (torch.tensor([0, 3]), r"labels must be from 0 to 2, .* 3 classes apart: got 3"),
+    "below": (torch.tensor([-1, 0]), r"labels must be from 0 to 2, .* got -1"),
+}
+
+
+@pytest.mark.parametrize("name", LABELS)
+def test_labels_that_are_not_one_class_are_refused(name, tmp_path):
+    labels, message = LABELS[name]
+    model = timm.create_model("test_resnet", num_classes=3)
+    given = DataLoader(TensorDataset(torch.randn(2, 3, 32, 32), labels), batch_size=2)
+    right = DataLoader(TensorDataset(torch.randn(2, 3, 32, 32), torch.tensor([0, 2])), batch_size=2)
+    with pytest.raises(ValueError, match=message):
+        mrla.evaluate(model, given, machine=CPU)
+    with pytest.raises(ValueError, match=message):
+        mrla.fit(model, right, given, epochs=1, out=tmp_path / "run", machine=CPU, progress=False)
+    assert not list(tmp_path.iterdir())
+    with pytest.raises(ValueError, match=message):  # found when it is come by
+        mrla.fit(model, given, right, epochs=1, out=tmp_path / "run", machine=CPU, progress=False)
+
+
+def test_class_names_are_counted_before_training(tmp_path):
+    model = timm.create_model("test_resnet", num_classes=3)
+    batches = DataLoader(TensorDataset(torch.randn(2, 3, 32, 32), torch.tensor([0, 2])), batch_size=2)
+    with pytest.raises(ValueError, match=r"class_names must be those of the 3 classes .*: got 2"):
+        mrla.fit(model, batches, batches, epochs=1, out=tmp_path / "run", class_names=("cat", "dog"))
+    assert not list(tmp_path.iterdir())

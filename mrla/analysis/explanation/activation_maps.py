@@ -18,6 +18,7 @@ from mrla.models.modes import in_eval_mode
 from mrla.ops import Grid, to_map
 
 from ..curves import STYLE, save_figure
+from ..fonts import matplotlib_fonts
 
 _NORMS = (nn.LayerNorm, nn.RMSNorm, RmsNorm, RmsNorm2d)
 """What gives the same for features of any size, place by place."""
@@ -181,7 +182,7 @@ def draw_activation_maps(
     grey = shown.mean(2)
     width = 3.2
     height = min(max(width * rows / columns, 1.6), 3 * width)
-    with matplotlib.rc_context({**STYLE, "axes.grid": False}):
+    with matplotlib.rc_context({**STYLE, **matplotlib_fonts(list(captions.values())), "axes.grid": False}):
         figure = Figure(figsize=(width * (1 + len(maps)) + 0.9, height + 0.9), layout="constrained")
         panels = figure.subplots(1, 1 + len(maps), squeeze=False)[0]
         panels[0].imshow(shown, interpolation="nearest")

@@ -12,6 +12,7 @@ from mrla.train.data import Data, Split
 from mrla.train.detection_data import DetectionData
 from mrla.train.engine import thread_limit
 from mrla.train.images import read_image
+from mrla.train.packages import need
 from mrla.train.recipes import Machine, Recipe
 from mrla.train.trained import load_trained
 
@@ -32,6 +33,7 @@ def explain_checkpoint(
     root: str | None = None,
     split: Split = "val",
     batch_size: int = 64,
+    workers: int | None = None,
     cuts: Sequence[str] | None = None,
     margin: float = MARGIN,
     max_images: int | None = 1000,
@@ -44,13 +46,15 @@ def explain_checkpoint(
 
     Args:
         checkpoint: A run's folder, a folder of `mrla.save` or `mrla.dense.save`, or a ``.ckpt``.
-        images: Image files to look at one by one; without any, the first four of the others.
+        images: Image files to look at one by one; without any, four of the others, of as many classes
+            as there are.
         out: Folder of the explanation; ``runs/explain-NAME`` if not given.
         data: The images over which means and effects are taken; those that it was trained with if not given. Where
             nothing is known of them, the files alone are looked at.
         root: Where those images are, if they have moved.
         split: Which part of them.
         batch_size: Images in one batch.
+        workers: Processes that load them; as many as the data say if not given.
         cuts: What is cut, see `mrla.explain`; if not given, mixers and links of a classifier whose images are known.
         margin: How many points of accuracy pruning would let be lost, see `mrla.explain`.
         max_images: How many images at most; None for all.
@@ -66,6 +70,7 @@ def explain_checkpoint(
         ValueError: If the checkpoint or an image cannot be read, the network has no mixers, it is not known what images
             to look at, or an argument is not as described.
     """
+    need("scipy", "matplotlib", "jinja2", "captum")
     machine = machine or Machine()
     files = checked_files(images)
     model, recipe, class_names = load_trained(checkpoint)
@@ -79,9 +84,18 @@ def explain_checkpoint(
     read = (*places_read(checkpoint, recipe, data, root), *map(str, files))
     origin = Origin(checkpoint=str(checkpoint), command=command, source=f"{len(files)} image files", read=read)
     batches = None
-    if data is not None or recipe is not None or not files:
+    if data is not None or recipe is not None or cuts or not files:
         shown = shown_images(
-            checkpoint, model, recipe, class_names, data=data, root=root, split=split, batch_size=batch_size
+            checkpoint,
+            model,
+            recipe,
+            class_names,
+            data=data,
+            root=root,
+            split=split,
+            batch_size=batch_size,
+            workers=workers,
+            by_turns=True,
         )
         batches, class_names = shown.batches, class_names or shown.class_names
         origin = replace(origin, source=shown.words)

@@ -14,8 +14,11 @@ from torch import nn
 from mrla.dense import DETECTORS
 from mrla.models import attach_recipe, recording
 from mrla.models.atomic_write import write_json, written_folder
+from mrla.models.brief import Brief
 from mrla.models.modes import in_eval_mode
+from mrla.train.packages import need
 from mrla.train.runs import versions
+from mrla.train.samples import turns
 
 from ..report.page import write_report
 from .activation_maps import Place, plain_twin
@@ -51,8 +54,8 @@ NOTE = (
 )
 
 
-@dataclass(frozen=True, kw_only=True)
-class Explanation:
+@dataclass(frozen=True, kw_only=True, repr=False)
+class Explanation(Brief):
     """What was found out about a network.
 
     Attributes:
@@ -62,6 +65,14 @@ class Explanation:
 
     folder: Path | None
     content: dict[str, Any]
+
+    def _brief(self) -> dict[str, object]:
+        return {
+            "folder": None if self.folder is None else str(self.folder),
+            "model": self.content["model"],
+            "images": self.content["images"]["count"],
+            "verdict": " ".join(self.content["verdict"]),
+        }
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -107,7 +118,8 @@ def explain(
         model: A network with mixers; a classifier for all but the first.
         loader: Batches of images (b, c, h, w) and labels (b,); of a detector lists of images. Each batch is taken once,
             for the whole network and all cuts. May be left out where there are pictures.
-        pictures: Images to look at one by one, `mrla.analysis.Picture`. Without any, the loader's first four.
+        pictures: Images to look at one by one, `mrla.analysis.Picture`. Without any, the loader's
+            first four, of its first batch those of as many classes as there are.
         cuts: What is cut, of ``mixers``, ``links`` and ``heads``; each is a pass over the images. Empty for nothing.
         margin: How many points of accuracy `mrla.prune` would let be lost; the explanation says of the mixer whose cut
             costs least whether the network without it is shown to lose less, which is where pruning begins.
@@ -137,6 +149,7 @@ def explain(
         8
     """
     start = time.monotonic()
+    need(*(["scipy"] if cuts else []), *(["matplotlib", "jinja2", "captum"] if out is not None else []))
     _check(model, loader, pictures, cuts, max_images)
     check_margin(margin)
     chosen = {kind: possible_cuts(model, [kind]) for kind in dict.fromkeys(cuts)}
@@ -300,11 +313,16 @@ def _terms(model: nn.Module, loader: Batches) -> list[dict[str, Any]] | None:
 def _first_pictures(model: nn.Module, loader: Batches | None, class_names: Sequence[str] | None) -> list[Picture]:
     if loader is None or _detects(model):
         return []
+    shown: list[Any] = []
+    labels: list[int] = []
+    for images, right in limited(loader, None):
+        shown, labels = [*shown, *images], [*labels, *right.tolist()]
+        if len(labels) >= 4:
+            break
     found = []
-    for shown, right in limited(loader, 4):
-        for image, label in zip(shown, right.tolist(), strict=True):
-            name = class_names[label] if class_names else f"class {label}"
-            found.append(Picture(name=f"image {len(found) + 1} ({name})", input=image))
+    for place in sorted(turns(labels)[:4]):
+        name = class_names[labels[place]] if class_names else f"class {labels[place]}"
+        found.append(Picture(name=f"image {place + 1} ({name})", input=shown[place]))
     return found
 
 

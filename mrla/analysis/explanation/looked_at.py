@@ -8,15 +8,17 @@ import torch
 from torch import Tensor, nn
 
 from mrla.models import Chain, attach_recipe, find_chains
+from mrla.models.brief import Brief
 from mrla.models.modes import in_eval_mode
 
+from ..fonts import drawable
 from .activation_maps import Place, draw_activation_maps, maps_at, place_to_look
 
 _ROOM = 4
 
 
-@dataclass(frozen=True, kw_only=True)
-class Picture:
+@dataclass(frozen=True, kw_only=True, repr=False)
+class Picture(Brief):
     """An image to look at.
 
     Attributes:
@@ -26,6 +28,9 @@ class Picture:
 
     name: str
     input: Tensor
+
+    def _brief(self) -> dict[str, object]:
+        return {"name": self.name, "shape": tuple(self.input.shape)}
 
 
 def where_to_look(model: nn.Module, plain: nn.Module, shape: Sequence[int]) -> Place:
@@ -78,13 +83,19 @@ def draw_looked_at(
         for network in (model, plain):
             chances = network(image)[0].float().softmax(-1)
             label = int(chances.argmax())
-            said.append((label, f"{_named(label, class_names)} {100 * float(chances[label]):.0f} %"))
-    (label, with_mixers), (_, without) = said
+            said.append((label, f"{100 * float(chances[label]):.0f} %"))
+    with_mixers, without = (f"{_named(label, class_names)} {chance}" for label, chance in said)
+    label = said[0][0]
     maps = {
         name: maps_at(place, network, image, label)[0].cpu()
         for name, network in (("with mixers", model), ("without", plain))
     }
-    words = {"with mixers": with_mixers, "without": without}
+    # Asked of all classes, so that it is said once what cannot be drawn.
+    _, names = drawable(class_names or (), [f"class {one}" for one in range(len(class_names or ()))])
+    words = {
+        name: f"{_named(one, names)} {chance}"
+        for name, (one, chance) in zip(("with mixers", "without"), said, strict=True)
+    }
     # Dollars would begin a formula in matplotlib.
     captions = {name: _shortened(text).replace("$", r"\$") for name, text in words.items()}
     draw_activation_maps(_shown(picture.input), maps, path, captions=captions)

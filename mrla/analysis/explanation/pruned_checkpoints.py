@@ -11,6 +11,7 @@ from mrla.models.atomic_write import write_json, written_folder
 from mrla.models.hub_transfer import hub_name
 from mrla.train.data import Data, Split, image_facts
 from mrla.train.engine import thread_limit
+from mrla.train.packages import need
 from mrla.train.recipe_tasks import saved_facts
 from mrla.train.recipes import Machine, Recipe
 from mrla.train.runs import versions
@@ -38,6 +39,7 @@ def prune_checkpoint(
     root: str | None = None,
     split: Split = "val",
     batch_size: int = 64,
+    workers: int | None = None,
     max_images: int | None = 1000,
     machine: Machine | None = None,
     overwrite: bool = False,
@@ -56,6 +58,7 @@ def prune_checkpoint(
         root: Where those images are, if they have moved.
         split: Which part of them.
         batch_size: Images in one batch.
+        workers: Processes that load them; as many as the data say if not given.
         max_images: How many images at most; None for all.
         machine: Where it is computed.
         overwrite: Whether a folder that pruning wrote before is replaced, all of it.
@@ -71,6 +74,7 @@ def prune_checkpoint(
             images to choose by, an argument is not as described, or the network that `keep` asks for is not shown to
             lose less than the margin.
     """
+    need("scipy")
     start, machine = time.monotonic(), machine or Machine()
     folder = Path(out) if out is not None else _beside(checkpoint)
     model, recipe, class_names = load_trained(checkpoint)
@@ -88,7 +92,16 @@ def prune_checkpoint(
         # before the work: the folder may be refused
         with written_folder(folder, record=RECORD, overwrite=overwrite, inputs=read) as beside:
             shown = shown_images(
-                checkpoint, model, recipe, class_names, data=data, root=root, split=split, batch_size=batch_size
+                checkpoint,
+                model,
+                recipe,
+                class_names,
+                data=data,
+                root=root,
+                split=split,
+                batch_size=batch_size,
+                workers=workers,
+                by_turns=True,
             )
             model.to(timing_device(machine.accelerator))
             with thread_limit(machine.threads):

@@ -10,7 +10,9 @@ from typing import Any
 from torch import nn
 
 from mrla.models import detach, mixed_chains, remove_mixers
+from mrla.models.brief import Brief
 from mrla.train.arms import count_parameters
+from mrla.train.packages import need
 
 from ..measure import measure_throughput
 from ..statistics import proportion_interval
@@ -42,8 +44,8 @@ from .margins import (
 from .passes import OnProgress, Passes
 
 
-@dataclass(frozen=True, kw_only=True)
-class Pruning:
+@dataclass(frozen=True, kw_only=True, repr=False)
+class Pruning(Brief):
     """What was taken off a network, and what that did.
 
     Attributes:
@@ -70,6 +72,14 @@ class Pruning:
     steps: list[dict[str, Any]]
     verdict: str
     note: str
+
+    def _brief(self) -> dict[str, object]:
+        return {
+            "kept": f"{len(self.kept)} of {len(self.kept) + len(self.removed)} mixers",
+            "accuracy": f"{self.before['accuracy']:.4f} before, {self.after['accuracy']:.4f} after",
+            "loss": f"{self.before['loss']:.4f} before, {self.after['loss']:.4f} after",
+            "removed": ", ".join(self.removed) or "none",
+        }
 
 
 def prune(
@@ -123,6 +133,7 @@ def prune(
         >>> len(pruned.kept), len(pruned.removed)
         (3, 5)
     """
+    need("scipy")
     known = [block for chain in mixed_chains(model) for block in chain.mixers]
     _check_keep(keep, known)
     check_margin(margin)

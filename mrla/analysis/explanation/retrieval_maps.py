@@ -13,6 +13,7 @@ from mrla.models.mixed_blocks import MIXER
 from mrla.ops import MRLALight
 
 from ..curves import STYLE, save_figure
+from ..fonts import matplotlib_fonts
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -106,7 +107,7 @@ def draw_retrieval(chains: Sequence[Mapping[str, Any]], path: Path, *, title: st
     columns = min(2, len(chains))
     lines = -(-len(chains) // columns)
     heights = [max(len(chain["blocks"]) for chain in chains[at * columns : (at + 1) * columns]) for at in range(lines)]
-    with matplotlib.rc_context({**STYLE, "axes.grid": False}):
+    with matplotlib.rc_context({**STYLE, **matplotlib_fonts([title]), "axes.grid": False}):
         figure = Figure(
             figsize=(6.4 * columns, 0.6 + sum(1.7 + 0.55 * height for height in heights)),
             layout=ConstrainedLayoutEngine(h_pad=0.12, w_pad=0.12),
