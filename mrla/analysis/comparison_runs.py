@@ -143,8 +143,8 @@ class OwnRuns:
         if (first := first_batch(val_loader)) is None:
             raise ValueError("val_loader must have at least one image: it has none")
         self._images: Tensor = first[0]
-        check_labels(first[1], count_classes(model, first[0]))
         network = describe(model, model.state_dict(), architecture=architecture, model_args=model_args)
+        check_labels(first[1], count_classes(model, first[0]))
         self.recipe = replace(recipe, machine=replace(recipe.machine, devices=1))
         self.settings = {
             **as_dict(self.recipe),
