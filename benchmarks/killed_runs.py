@@ -117,7 +117,7 @@ def _save_often(folder: Path) -> None:
 
 def _which(folder: Path) -> str:
     """Whether the folder gives one of the two networks, with its own names."""
-    model = mrla.load(folder / "net")
+    model: Any = mrla.load(folder / "net")
     for network, names in zip(_networks(), _NAMES, strict=True):
         own = network.state_dict()
         alike = all(torch.equal(tensor, own[name]) for name, tensor in model.state_dict().items())

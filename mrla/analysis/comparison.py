@@ -123,7 +123,7 @@ def compare(
     if recipe is None:
         recipe = "digits_resnet18" if model is None else "finetune"
     recipe = get_recipe(recipe) if isinstance(recipe, str) else recipe
-    need("scipy", "matplotlib", "jinja2", "bokeh", "filelock", *packages_of(recipe))
+    need("scipy", "matplotlib", "jinja2", "bokeh", *packages_of(recipe))
     _check(arms, seeds, jobs)
     recipe = replace(recipe, arm=arms[0])  # type: ignore[arg-type]
     folder = Path(out) if out is not None else Path("runs") / f"compare-{recipe.recipe}"

@@ -21,7 +21,6 @@ def test_the_first_that_is_missing_is_named():
 COMMANDS = {
     "tensorboard": (["train", "--out", "out"], ["compare", "--out", "out"]),
     "bokeh": (["compare", "--out", "out"],),
-    "filelock": (["compare", "--out", "out"],),
     "pycocotools": (["train", "--recipe", "shapes_mask_rcnn", "--out", "out"],),
     "captum": (["explain", "nowhere"],),
     "scipy": (["prune", "nowhere"], ["explain", "nowhere"], ["compare", "--out", "out"]),
