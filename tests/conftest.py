@@ -3,6 +3,7 @@
 import json
 import os
 import resource
+import signal
 import sys
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
@@ -22,6 +23,12 @@ sys.path.append(str(Path(__file__).parent.parent / "benchmarks"))  # test_promis
 
 # With jaxtyping's hook every call checks types and shapes: what trains takes twice as long, what exports does not work.
 CHECKED = [Path(__file__).parent / room for room in ("ops", "models")]
+
+
+def pytest_configure() -> None:
+    # A shell starts what runs in the background with Ctrl-C ignored, and its processes inherit that.
+    if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
+        signal.signal(signal.SIGINT, signal.default_int_handler)
 
 
 @pytest.hookimpl(tryfirst=True)  # before -m chooses

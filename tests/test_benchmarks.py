@@ -302,3 +302,37 @@ def test_memory_growth(script, tmp_path):
     assert len(results) == 10
     assert len(printed.splitlines()) == 11
     assert all(row["tensors"] == 0 for row in results.values())
+
+
+def fresh(name: str, *words: str) -> subprocess.CompletedProcess:
+    """A script that forks, in a process without threads; its own exit code says whether anything was wrong."""
+    command = [sys.executable, str(BENCHMARKS / name), *words]
+    return subprocess.run(command, capture_output=True, text=True)
+
+
+@pytest.mark.sweep
+def test_damaged_files_are_refused_in_one_line_or_right(tmp_path):
+    out = tmp_path / "damaged.json"
+    done = fresh("damaged_files.py", "--flips", "12", "--truncations", "6", "--seed", "1000", "--out", str(out))
+    content = json.loads(out.read_text())
+    assert content["wrong"] == [], content["wrong"]
+    assert done.returncode == 0, done.stderr[-2000:]
+    assert all(sum(counts.values()) == 18 for counts in content["counts"].values())
+    assert content["counts"]["model.safetensors"] == {"refused": 18}
+
+
+@pytest.mark.sweep
+def test_killed_work_is_equal_when_it_is_started_again(tmp_path):
+    out = tmp_path / "killed.json"
+    words = ("--train", "4", "--compare", "2", "--save", "6", "--seed", "1000", "--out", str(out))
+    done = fresh("killed_runs.py", *words)
+    assert done.returncode == 0, done.stdout[-2000:] + done.stderr[-2000:]
+    assert json.loads(out.read_text())["lost"] == []
+
+
+@pytest.mark.sweep
+def test_bad_words_are_refused_in_one_line(tmp_path):
+    out = tmp_path / "words.json"
+    done = fresh("command_words.py", "--share", "0.03", "--seed", "1000", "--out", str(out))
+    assert done.returncode == 0, done.stdout[-4000:] + done.stderr[-2000:]
+    assert json.loads(out.read_text())["wrong"] == []

@@ -72,7 +72,7 @@ def test_export(trained, format, suffix, small_files, capsys):
     ("words", "file"),
     [
         (["explain", "RUN", "--cuts", "", "--out", "said", *STUDY], "said/"),
-        (["prune", "RUN", "--keep", "2", "--out", "said", *STUDY], "said/model.safetensors"),
+        (["prune", "RUN", "--keep", "2", "--margin", "100", "--out", "said", *STUDY], "said/model.safetensors"),
         (["predict", "RUN", "one.png", "--out", "said", *QUIET], "said/one.png"),
     ],
     ids=["explain", "prune", "predict"],
@@ -92,7 +92,7 @@ def test_what_studies_a_network(trained, words, file, small_files, capsys):
 
 
 def test_the_older_result_stays(trained, small_files, capsys):
-    words = ["prune", str(trained), "--keep", "2", "--out", "less", *STUDY]
+    words = ["prune", str(trained), "--keep", "2", "--margin", "100", "--out", "less", *STUDY]
     assert main(words) == 0
     before = json.loads(Path("less/prune.json").read_text())
     with small_files(3_000):

@@ -59,12 +59,12 @@ def test_images_and_classes_may_be_called_anything(tmp_path, capsys):
     assert "mrla predict [u]net.pt2 IMAGE" in printed
     root = images_in(tmp_path / "photos", classes=classes)
     data = ["--data.kind", "folder", "--data.root", str(root), "--data.workers", "0"]
-    assert main(["explain", "[b]net", "[red]z.png", "--out", "[/s]said", *data, *QUIET]) == 0
+    assert main(["explain", "[b]net", "[red]z.png", "--margin", "100", "--out", "[/s]said", *data, *QUIET]) == 0
     printed = capsys.readouterr().out
     assert "[/s]said/report.html" in printed
     assert "mrla prune [b]net" in printed
     assert "[red]z.png" in Path("[/s]said/report.html").read_text()
-    assert main(["prune", "[b]net", "--keep", "1", "--out", "[/p]", *data, *QUIET]) == 0
+    assert main(["prune", "[b]net", "--keep", "1", "--margin", "100", "--out", "[/p]", *data, *QUIET]) == 0
     assert "[/p]/model.safetensors" in capsys.readouterr().out
     assert main(["chains", "[b]net"]) == 0
     assert "Chains of [b]net, for a batch" in capsys.readouterr().out

@@ -98,10 +98,10 @@ def predict(
             with written_whole(folder / name) as beside:
                 drawn.save(beside, format="PNG")
             found.append({"file": str(file), "drawing": name, **entry})
-        if on_progress is not None:
-            on_progress(len(files), len(files))
         if all("error" in entry for entry in found):
             raise ValueError(f"no image can be read: {found[0]['error']}")
+        if on_progress is not None:
+            on_progress(len(files), len(files))
         write_json(folder / PREDICTIONS, {"checkpoint": str(checkpoint), "images": found})
     return found
 

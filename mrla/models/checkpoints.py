@@ -18,7 +18,7 @@ import torch
 from safetensors.torch import save_file
 from torch import Tensor, nn
 
-from .atomic_write import make_folder, sweep, unfinished, written_together
+from .atomic_write import make_folder, room_for, sweep, unfinished, written_together
 from .attachment import attach, detach, is_attached
 from .checkpoint_files import check_values, read_safetensors
 from .hub_transfer import download, hub_name
@@ -120,7 +120,8 @@ def write(folder: Path, config: Mapping[str, Any], weights: Mapping[str, Tensor]
     # The weights take their place first: whoever has read a config.json finds weights that are as new, and sees by the
     # hash whether they are newer. If the process is killed between the two, the config.json lies ready beside.
     with written_together(folder / WEIGHTS, folder / CONFIG) as (weights_beside, config_beside):
-        save_file(_apart(weights), weights_beside)
+        with room_for(folder / WEIGHTS):
+            save_file(_apart(weights), weights_beside)
         tied = {**config["mrla"], WEIGHTS_HASH: _sha256(weights_beside)}
         config_beside.write_text(json.dumps({**config, "mrla": tied}, indent=2) + "\n")
     return folder
@@ -383,7 +384,7 @@ def _would_load(argument: str) -> bool:
     return argument in _LOADING or argument.startswith(_LOADING_PREFIXES)
 
 
-def _largest(value: Any) -> float:
+def _largest(value: Any) -> Any:
     """The largest number in a value of JSON."""
     if isinstance(value, (int, float)):
         return abs(value)

@@ -90,7 +90,7 @@ def structure_difference(model: nn.Module, twin: nn.Module) -> str:
 
     Example:
         >>> structure_difference(nn.Sequential(nn.BatchNorm2d(2, eps=0.01)), nn.Sequential(nn.BatchNorm2d(2)))
-        "0.eps is 0.01, and 1e-05 in the network that it would build"
+        '0.eps is 0.01, and 1e-05 in the network that it would build'
     """
     own = dict(model.named_modules(remove_duplicate=False))
     built = dict(twin.named_modules(remove_duplicate=False))

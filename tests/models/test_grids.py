@@ -68,6 +68,7 @@ def test_the_grid_is_that_of_the_image_or_of_the_coordinates(network, grid):
     torch.testing.assert_close(found, expected)
 
 
+@pytest.mark.unchecked
 def test_a_compiled_graph_knows_the_grid_of_an_image(network):
     image = torch.rand(1, 3, 2 * PATCH, 8 * PATCH)
     compiled = torch.compile(network, backend="eager")
