@@ -58,7 +58,9 @@ def _recipe() -> Any:
 
     recipe = get_recipe("digits_resnet18")
     model_args = {"channels": (4, 4, 4, 4), "layers": (1, 2, 1, 1)}
-    return replace(recipe, epochs=3, model_args=model_args, machine=replace(recipe.machine, threads=1))
+    optim = replace(recipe.optim, warmup_epochs=0)
+    machine = replace(recipe.machine, accelerator="cpu", threads=1)
+    return replace(recipe, epochs=3, model_args=model_args, optim=optim, machine=machine)
 
 
 def _train(folder: Path) -> None:

@@ -373,6 +373,7 @@ REFUSED = {
     "unknown accelerator": (["train", "--machine.accelerator", "abacus"], r"invalid accelerator name"),
     "zero lr": (["train", "--optim.lr", "0"], r"optim.lr must be positive: got 0"),
     "negative lr": (["train", "--optim.lr", "-1"], r"optim.lr must be positive: got -1"),
+    "lr of 401 digits": (["train", "--optim.lr", "9" * 401], r"a value is too large or too deep"),
     "lr in words": (["train", "--optim.lr", "fast"], r"optim.lr must be float: got 'fast'"),
     "zero epochs": (["train", "--epochs", "0"], r"epochs must be positive: got 0"),
     "zero batch": (["train", "--batch_size", "0"], r"batch_size must be positive: got 0"),

@@ -137,6 +137,8 @@ def parse(parser: ArgumentParser, words: Sequence[str]) -> dict[str, Any]:
             rule = f"one of {', '.join(names)}" if names else re.sub(r"<class '(\w+)'>", r"\1", rule)
             raise ValueError(f"{key} must be {rule}: got {given!r}{nearest(given, names)}") from error
         raise ValueError(message) from error
+    except (OverflowError, RecursionError) as error:  # a number of 400 digits, a list of 1,000 brackets
+        raise ValueError(f"{parser.prog}: a value is too large or too deep ({one_line(error)})") from error
 
 
 def _with_values(parser: ArgumentParser, words: Sequence[str]) -> list[str]:

@@ -123,8 +123,8 @@ def _difference(own: nn.Module | None, built: nn.Module | None) -> tuple[str, st
 
 
 def _shown(module: nn.Module) -> str:
-    """What a module shows of itself, without whether it works in place: that changes no output."""
-    return re.sub(r"(, )?\binplace(=\w+)?\b", "", module.extra_repr())
+    """What a module shows of itself, without what changes no output: working in place, and BatchNorm's momentum."""
+    return re.sub(r"(, )?\b(inplace(=\w+)?|momentum=[\w.e+-]+)", "", module.extra_repr())
 
 
 def _kind(module: nn.Module) -> str:
@@ -133,7 +133,7 @@ def _kind(module: nn.Module) -> str:
 
 def _settings(module: nn.Module) -> Mapping[str, Any]:
     """The plain numbers by which a norm or a dropout computes; what else is a module's own affair changes nothing."""
-    names = ("eps", "momentum", "p", "drop_prob", "scale_by_keep", "negative_slope", "approximate")
+    names = ("eps", "p", "drop_prob", "scale_by_keep", "negative_slope", "approximate")
     known = {name: vars(module)[name] for name in names if name in vars(module)}
     return {name: value for name, value in known.items() if value is None or isinstance(value, (int, float, str))}
 
