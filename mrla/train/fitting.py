@@ -31,6 +31,7 @@ from .engine import (
 )
 from .freezing import FrozenAtFirst
 from .history import History
+from .images import one_line
 from .loaders import Batches, OwnLoaders, RecipeImages, first_batch
 from .packages import need
 from .progress_lines import duration
@@ -38,7 +39,7 @@ from .recipe_tasks import make_task, packages_of
 from .recipes import Machine, Optim, Recipe, as_dict, check_numbers
 from .run_progress import RunLog, shown_progress
 from .runs import BEST, CHECKPOINTS, RESULT, Run, finished_run, open_run, versions
-from .stopping import StopOnce, stopped_in_order
+from .stopping import stopped_in_order
 from .task import Classification, DivergedError, Task, check_labels
 from .trained import network_weights, read_checkpoint
 
@@ -283,39 +284,10 @@ def _run(
     command: str | None = None,
 ) -> Run:
     """Trains a task in a folder, from its start or its last finished epoch."""
-    with stopped_in_order(lambda: _left_in(out, task.epochs)) as handler, quiet_threads():
-        return _run_here(
-            task,
-            images,
-            out=out,
-            settings=settings,
-            ema_decay=ema_decay,
-            machine=machine,
-            progress=progress,
-            own_sampler=own_sampler,
-            command=command,
-            handler=handler,
-        )
-
-
-def _run_here(
-    task: Task,
-    images: OwnLoaders | RecipeImages,
-    *,
-    out: Path,
-    settings: Mapping[str, Any],
-    ema_decay: float | None,
-    machine: Machine,
-    progress: bool,
-    own_sampler: bool,
-    command: str | None,
-    handler: StopOnce,
-) -> Run:
     checkpoints, figure = out / CHECKPOINTS, f"val_{task.figure}"
     history = History(out)
     log = RunLog(out, history, _what_runs(settings, command))
     callbacks: list[Callback] = [
-        Stops(handler),
         history,
         log,
         keep_checkpoint(checkpoints, "best", monitor=figure),
@@ -328,11 +300,17 @@ def _run_here(
     if progress:
         callbacks.append(shown_progress(history))
     last = checkpoints / "last.ckpt"
-    with quiet_lightning(), thread_limit(machine.threads), ExitStack() as alone:
+    with (
+        stopped_in_order(lambda: _left_in(out, task.epochs)) as handler,
+        quiet_threads(),
+        quiet_lightning(),
+        thread_limit(machine.threads),
+        ExitStack() as alone,
+    ):
         trainer = L.Trainer(
             **trainer_arguments(machine),
             max_epochs=task.epochs,
-            callbacks=callbacks,
+            callbacks=[Stops(handler), *callbacks],
             logger=QuietEnd(str(out), name="tensorboard", version=""),
             plugins=[] if machine.strategy.startswith(("fsdp", "deepspeed")) else [WholeFiles()],
             gradient_clip_val=task.optim.clip_grad_norm,
@@ -364,7 +342,7 @@ def _run_here(
             raise
         except Exception as error:
             if trainer.is_global_zero:
-                log.write(f"stopped: {' '.join(str(error).split()) or type(error).__name__}")
+                log.write(f"stopped: {one_line(error)}")
             if not isinstance(error, DivergedError):
                 raise
             kept = f"the last good checkpoint is {last}" if last.is_file() else "there is no finished epoch to keep"
