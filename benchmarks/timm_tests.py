@@ -77,7 +77,7 @@ def main() -> int:
     parser.add_argument("--models", nargs="+", default=MODELS, help="patterns of names in timm's registry")
     parser.add_argument("--tests", default=LEFT_OUT, help="pytest's -k")
     parser.add_argument("--source", type=Path, default=None, help="timm's source distribution")
-    parser.add_argument("--out", type=Path, default=None, help="JSON (results/timm_tests_HARDWARE_DATE.json)")
+    parser.add_argument("--out", type=Path, default=None, help="JSON (results/timm_tests_METHOD_HARDWARE_DATE.json)")
     options = parser.parse_args()
     started = datetime.now(UTC)
     with tempfile.TemporaryDirectory() as name:
@@ -90,7 +90,7 @@ def main() -> int:
     for test in found["failures"]:
         print(f"failed: {test}")
     options.source = options.source and options.source.name
-    write_result("timm_tests", started, options, torch.get_num_threads(), **found)
+    write_result(f"timm_tests_{options.method}", started, options, torch.get_num_threads(), **found)
     return 1 if found["failures"] else 0
 
 

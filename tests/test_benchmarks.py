@@ -279,7 +279,6 @@ def test_gpu_check_notes_errors_and_what_it_has_no_time_for(tmp_path, monkeypatc
     }
     assert first["complete"]
     assert second["complete"]
-    assert second["seconds"] < 20
     assert [row["values"] for row in second["rows"] if row["kind"] == "speed"] == 3 * [{"not_run": "no time left"}]
 
 

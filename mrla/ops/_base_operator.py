@@ -10,7 +10,7 @@ from torch import Tensor
 from ._block_tail import BlockTail, ResidualNorm, affine_of, begin
 from ._fused_base import BaseForm, BaseState, BaseWeights, Letter, backward, forward
 from ._fused_maps import own
-from ._second_derivative import once_differentiable, refuse_second
+from ._second_derivative import once_differentiable
 
 
 @torch.library.custom_op("mrla::base", mutates_args=())
@@ -89,19 +89,21 @@ def _save(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, ...]) -> None
     ctx.set_materialize_grads(False)
 
 
-def _differentiate(ctx: Any, gradient: Tensor | None, of_value: Tensor | None, of_key: Tensor | None, *_: Any) -> Any:
+@once_differentiable
+def _gradients(ctx: Any, gradient: Tensor | None, of_value: Tensor | None, of_key: Tensor | None) -> list[Any]:
+    """The gradients of x, the keys, the values and the weights, one after another."""
     x, *saved = ctx.saved_tensors
     count = ctx.asked
     keys, values, rest = saved[:count], saved[count : 2 * count], saved[2 * count :]
     weights, state, keep = rest[: ctx.form], rest[ctx.form : -1], rest[-1]
     gradient = torch.zeros_like(x) if gradient is None else gradient
-    with torch.no_grad():
-        found = torch.ops.mrla.base_backward(
-            gradient, of_key, of_value, x, keys, values, weights, state, keep, *ctx.rest
-        )
-    if torch.is_grad_enabled():
-        found = list(refuse_second(found, (gradient, of_key, of_value, *ctx.saved_tensors)))
-    of_weights = [*found[1 + 2 * count :], *(None,) * (6 - len(weights))]
+    return torch.ops.mrla.base_backward(gradient, of_key, of_value, x, keys, values, weights, state, keep, *ctx.rest)
+
+
+def _differentiate(ctx: Any, gradient: Tensor | None, of_value: Tensor | None, of_key: Tensor | None, *_: Any) -> Any:
+    count = ctx.asked
+    found = list(_gradients(ctx, gradient, of_value, of_key))
+    of_weights = [*found[1 + 2 * count :], *(None,) * (6 - ctx.form)]
     return found[0], found[1 : 1 + count], found[1 + count : 1 + 2 * count], *of_weights, *(None,) * 7
 
 

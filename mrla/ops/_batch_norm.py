@@ -78,5 +78,7 @@ def track(norm: nn.BatchNorm2d, mean: Tensor, variance: Tensor, count: int) -> N
     momentum = advance(norm)
     if norm.running_mean is None or norm.running_var is None:
         return
-    norm.running_mean.lerp_(mean.to(norm.running_mean.dtype), momentum)
-    norm.running_var.lerp_((variance * (count / (count - 1))).to(norm.running_var.dtype), momentum)
+    # Through `data`: torch's own BatchNorm, called before this in the same graph, has saved the statistics, and changes
+    # them itself without a word to autograd.
+    norm.running_mean.data.lerp_(mean.to(norm.running_mean.dtype), momentum)
+    norm.running_var.data.lerp_((variance * (count / (count - 1))).to(norm.running_var.dtype), momentum)

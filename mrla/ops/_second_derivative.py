@@ -24,7 +24,7 @@ class _Refuse(torch.autograd.Function):
         raise RuntimeError(MESSAGE)
 
 
-def refuse_second(gradients: Sequence[Tensor | None], sources: Sequence[Tensor | None]) -> tuple[Tensor | None, ...]:
+def _refuse_second(gradients: Sequence[Tensor | None], sources: Sequence[Tensor | None]) -> tuple[Tensor | None, ...]:
     """Gradients that say so where they are differentiated by what they were made of."""
     found = iter(_Refuse.apply(len(gradients), *gradients, *sources))
     return tuple(None if one is None else next(found) for one in gradients)
@@ -37,6 +37,6 @@ def once_differentiable(backward: Callable[..., Any]) -> Callable[..., Any]:
     def wrapped(ctx: Any, *gradients: Tensor | None) -> Any:
         with torch.no_grad():
             found = backward(ctx, *gradients)
-        return refuse_second(found, (*gradients, *ctx.saved_tensors)) if torch.is_grad_enabled() else found
+        return _refuse_second(found, (*gradients, *ctx.saved_tensors)) if torch.is_grad_enabled() else found
 
     return wrapped

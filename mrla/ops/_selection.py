@@ -2,7 +2,7 @@
 
 import functools
 import warnings
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from contextvars import ContextVar
 from importlib import import_module
@@ -82,7 +82,7 @@ def chosen_path() -> Path:
 
 
 def kernels_apply(
-    x: Tensor, *others: Tensor | None, parameters: Iterable[Tensor | None] = (), exact: Iterable[Tensor] = ()
+    x: Tensor, *others: Tensor | None, parameters: Sequence[Tensor | None] = (), exact: Sequence[Tensor] = ()
 ) -> bool:
     """Whether the kernels can work on maps like these here and now.
 
@@ -111,7 +111,7 @@ def kernels_apply(
     if _is_watched():
         return False
     # a sign that is still to be applied is in no number that a kernel reads
-    return not any(one is not None and one.is_neg() for one in (x, *others, *exact))
+    return not any(one is not None and one.is_neg() for one in (x, *others, *parameters, *exact))
 
 
 def _is_plain(x: Tensor) -> bool:

@@ -3,6 +3,7 @@
 import copy
 import subprocess
 import sys
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -209,3 +210,92 @@ print(sum("cache" in str(one.message) for one in said))
             [sys.executable, "-c", script, what], capture_output=True, text=True, env=environment, timeout=120
         )
         assert done.stdout.strip() == expected, (what, done.stderr[-500:])
+
+
+def _negated(tensor: Tensor) -> Tensor:
+    """The same numbers, as a view of their opposites whose sign is still to be applied."""
+    return torch._neg_view(-tensor.detach())
+
+
+@pytest.mark.parametrize("method", ["light", "base"])
+@pytest.mark.parametrize("training", [True, False])
+@pytest.mark.parametrize("what", ["maps", "mixer", "norm"])
+def test_signs_that_are_still_to_be_applied(what, training, method):
+    found = []
+    for negated in (False, True):
+        mixer, norm = mixer_of(method).train(training), nn.BatchNorm2d(16).train(training)
+        torch.manual_seed(1)
+        x, s = pair()
+        if negated and what == "maps":
+            x, s = _negated(x), _negated(s)
+        elif negated:
+            for part in (mixer if what == "mixer" else norm).modules():
+                for name, one in part.named_parameters(recurse=False):
+                    setattr(part, name, nn.Parameter(_negated(one)))
+                for name, one in part.named_buffers(recurse=False):
+                    setattr(part, name, _negated(one) if one.is_floating_point() else one)
+        called, behind = mixer(x, s)[0], mixer.behind(BlockTail(x, norm, s, False))[0]
+        (called.square().mean() + behind.square().mean()).backward()
+        found.append([called, behind, *(one.grad for one in (*mixer.parameters(), *norm.parameters()))])
+    for one, expected in zip(*found, strict=True):
+        torch.testing.assert_close(one.resolve_neg(), expected, atol=1e-5, rtol=1e-4)
+
+
+MEMORIES = {"light": {"carry": "output"}, "base": {}, "exact": {}}
+
+
+def _memory(method: str, change: Callable[[Tensor], Tensor]) -> tuple[Any, Tensor, Tensor, Any]:
+    first, second = (mixer_of(method, **MEMORIES[method]).eval() for _ in range(2))
+    x, s = pair()
+    memory = first(x, s)[1]
+    if isinstance(memory, Tensor):
+        return second, x, s, change(memory)
+    return second, x, s, type(memory)(*(tuple(change(one) for one in part) for part in memory))
+
+
+CHANGED_MEMORIES: dict[str, Callable[[Tensor], Tensor]] = {
+    "float64": Tensor.double,
+    "bfloat16": Tensor.bfloat16,
+    "strided": lambda one: one.transpose(-1, -2).contiguous().transpose(-1, -2),
+    "negated": _negated,
+}
+
+
+@pytest.mark.parametrize("method", MEMORIES)
+@pytest.mark.parametrize("change", CHANGED_MEMORIES)
+def test_memory_of_other_kinds(change, method):
+    mixer, x, s, memory = _memory(method, CHANGED_MEMORIES[change])
+    found = []
+    for path in ("fused", "reference"):
+        with use(path):
+            found.append(mixer(x, s, memory)[0])
+    assert found[0].dtype == x.dtype
+    torch.testing.assert_close(*found, atol=1e-5, rtol=1e-4)
+
+
+@pytest.mark.unchecked  # shapes that the annotations refuse
+@pytest.mark.parametrize("method", MEMORIES)
+@pytest.mark.parametrize("path", ["fused", "reference"])
+@pytest.mark.parametrize("change", [lambda one: one[..., :3], lambda one: one[:1], lambda one: one[:, :4]])
+def test_memory_of_other_shapes_is_refused(change, path, method):
+    mixer, x, s, memory = _memory(method, change)
+    with use(path), pytest.raises(ValueError, match=r"must have the shape of x, \(3, 16, 5, 4\): got"):
+        mixer(x, s, memory)
+
+
+@pytest.mark.parametrize("method", ["light", "base"])
+@pytest.mark.parametrize("first", ["fused", "reference"])
+def test_one_graph_may_go_both_ways(first, method):
+    second = "reference" if first == "fused" else "fused"
+    found = []
+    for paths in ((first, second), ("reference", "reference")):
+        mixer = mixer_of(method).train()
+        torch.manual_seed(1)
+        outputs = []
+        for path in paths:
+            with use(path):
+                outputs.append(mixer(*pair())[0])
+        sum(one.square().mean() for one in outputs).backward()
+        found.append([*outputs, *(one.grad for one in mixer.parameters()), *mixer.buffers()])
+    for one, expected in zip(*found, strict=True):
+        torch.testing.assert_close(one, expected, atol=1e-5, rtol=1e-4)
