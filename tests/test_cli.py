@@ -59,11 +59,11 @@ def test_eval_takes_folders_and_checkpoints_and_finds_the_recorded_scores(traine
 
 
 def test_eval_measures_speed_when_asked_and_loads_with_the_workers_that_it_is_given(trained, capsys, monkeypatch):
-    from mrla.analysis import evaluation
+    from mrla.analysis import study
 
     opened = []
-    of_part = evaluation.loader
-    monkeypatch.setattr(evaluation, "loader", lambda *args, **named: opened.append(named) or of_part(*args, **named))
+    of_part = study.loader
+    monkeypatch.setattr(study, "loader", lambda *args, **named: opened.append(named) or of_part(*args, **named))
     words = ["eval", str(trained), "--machine.threads", "1", "--data.workers", "1"]
     assert main([*words, "--speed"]) == 0
     assert re.search(r"images a second.*10 to 90 %", capsys.readouterr().out)

@@ -177,8 +177,8 @@ def test_what_is_asked_for_is_refused_beyond_the_margin_with_its_score(run, caps
 
 REFUSED = {
     "no checkpoint": (["nowhere"], "nowhere does not exist"),
-    "no mixers": (["plain"], "plain has no mixers, so there is nothing to take off"),
-    "a detector": (["found"], "only classifiers are pruned so far: found is a detector"),
+    "no mixers": (["plain"], "the network must have mixers: plain has none; mrla.attach"),
+    "a detector": (["found"], "the network must be a classifier: found is a detector"),
     "unknown images": (["mine"], "name them, such as --data.kind folder --data.root DIR"),
     "the hub without out": (["hf-hub:me/it"], "out must be given for a network on the hub"),
     "too many": (["run", "--keep", "99"], "keep must be from 0 to 8, the mixers of this network: got 99"),

@@ -1,24 +1,19 @@
 """The explanation of a trained network from its checkpoint and image files."""
 
 from collections.abc import Callable, Sequence
-from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from torch import nn
-
-from mrla.models import mixed_chains
 from mrla.train.data import Data, Split
 from mrla.train.detection_data import DetectionData
 from mrla.train.engine import thread_limit
 from mrla.train.images import read_image
 from mrla.train.packages import need
-from mrla.train.recipes import Machine, Recipe
-from mrla.train.trained import load_trained
+from mrla.train.recipes import Machine
 
-from ..evaluation import places_read, shown_images
 from ..image_files import checked_files, classifier_input, preparation
 from ..measure import timing_device
+from ..study import Study, open_study
 from .explaining import Explanation, Origin, explain
 from .looked_at import Picture
 from .margins import MARGIN
@@ -73,45 +68,37 @@ def explain_checkpoint(
     need("scipy", "matplotlib", "jinja2", "captum")
     machine = machine or Machine()
     files = checked_files(images)
-    model, recipe, class_names = load_trained(checkpoint)
-    try:
-        mixed_chains(model)
-    except ValueError as error:
-        raise ValueError(
-            f"{checkpoint} has no mixers, so nothing is heard in it: mrla.attach(mrla.load({str(checkpoint)!r})) adds "
-            f"them, mrla train --model {checkpoint} trains with them"
-        ) from error
-    read = (*places_read(checkpoint, recipe, data, root), *map(str, files))
-    origin = Origin(checkpoint=str(checkpoint), command=command, source=f"{len(files)} image files", read=read)
-    batches = None
-    if data is not None or recipe is not None or cuts or not files:
-        shown = shown_images(
-            checkpoint,
-            model,
-            recipe,
-            class_names,
-            data=data,
-            root=root,
-            split=split,
-            batch_size=batch_size,
-            workers=workers,
-            by_turns=True,
-        )
-        batches, class_names = shown.batches, class_names or shown.class_names
-        origin = replace(origin, source=shown.words)
+    study = open_study(
+        checkpoint,
+        data=data,
+        root=root,
+        split=split,
+        batch_size=batch_size,
+        workers=workers,
+        by_turns=True,
+        images_needed=bool(cuts) or not files,
+        mixers_needed=True,
+    )
+    model, shown = study.model, study.images
+    origin = Origin(
+        checkpoint=str(checkpoint),
+        command=command,
+        source=f"{len(files)} image files" if shown is None else shown.source,
+        read=(*study.read, *map(str, files)),
+    )
     if cuts is None:
-        cuts = () if batches is None or hasattr(model, "built_as") else ("mixers", "links")
-    prepare = _input_of(model, recipe)
+        cuts = () if shown is None or study.is_detector else ("mixers", "links")
+    prepare = _input_of(study)
     model.to(timing_device(machine.accelerator))
     with thread_limit(machine.threads):
         return explain(
             model,
-            batches,
+            None if shown is None else shown.batches,
             pictures=[Picture(name=str(file), input=prepare(read_image(file))) for file in files],
             cuts=cuts,
             margin=margin,
             max_images=max_images,
-            class_names=class_names,
+            class_names=study.class_names,
             out=out if out is not None else Path("runs") / f"explain-{_name_of(Path(checkpoint))}",
             overwrite=overwrite,
             origin=origin,
@@ -119,9 +106,9 @@ def explain_checkpoint(
         )
 
 
-def _input_of(model: nn.Module, recipe: Recipe | None) -> Callable[[Any], Any]:
-    if not hasattr(model, "built_as"):
-        return classifier_input(preparation(model, recipe))
+def _input_of(study: Study) -> Callable[[Any], Any]:
+    if not study.is_detector:
+        return classifier_input(preparation(study.model, study.recipe))
     from torchvision.transforms.v2.functional import pil_to_tensor
 
     return lambda picture: pil_to_tensor(picture).float() / 255

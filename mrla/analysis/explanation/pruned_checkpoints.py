@@ -6,19 +6,18 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
-from mrla.models import mixed_chains, save
+from mrla.models import save
 from mrla.models.atomic_write import write_json, written_folder
 from mrla.models.hub_transfer import hub_name
 from mrla.train.data import Data, Split, image_facts
 from mrla.train.engine import thread_limit
 from mrla.train.packages import need
 from mrla.train.recipe_tasks import saved_facts
-from mrla.train.recipes import Machine, Recipe
+from mrla.train.recipes import Machine
 from mrla.train.runs import versions
-from mrla.train.trained import load_trained
 
-from ..evaluation import places_read, shown_images
 from ..measure import timing_device
+from ..study import Study, open_study
 from .margins import MARGIN
 from .pruning import Pruning, prune
 
@@ -77,43 +76,33 @@ def prune_checkpoint(
     need("scipy")
     start, machine = time.monotonic(), machine or Machine()
     folder = Path(out) if out is not None else _beside(checkpoint)
-    model, recipe, class_names = load_trained(checkpoint)
-    if hasattr(model, "built_as"):
-        raise ValueError(
-            f"only classifiers are pruned so far: {checkpoint} is a detector; to take mixers off by hand: "
-            f"mrla.attach(..., without=[...])"
-        )
-    try:
-        mixed_chains(model)
-    except ValueError as error:
-        raise ValueError(f"{checkpoint} has no mixers, so there is nothing to take off") from error
-    read = places_read(checkpoint, recipe, data, root)
+    study = open_study(
+        checkpoint,
+        data=data,
+        root=root,
+        split=split,
+        batch_size=batch_size,
+        workers=workers,
+        by_turns=True,
+        mixers_needed=True,
+        classifiers_only=True,
+    )
+    model, images = study.model, study.images
+    assert images is not None  # they are needed
     try:
         # before the work: the folder may be refused
-        with written_folder(folder, record=RECORD, overwrite=overwrite, inputs=read) as beside:
-            shown = shown_images(
-                checkpoint,
-                model,
-                recipe,
-                class_names,
-                data=data,
-                root=root,
-                split=split,
-                batch_size=batch_size,
-                workers=workers,
-                by_turns=True,
-            )
+        with written_folder(folder, record=RECORD, overwrite=overwrite, inputs=study.read) as beside:
             model.to(timing_device(machine.accelerator))
             with thread_limit(machine.threads):
                 pruned = prune(
-                    model, shown.batches, keep=keep, margin=margin, max_images=max_images, on_progress=on_progress
+                    model, images.batches, keep=keep, margin=margin, max_images=max_images, on_progress=on_progress
                 )
             if keep is None and not pruned.removed:
                 raise _NothingTakenOffError
-            save(model, beside, **_facts(checkpoint, recipe, class_names or shown.class_names))
+            save(model, beside, **_facts(checkpoint, study))
             content = {
                 "checkpoint": str(checkpoint),
-                "images": {"max_images": max_images, "source": shown.words},
+                "images": {"max_images": max_images, "source": images.source},
                 "keep": keep if keep is None or isinstance(keep, int) else list(keep),
                 **asdict(pruned),
                 "versions": versions(),
@@ -133,8 +122,9 @@ def _beside(checkpoint: str | Path) -> Path:
     return (path.parent.parent if path.suffix == ".ckpt" else path) / "pruned"
 
 
-def _facts(checkpoint: str | Path, recipe: Recipe | None, class_names: Sequence[str] | None) -> dict[str, Any]:
+def _facts(checkpoint: str | Path, study: Study) -> dict[str, Any]:
     """What a ``.ckpt`` does not say of the images and a saved folder does."""
+    recipe = study.recipe
     if Path(checkpoint).suffix == ".ckpt" and recipe is not None and isinstance(recipe.data, Data):
         return saved_facts(image_facts(recipe.data))
-    return {"class_names": class_names}
+    return {"class_names": study.class_names}
