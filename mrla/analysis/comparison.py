@@ -1,7 +1,7 @@
 """The comparison: every arm with every seed, and what may honestly be said of the difference."""
 
-import time
 from collections.abc import Callable, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import asdict, dataclass, replace
 from hashlib import sha256
 from pathlib import Path
@@ -25,6 +25,7 @@ from mrla.train.recipe_tasks import packages_of
 from mrla.train.recipes import ARMS, Recipe
 from mrla.train.runs import RESULT, finished_run, load_any, open_run, versions
 from mrla.train.stopping import stopped_in_order
+from mrla.train.work_time import WorkTime
 
 from .comparison_runs import OwnRuns, RecipeRuns
 from .curves import draw_curves
@@ -140,19 +141,31 @@ def compare(
         "seeds": [seed for _, seed in plan[:: len(arms)]],
         "start": starts,
     }
-    start = time.monotonic()
     if progress and on_progress is None:
         on_progress = CountedLines("epochs of all runs").say
     folders = {(arm, seed): folder / "runs" / f"{arm}-seed{seed}" for arm, seed in plan}
     finished_run(folder, {"compare": settings})
     with stopped_in_order(lambda: _left_in(folder, folders)), alone_in(folder):
         open_run(folder, {"compare": settings})
-        source.make(folders, on_progress)
+        clock = WorkTime(folder / "seconds.json")
+
+        def told(done: int, total: int) -> None:
+            clock.keep()
+            if on_progress is not None:
+                on_progress(done, total)
+
+        try:
+            source.make(folders, told)
+        except BaseException:
+            with suppress(OSError):  # a full disk: the error is what counts
+                clock.keep(now=True)
+            raise
         results = {key: read_json(folders[key] / RESULT) for key in plan}
         earlier = _earlier(folder, arms, results)
         content = _summarise(source, arms, results, folders, earlier)
-        content["seconds"] = time.monotonic() - start if earlier is None else earlier["seconds"]
+        content["seconds"] = clock.seconds if earlier is None else earlier["seconds"]
         _write(folder, content)
+        clock.end()
     return Comparison(folder=folder, content=content)
 
 

@@ -73,7 +73,7 @@ class RecipeRuns:
             images = torch.stack([image for image in images if image.shape == images[0].shape])
         return images
 
-    def make(self, folders: Folders, on_progress: OnProgress | None) -> None:
+    def make(self, folders: Folders, on_progress: OnProgress) -> None:
         """Makes every run that is not finished."""
         recipes = {folder: self._of(arm, seed) for (arm, seed), folder in folders.items()}
         waiting = deque(folder for folder, recipe in recipes.items() if open_run(folder, as_dict(recipe)) is None)
@@ -90,8 +90,7 @@ class RecipeRuns:
                     process.communicate()  # closes its standard input
                     if process.returncode:
                         raise ValueError(_why_it_ended(folder, process.returncode))
-                if on_progress is not None:
-                    on_progress(sum(_epochs_done(folder) for folder in recipes), total)
+                on_progress(sum(_epochs_done(folder) for folder in recipes), total)
         finally:
             for process in running.values():
                 process.kill()
@@ -172,7 +171,7 @@ class OwnRuns:
         """A batch for validation."""
         return self._images
 
-    def make(self, folders: Folders, on_progress: OnProgress | None) -> None:
+    def make(self, folders: Folders, on_progress: OnProgress) -> None:
         """Makes every run that is not finished."""
         recipe = self.recipe
         for done, ((arm, seed), folder) in enumerate(folders.items(), start=1):
@@ -190,8 +189,7 @@ class OwnRuns:
                 progress=False,
                 **self._named,
             )
-            if on_progress is not None:
-                on_progress(done * recipe.epochs, len(folders) * recipe.epochs)
+            on_progress(done * recipe.epochs, len(folders) * recipe.epochs)
 
 
 def _keeps_its_order(loader: Any) -> bool:

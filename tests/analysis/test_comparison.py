@@ -267,7 +267,10 @@ def test_killed_and_started_again(whole, tmp_path):
     begun = [path for path in folder.glob("runs/*/checkpoints/last.ckpt") if not finished.get(path)]
     assert len(begun) > len(finished)
 
+    (folder / "seconds.json").write_text('{"seconds": 1000.0}')  # as if it had worked for so long before
     again = compare(tiny(), seeds=2, out=folder, jobs=2)
+    assert again.content["seconds"] > 1000
+    assert not (folder / "seconds.json").exists()
     assert {path: path.stat().st_mtime_ns for path in finished} == finished
     assert same_numbers(again.content, whole.content)
     for arm, seed in itertools.product(ARMS, SEEDS):
@@ -320,7 +323,7 @@ def test_a_run_that_fails(tmp_path):
         compare(diverging, seeds=1, out=tmp_path / "out", jobs=1)
     assert "\n" not in str(error.value)
     assert str(tmp_path / "out" / "runs") in str(error.value)
-    assert {path.name for path in (tmp_path / "out").iterdir()} == {"run.json", "runs"}
+    assert {path.name for path in (tmp_path / "out").iterdir()} == {"run.json", "runs", "seconds.json"}
     assert not workers(tmp_path)
 
 
