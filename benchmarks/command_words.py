@@ -154,11 +154,11 @@ def main() -> int:
                             taken.setdefault(f"{name} {flag}", []).append(ascii(value[:20]))
                         elif outcome != "refused":
                             wrong.append(f"{name} {flag} {value[:20]!a}: {outcome}: {text[-300:]!a}")
+                            print(wrong[-1], flush=True)
                 counts[name] = dict(sorted(found.items()))
                 print(f"{name}: {json.dumps(counts[name])}", flush=True)
         finally:
             os.chdir(before)
-    print("\n".join(wrong))
     options.out = out
     write_result("command_words", started, options, torch.get_num_threads(), counts=counts, taken=taken, wrong=wrong)
     return 1 if wrong else 0

@@ -11,12 +11,14 @@ from contextlib import ExitStack, contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
-from .file_locks import is_at, lock
+from .file_locks import holder, is_at, lock, say_holder
 
 _OURS = re.compile(r"\.(?P<name>.+)\.mrla-[a-z0-9_]{8}(\.[^.]*)?", re.DOTALL)
 """What is not finished: ``.NAME.mrla-RANDOM.SUFFIX`` of a file, ``.NAME.mrla-RANDOM`` of a folder."""
 _BEFORE, _WHOLE = "before", "whole"
-"""In an unfinished folder: what is there, moved aside, and what is to take its place."""
+"""In an unfinished folder: what is there, moved aside, and the folder of what is to take its place."""
+_HOLDER = "holder.json"
+"""In an unfinished folder: which process fills it."""
 _ANOTHER = "put an intact copy there, or choose another --out"
 _NO_ROOM = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EROFS)
 
@@ -131,9 +133,9 @@ def written_folder(
     with scratch_folder(target) as scratch:
         if target.is_dir() and any(target.iterdir()):
             _check_may_be_replaced(target, record, overwrite=overwrite)
-        beside = make_folder(scratch / _WHOLE)
+        beside = make_folder(scratch / target.name)
         yield beside
-        before = scratch / _BEFORE
+        before = scratch.parent / _BEFORE
         try:
             if target.is_dir():
                 target.rename(before)
@@ -154,7 +156,7 @@ def scratch_folder(target: Path) -> Iterator[Path]:
         target: The file or folder to be made; the folder that it is in is made if need be.
 
     Yields:
-        The folder, which this process holds.
+        An empty folder there; this process holds the one around it.
 
     Raises:
         ValueError: If another process is making `target`, or the folder it is in cannot be written to.
@@ -166,12 +168,17 @@ def scratch_folder(target: Path) -> Iterator[Path]:
         try:
             sweep(target.parent)
             others = (entry for entry in _unfinished(target.parent) if entry.is_dir() and entry != scratch)
-            if any(_name_of(entry) == target.name for entry in others):
-                raise ValueError(f"another process is writing {target}; wait for it to end, or choose another --out")
-            yield scratch
+            if (other := next((entry for entry in others if _name_of(entry) == target.name), None)) is not None:
+                raise ValueError(
+                    f"another command is writing {target}: {holder(other / _HOLDER)}; wait for it to end, or choose "
+                    f"another --out"
+                )
+            with (scratch / _HOLDER).open("wb") as file:
+                say_holder(file.fileno())
+            yield make_folder(scratch / _WHOLE)
         except NotWrittenError as error:
-            told = str(error.strerror).replace(str(scratch / _WHOLE), str(target))
-            raise NotWrittenError(error.errno, told.replace(str(scratch), str(target.parent))) from error
+            told = str(error.strerror).replace(str(scratch / _WHOLE), str(target.parent))
+            raise NotWrittenError(error.errno, told) from error
         finally:
             shutil.rmtree(scratch, ignore_errors=True)
             os.close(held)

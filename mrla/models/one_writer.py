@@ -1,16 +1,13 @@
 """One process at a time writes into a folder."""
 
-import json
 import os
-import platform
 import time
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, suppress
-from datetime import datetime
 from pathlib import Path
 
 from .atomic_write import make_folder, room_for, sweep
-from .file_locks import is_at, lock
+from .file_locks import holder, is_at, lock, say_holder
 
 LOCK = ".mrla-lock"
 PATIENCE = 3.0
@@ -64,24 +61,12 @@ def _take(path: Path) -> int:
         taken = lock(descriptor)
         if taken is not False and is_at(descriptor, path):
             break
-        holder = _holder(path)
+        told = holder(path)
         os.close(descriptor)
         if taken is False and time.monotonic() > end:
             raise ValueError(
-                f"another command is running in {path.parent}: {holder}; wait for it to end, or choose another --out"
+                f"another command is running in {path.parent}: {told}; wait for it to end, or choose another --out"
             )
         time.sleep(0.05)
-    since = datetime.now().astimezone().isoformat(sep=" ", timespec="seconds")
-    text = json.dumps({"process": os.getpid(), "machine": platform.node(), "since": since})
-    with suppress(OSError):  # a full disk: it is for the message alone
-        os.ftruncate(descriptor, 0)
-        os.write(descriptor, text.encode())
+    say_holder(descriptor)
     return descriptor
-
-
-def _holder(path: Path) -> str:
-    try:
-        told = json.loads(path.read_text())
-        return f"process {told['process']} on {told['machine']}, since {told['since']}"
-    except (OSError, ValueError, LookupError, TypeError):  # not written yet
-        return "its process is not known yet"

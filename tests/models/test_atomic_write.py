@@ -96,7 +96,7 @@ def test_a_signal_between_the_two_renames_puts_the_old_folder_back(tmp_path, mon
     rename = Path.rename
 
     def interrupted(self, other):
-        if self.name == "whole":
+        if self.parent.name == "whole":
             raise KeyboardInterrupt
         return rename(self, other)
 
@@ -113,7 +113,10 @@ def test_a_signal_between_the_two_renames_puts_the_old_folder_back(tmp_path, mon
 def test_two_do_not_make_one_folder_at_once(tmp_path):
     with (
         scratch_folder(tmp_path / "made"),
-        pytest.raises(ValueError, match=r"another process is writing .*made; wait for it to end, or choose another"),
+        pytest.raises(
+            ValueError,
+            match=rf"another command is writing .*made: process {os.getpid()} on .*, since 2.*; wait for it to end, or",
+        ),
         scratch_folder(tmp_path / "made"),
     ):
         pass
