@@ -14,6 +14,7 @@ from torch.nn.functional import cross_entropy
 
 import mrla.ops
 from mrla.deploy.exported_files import run_in_onnxruntime, run_in_openvino
+from mrla.models.messages import one_line
 
 from .benchmark_arms import Arm
 
@@ -96,7 +97,7 @@ def prepare(arm: Arm, network: nn.Module, work: Work, *, training: bool) -> Cand
         shape = "x".join(map(str, work.images.shape))
         raise ValueError(
             f"the arm {arm.name} does not run on {shape} images of {work.images.dtype} on {work.images.device} "
-            f"({type(error).__name__}: {' '.join(str(error).split())[:300]}); choose another size, dtype or arm, or "
+            f"({type(error).__name__}: {one_line(error, 300)}); choose another size, dtype or arm, or "
             f"--quantities inference if it is the training step"
         ) from error
     return Candidate(

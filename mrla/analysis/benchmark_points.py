@@ -7,6 +7,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from mrla.models.messages import one_line
 from mrla.models.near_names import nearest
 from mrla.train.randomness import derive_seed, seeded
 
@@ -196,7 +197,7 @@ def _networks(setting: Setting) -> tuple[dict[str, nn.Module], Tensor, Objective
             size = "x".join(map(str, shape))
             raise ValueError(
                 f"the arm {arm.name} does not run on {size} images ({type(error).__name__}: "
-                f"{' '.join(str(error).split())[:200]}); choose another image size"
+                f"{one_line(error, 200)}); choose another image size"
             ) from error
     images = _placed(setting, _random(setting, setting.batch_size, *shape))
     with seeded(derive_seed(setting.seed, "bench", "labels")):

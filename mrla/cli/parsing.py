@@ -10,8 +10,8 @@ from typing import Any
 
 from jsonargparse import ArgumentError, ArgumentParser
 
+from mrla.models.messages import one_line
 from mrla.models.near_names import nearest
-from mrla.train.images import one_line
 from mrla.train.recipes import ALL_DATA_KINDS, RECIPES, DetectorOptions, Machine, Recipe, as_dict, from_dict, get_recipe
 
 DEFAULT_RECIPE = "digits_resnet18"
@@ -127,7 +127,7 @@ def parse(parser: ArgumentParser, words: Sequence[str]) -> dict[str, Any]:
     try:
         return parser.parse_args(_with_values(parser, words)).as_dict()
     except ArgumentError as error:
-        message = " ".join(str(error).split())
+        message = one_line(error)
         if unknown := re.search(r"unrecognized arguments: (--[^\s=]+)", message, flags=re.IGNORECASE):
             flags = [flag for action in parser._actions for flag in action.option_strings if flag.startswith("--")]
             raise ValueError(f"{parser.prog} has no flag {unknown[1]}{nearest(unknown[1], flags)}") from error

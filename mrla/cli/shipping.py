@@ -7,6 +7,7 @@ from typing import Any
 
 from rich.table import Table
 
+from mrla.models.messages import one_line
 from mrla.models.near_names import nearest
 
 from .parsing import add_study_flags, command_parser, listed, parse, study_options
@@ -43,7 +44,7 @@ def export_command(words: Sequence[str]) -> int:
     try:
         made = export_checkpoint(options["checkpoint"], out, **arguments)
     except ExportMismatch as error:
-        print(f"mrla: {' '.join(str(error).split())}", file=sys.stderr)
+        print(f"mrla: {one_line(error)}", file=sys.stderr)
         return 1
     table = Table(title=f"{made.path}: {made.format}, against the network")
     table.add_column("input")

@@ -7,6 +7,8 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
+from mrla.models.messages import one_line
+
 _PACKAGE = str(Path(__file__).parents[1])
 
 
@@ -17,7 +19,7 @@ def one_line_warnings() -> Iterator[None]:
 
     def show(message: Any, category: type[Warning], filename: str, *more: Any) -> None:
         if filename.startswith(_PACKAGE):
-            print(f"mrla: warning: {' '.join(str(message).split())}", file=sys.stderr)
+            print(f"mrla: warning: {one_line(message)}", file=sys.stderr)
         else:
             before(message, category, filename, *more)
 

@@ -8,6 +8,8 @@ from pathlib import Path
 import torch
 from torch import Tensor, nn
 
+from mrla.models.messages import one_line
+
 from .export_facts import Facts
 from .exported_files import Exported, open_exported
 from .first_difference import first_difference
@@ -104,7 +106,7 @@ def compare(exported: Exported, model: nn.Module, bound: float) -> tuple[Compari
         try:
             found = exported.run(image)
         except Exception as error:  # each engine has errors of its own
-            reason = " ".join(str(error).split())[:200]
+            reason = one_line(error, 200)
             raise ExportMismatch(
                 f"{exported.path} does not run on {shape}, as the network does ({type(error).__name__}: {reason}); "
                 f"export with dynamic_size=False, or in another format",
@@ -186,7 +188,7 @@ def answer(model: nn.Module, image: Tensor) -> list[Tensor]:
         with torch.inference_mode():
             outputs = tensors_in(model(image.clone()))
     except Exception as error:  # whatever a foreign network raises
-        reason = " ".join(str(error).split())[:200]
+        reason = one_line(error, 200)
         raise ValueError(
             f"{type(model).__name__} does not run on {tuple(image.shape)} ({type(error).__name__}: {reason}); pass "
             f"input_size=(channels, height, width), or example=(batch, ...), of what it takes"

@@ -16,6 +16,8 @@ import torch
 from torch import nn
 from torch.export import Dim, ExportedProgram
 
+from mrla.models.messages import one_line
+
 from .export_facts import DYNAMIC, KEY, Facts
 
 Format = Literal["onnx", "torch_export", "openvino"]
@@ -89,7 +91,7 @@ def trace(model: nn.Module, shape: tuple[int, ...], dynamic: tuple[str, ...]) ->
         place = _module_of_error(error, model)
         raise ValueError(
             f"torch.export must be able to follow a network: it does not follow this {type(model).__name__}{place} "
-            f"({_one_line(error)}); rewrite that part without branches on values, or leave it out of the network"
+            f"({one_line(error)}); rewrite that part without branches on values, or leave it out of the network"
         ) from error
 
 
@@ -161,7 +163,7 @@ def _not_written(format: str, program: ExportedProgram, error: Exception) -> Val
     if found := re.search(r"No conversion rule found for operations: ([\w.:]+)", text):
         return _lacking(format, found[1], _module_of_operator(program, found[1]))
     return ValueError(
-        f"{format} must be able to express a network: its exporter says {_one_line(_causes(error)[-1])}; "
+        f"{format} must be able to express a network: its exporter says {one_line(_causes(error)[-1])}; "
         f"choose another format ({', '.join(name for name in FORMS if name != format)})"
     )
 
@@ -213,10 +215,6 @@ def _causes(error: BaseException) -> list[BaseException]:
     while (cause := chain[-1].__cause__) is not None:
         chain.append(cause)
     return chain
-
-
-def _one_line(error: BaseException) -> str:
-    return f"{type(error).__name__}: {' '.join(str(error).split())[:300]}"
 
 
 def _outputs(program: ExportedProgram) -> int:

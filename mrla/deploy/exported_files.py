@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 
 from mrla.models import is_saved
+from mrla.models.messages import one_line
 
 from .export_facts import KEY, Facts, facts_from_json
 from .export_formats import FACTS_FILE, FORMS, check_packages
@@ -81,7 +82,7 @@ def open_exported(path: str | Path, *, threads: int | None = None) -> Exported:
     try:
         text, run = _OPENERS[format](path, threads or torch.get_num_threads())
     except Exception as error:  # each engine has errors of its own
-        reason = " ".join(str(error).split())[:200]
+        reason = one_line(error, 200)
         raise ValueError(
             f"{path} is damaged or not a file of {format} ({type(error).__name__}: {reason}); export it again"
         ) from error

@@ -11,6 +11,7 @@ from torch.export import ExportedProgram
 from mrla.models.atomic_write import scratch_folder
 from mrla.models.brief import Brief
 from mrla.models.dry_run import dry_run
+from mrla.models.messages import one_line
 
 from .engine_form import engine_form
 from .export_check import (
@@ -232,7 +233,7 @@ def _check_runs(path: Path, facts: Facts) -> None:
         try:
             exported.run(random_image(shape))
         except Exception as error:  # each engine has errors of its own
-            reason = " ".join(str(error).split())[:200]
+            reason = one_line(error, 200)
             raise ValueError(f"the file does not run on {shape} ({type(error).__name__}: {reason})") from error
 
 

@@ -14,6 +14,7 @@ from torch.overrides import TorchFunctionMode
 from torchvision.ops import FrozenBatchNorm2d
 
 from mrla.models.dry_run import Call, DryRun, dry_run
+from mrla.models.messages import one_line
 from mrla.ops import LayerMixer
 
 # Exact classes: one that inherits may do anything with its weight (timm's StdConv2d standardises it first).
@@ -264,7 +265,7 @@ def _answer(model: nn.Module, image: Tensor) -> list[Tensor]:
         try:
             answer = tensors_in(model(image.clone()))
         except Exception as error:  # whatever a foreign network raises
-            reason = " ".join(str(error).split())[:200]
+            reason = one_line(error, 200)
             raise ValueError(
                 f"what fuse returns must run on random images: this {type(model).__name__} does not on "
                 f"{tuple(image.shape)} ({type(error).__name__}: {reason}); pass example=(batch, ...), the shape of its "

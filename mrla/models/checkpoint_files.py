@@ -13,6 +13,7 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file
 from torch import Tensor
 
+from .messages import one_line
 from .paddle_pickles import STATE_ENTRIES, read_pdparams, tensor_from_array
 from .pickle_check import DamagedPickle, HarmfulPickle, check_torch_file
 
@@ -151,7 +152,7 @@ def read_torch(path: Path) -> Any:
             return torch.load(path, map_location="cpu", weights_only=True)
     except Exception as error:  # damaged bytes are damaged instructions, which fail in every way there is
         # torch's message fills a page and advises to load the file without a check.
-        text = " ".join(str(error).split())
+        text = one_line(error)
         if found := re.search(r"GLOBAL (\S+)", text):
             raise ValueError(
                 f"{path} asks for {found[1]}, which is not among what weights need and may do harm; "
@@ -181,7 +182,7 @@ def read_safetensors(path: Path) -> dict[str, Tensor]:
     try:
         return load_file(path)
     except (OSError, SafetensorError) as error:
-        reason = " ".join(str(error).split())
+        reason = one_line(error)
         raise ValueError(f"{path} is damaged or no safetensors file ({reason}); download or save it again") from error
 
 

@@ -22,6 +22,7 @@ from .atomic_write import make_folder, room_for, sweep, unfinished, written_toge
 from .attachment import attach, detach, is_attached
 from .checkpoint_files import check_values, read_safetensors
 from .hub_transfer import download, hub_name
+from .messages import one_line
 from .mixed_blocks import MIXER
 from .network_structure import Ties, new_ties, structure_difference, tie
 from .registration import NAMED
@@ -583,7 +584,7 @@ def _create(architecture: str, model_args: Mapping[str, Any]) -> nn.Module:
         return timm.create_model(architecture, **model_args)
     # of arguments that are not as they should be networks raise whatever they stumble over
     except (ArithmeticError, AssertionError, AttributeError, LookupError, RuntimeError, TypeError, ValueError) as error:
-        said = " ".join(str(error).split()) or type(error).__name__
+        said = one_line(error)
         raise ValueError(f"{architecture} cannot be built with {dict(model_args)}: {said}") from error
 
 
@@ -596,7 +597,7 @@ def _attach_as(model: nn.Module, recipe: Mapping[str, Any] | None) -> nn.Module:
             try:
                 attach(model, **recipe)
             except (ArithmeticError, AttributeError, LookupError, RuntimeError, TypeError) as error:
-                said = " ".join(str(error).split())
+                said = one_line(error)
                 raise ValueError(f"mixers cannot be attached as {dict(recipe)} says: {said}") from error
     return model
 

@@ -14,6 +14,7 @@ from torch import Tensor, nn
 from torch._subclasses.fake_tensor import FakeTensorMode
 
 from .grids import GridFromPatches
+from .messages import one_line
 from .mixed_blocks import MixedBlock, mixed, unmix_block
 from .modes import random_states_kept
 from .wiring import wiring_of
@@ -87,7 +88,7 @@ def dry_run(model: nn.Module, shape: Sequence[int] | None = None, *, plain: bool
                 raise
             except Exception as error:  # whatever a foreign network raises at a size that is not its own
                 failures.append(error)
-    reason = " ".join(str(failures[0]).split())[:400]
+    reason = one_line(failures[0], 400)
     raise ValueError(
         f"{type(model).__name__} does not run on {shapes[0]} ({type(failures[0]).__name__}: {reason}); pass "
         f"example=(batch, ...), the shape of its input"

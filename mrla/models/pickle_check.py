@@ -13,6 +13,8 @@ from typing import Any, BinaryIO
 
 import torch
 
+from .messages import one_line
+
 _MOST_DEPTH = 200  # of values within values; checkpoints have some twenty
 _MOST_PARTS = 10**7  # of a tuple, with those that it holds several times counted as often: it may be hashed
 _MOST_STEPS = 10**7  # instructions of a file; a checkpoint of a thousand tensors has some fifty thousand
@@ -126,7 +128,7 @@ def _instructions(file: Any) -> Iterable[Any]:
     try:
         yield from pickletools.genops(file)
     except (ValueError, UnicodeDecodeError, OverflowError) as error:
-        raise DamagedPickle(" ".join(str(error).split())[:100]) from None
+        raise DamagedPickle(one_line(error, 100)) from None
 
 
 def _top(stack: list[_Value | None]) -> _Value:
@@ -230,7 +232,7 @@ def _check_zip(file: BinaryIO, size: int) -> None:
         with zipfile.ZipFile(file) as archive:
             entries = archive.infolist()
     except (zipfile.BadZipFile, NotImplementedError, ValueError, EOFError) as error:
-        raise DamagedPickle(" ".join(str(error).split())[:100]) from None
+        raise DamagedPickle(one_line(error, 100)) from None
     names = [entry.filename for entry in entries]
     if len(set(names)) < len(names):
         raise DamagedPickle("it holds a name twice")

@@ -12,6 +12,7 @@ from torchvision.models import list_models
 from mrla.models import attach, build, initialise_as_notebook, is_attached, is_saved, load, read_config
 from mrla.models.checkpoints import TORCHVISION
 from mrla.models.dry_run import input_sizes
+from mrla.models.messages import one_line
 from mrla.models.near_names import nearest
 from mrla.models.starting_weights import start_from
 from mrla.ops import METHODS
@@ -215,7 +216,7 @@ def _fetching(recipe: Recipe) -> Iterator[None]:
         yield
     except OSError as error:
         raise ValueError(
-            f"the weights of {recipe.model} cannot be fetched ({' '.join(str(error).split())[:200]}); try again with a "
+            f"the weights of {recipe.model} cannot be fetched ({one_line(error, 200)}); try again with a "
             f"connection, name a folder of mrla.save as model, or take pretrained=false"
         ) from error
 

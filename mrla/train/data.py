@@ -10,7 +10,9 @@ from typing import Any, Literal
 import torch
 from torch import Tensor
 
-from .images import class_names_in, labelled_files, one_line, read_indexed
+from mrla.models.messages import one_line
+
+from .images import class_names_in, labelled_files, read_indexed
 from .samples import IGNORE_LABEL as IGNORE_LABEL
 from .samples import Samples as Samples
 from .samples import TensorSamples as TensorSamples

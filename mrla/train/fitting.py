@@ -14,6 +14,7 @@ from torch.utils.data import DataLoader
 
 from mrla.models.atomic_write import room_for, write_json
 from mrla.models.checkpoints import describe
+from mrla.models.messages import one_line
 from mrla.models.modes import in_eval_mode
 from mrla.models.one_writer import alone_in
 
@@ -31,7 +32,6 @@ from .engine import (
 )
 from .freezing import FrozenAtFirst
 from .history import History
-from .images import one_line
 from .loaders import Batches, OwnLoaders, RecipeImages, first_batch
 from .packages import need
 from .progress_lines import duration

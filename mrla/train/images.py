@@ -10,6 +10,8 @@ from importlib.util import find_spec
 from pathlib import Path
 from typing import Any, BinaryIO, NamedTuple
 
+from mrla.models.messages import one_line
+
 EXTENSIONS = (".jpg", ".jpeg", ".png", ".ppm", ".bmp", ".pgm", ".tif", ".tiff", ".webp", ".avif")
 """The files of a class folder that are read, whatever the case of their letters."""
 
@@ -216,11 +218,6 @@ def files_in(folder: str | Path) -> list[str]:
     if left_out:
         warnings.warn(f"{folder}: not every file is read{_said(left_out)}", stacklevel=2)
     return [os.path.join(parent, name) for parent, name, _ in found]
-
-
-def one_line(error: Exception) -> str:
-    """An error's message in one line, or its kind where it has none."""
-    return " ".join(str(error).split()) or type(error).__name__
 
 
 class _UnknownRangeError(ValueError):
