@@ -68,7 +68,7 @@ def test_eval_measures_speed_when_asked_and_loads_with_the_workers_that_it_is_gi
     assert main([*words, "--speed"]) == 0
     assert re.search(r"images a second.*10 to 90 %", capsys.readouterr().out)
     assert [named["workers"] for named in opened] == [1]
-    refuse([*words[:-1], "-1"], "data.workers must be zero or more processes: got -1", capsys)
+    refuse([*words[:-1], "-1"], "data.workers must be zero to 1024 processes: got -1", capsys)
 
 
 def test_test_part_is_there_only_when_asked_for(trained, capsys):
@@ -379,7 +379,7 @@ REFUSED = {
     "zero batch": (["train", "--batch_size", "0"], r"batch_size must be positive: got 0"),
     "negative seed": (["train", "--seed", "-1"], r"seed must be zero or more: got -1"),
     "negative workers": (["train", "--data.workers", "-1"], r"workers must be"),
-    "no seeds": (["compare", "--seeds", "0"], r"seeds must be a positive number of seeds: got 0"),
+    "no seeds": (["compare", "--seeds", "0"], r"seeds must be from 1 to 1000: got 0"),
     "no jobs": (["compare", "--jobs", "0"], r"jobs must be a positive number"),
     "one arm": (["compare", "--arms", "plain"], r"arms must be at least two different ones"),
     "head width": (
@@ -422,8 +422,8 @@ REFUSED = {
     "bench unknown arm": (["bench", "--arms", "plain,lihgt"], r"got 'lihgt'; did you mean 'light'\?"),
     "bench unknown state": (["bench", "--arms", "light+fusd"], r"got 'fusd' in 'light\+fusd'; did you mean 'fused'\?"),
     "bench unknown model": (["bench", "--model", "resnt18"], r"got 'resnt18'; did you mean 'resnet18'\?"),
-    "bench no rounds": (["bench", "--rounds", "0"], r"rounds must be 1 or more: got 0"),
-    "bench no batch": (["bench", "--batch_size", "0"], r"batch_size must be 1 or more: got 0"),
+    "bench no rounds": (["bench", "--rounds", "0"], r"rounds must be from 1 to 1048576: got 0"),
+    "bench no batch": (["bench", "--batch_size", "0"], r"batch_size must be from 1 to 1048576: got 0"),
     "bench half a batch": (["bench", "--batch_size", "0.5"], r"batch_size must be int: got '0.5'"),
     "bench no such GPU": (["bench", "--device", "cuda:99"], r"device must be one that torch sees: got 'cuda:99'"),
     "bench unknown dtype": (["bench", "--dtype", "float23"], r"dtype must be one of .*did you mean 'float32'\?"),

@@ -15,6 +15,7 @@ from mrla.models.atomic_write import write_json
 from mrla.models.brief import Brief
 from mrla.models.near_names import nearest
 from mrla.models.one_writer import alone_in
+from mrla.train.data import MOST_PROCESSES
 from mrla.train.engine import thread_limit
 
 from .benchmark_arms import NO_NUMBA, check_network, read_arm
@@ -233,7 +234,9 @@ def _checked(**given: Any) -> Setting:
         dtype=_choice("dtype", given["dtype"], tuple(DTYPES)),
         memory_format=_choice("memory_format", given["memory_format"], get_args(MemoryFormat)),  # type: ignore[arg-type]
         device=_device(given["device"]),
-        threads=_number("threads", threads, least=1) if threads is not None else torch.get_num_threads(),
+        threads=_number("threads", threads, least=1, most=MOST_PROCESSES)
+        if threads is not None
+        else torch.get_num_threads(),
     )
 
 
@@ -246,13 +249,13 @@ def _words(name: str, given: Any) -> tuple[str, ...]:
     return words
 
 
-def _number(name: str, given: Any, *, least: int, optional: bool = False) -> Any:
+def _number(name: str, given: Any, *, least: int, most: int = 2**20, optional: bool = False) -> Any:
     if given is None and optional:
         return None
     if isinstance(given, bool) or not isinstance(given, int):
         raise TypeError(f"{name} must be a whole number: got {given!r}")
-    if given < least:
-        raise ValueError(f"{name} must be {least} or more: got {given}")
+    if not least <= given <= most:
+        raise ValueError(f"{name} must be from {least} to {most}: got {given}")
     return given
 
 

@@ -17,6 +17,7 @@ from mrla.models.near_names import nearest
 from mrla.models.one_writer import alone_in
 from mrla.train import get_recipe
 from mrla.train.arms import count_parameters
+from mrla.train.data import MOST_PROCESSES
 from mrla.train.engine import thread_limit
 from mrla.train.history import write_csv
 from mrla.train.packages import need
@@ -35,6 +36,7 @@ from .report.tables import percent
 from .statistics import compare_arms, summary
 
 RESULTS = "compare.json"
+_MOST_SEEDS = 1000
 NOTE = (
     "Every difference is taken between runs of the same seed: the same data order, and the same starting weights where "
     "the arms share them. The interval covers the choice of the seed, on one fixed validation part; other images would "
@@ -175,10 +177,10 @@ def _check(arms: Sequence[str], seeds: int, jobs: int | None) -> None:
             raise ValueError(f"arms must be of {', '.join(ARMS)}: got {arm!r}{nearest(arm, ARMS)}")
     if len(set(arms)) != len(arms) or len(arms) < 2:
         raise ValueError(f"arms must be at least two different ones: got {', '.join(arms) or 'none'}")
-    if seeds < 1:
-        raise ValueError(f"seeds must be a positive number of seeds: got {seeds}")
-    if jobs is not None and jobs < 1:
-        raise ValueError(f"jobs must be a positive number of runs at once: got {jobs}")
+    if not 1 <= seeds <= _MOST_SEEDS:
+        raise ValueError(f"seeds must be from 1 to {_MOST_SEEDS}: got {seeds}")
+    if jobs is not None and not 1 <= jobs <= MOST_PROCESSES:
+        raise ValueError(f"jobs must be from 1 to {MOST_PROCESSES} runs at once: got {jobs}")
 
 
 def _left_in(folder: Path, folders: Mapping[tuple[str, int], Path]) -> str:

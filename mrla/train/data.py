@@ -19,6 +19,8 @@ from .samples import TensorSamples as TensorSamples
 from .samples import loader as loader
 
 Split = Literal["train", "val", "test"]
+MOST_PROCESSES = 1024
+"""Of workers, devices, machines, threads or runs at once: a slip of the pen would start them all."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -254,8 +256,8 @@ def open_split(data: Data, split: Split, *, seed: int = 0, augment: bool | None 
 
 def check_workers(workers: int) -> None:
     """Raises ``ValueError`` unless ``workers`` is a number of processes."""
-    if workers < 0:
-        raise ValueError(f"data.workers must be zero or more processes: got {workers}")
+    if not 0 <= workers <= MOST_PROCESSES:
+        raise ValueError(f"data.workers must be zero to {MOST_PROCESSES} processes: got {workers}")
 
 
 # Mean and standard deviation of the training half, grey values from 0 to 1; a test measures them again.

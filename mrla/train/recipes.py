@@ -11,7 +11,7 @@ from typing import Any, Literal, get_args
 
 from mrla.models.near_names import nearest
 
-from .data import DATA_KINDS, IMAGENET_MEAN, IMAGENET_STD, Cifar10, Data, Digits, Folder
+from .data import DATA_KINDS, IMAGENET_MEAN, IMAGENET_STD, MOST_PROCESSES, Cifar10, Data, Digits, Folder
 from .detection_data import DETECTION_KINDS, Coco, DetectionData, Shapes, has_masks
 
 Arm = Literal["plain", "light", "base", "exact", "dw", "eca", "se"]
@@ -114,9 +114,12 @@ class Machine:
     threads: int | None = None
 
     def __post_init__(self):
-        _check("machine.devices", self.devices, self.devices == "auto" or int(self.devices) > 0, "positive or 'auto'")
-        _check("machine.nodes", self.nodes, self.nodes > 0, "positive")
-        _check("machine.threads", self.threads, self.threads is None or self.threads > 0, "positive")
+        few, rule = range(1, MOST_PROCESSES + 1), f"from 1 to {MOST_PROCESSES}"
+        _check(
+            "machine.devices", self.devices, self.devices == "auto" or int(self.devices) in few, f"{rule}, or 'auto'"
+        )
+        _check("machine.nodes", self.nodes, self.nodes in few, rule)
+        _check("machine.threads", self.threads, self.threads is None or self.threads in few, rule)
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -106,10 +106,13 @@ def test_a_wrong_optimizer_setting_is_named(wrong, rule):
 @pytest.mark.parametrize(
     ("wrong", "rule"),
     [
-        ({"devices": 0}, "machine.devices must be positive or 'auto': got 0"),
-        ({"devices": -1}, "machine.devices must be positive or 'auto': got -1"),
-        ({"nodes": 0}, "machine.nodes must be positive: got 0"),
-        ({"threads": 0}, "machine.threads must be positive: got 0"),
+        ({"devices": 0}, "machine.devices must be from 1 to 1024, or 'auto': got 0"),
+        ({"devices": -1}, "machine.devices must be from 1 to 1024, or 'auto': got -1"),
+        ({"devices": 10**400}, "machine.devices must be from 1 to 1024, or 'auto': got 1000"),
+        ({"nodes": 0}, "machine.nodes must be from 1 to 1024: got 0"),
+        ({"nodes": 2000}, "machine.nodes must be from 1 to 1024: got 2000"),
+        ({"threads": 0}, "machine.threads must be from 1 to 1024: got 0"),
+        ({"threads": 2000}, "machine.threads must be from 1 to 1024: got 2000"),
     ],
     ids=str,
 )
