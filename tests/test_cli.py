@@ -44,6 +44,7 @@ def test_train_prints_and_writes_what_it_says(trained, capsys):
     result = json.loads((trained / "result.json").read_text())
     assert f"{result['last']['val_accuracy']:.4f}" in printed
     assert f"mrla eval {trained}" in printed.replace("\n", "")
+    assert "was finished before: nothing was trained now" in " ".join(printed.split())
 
 
 @pytest.mark.parametrize("which", ["", "best", "checkpoints/last.ckpt", "checkpoints/best.ckpt"])

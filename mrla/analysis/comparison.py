@@ -52,10 +52,12 @@ class Comparison(Brief):
     Attributes:
         folder: Where it is.
         content: What ``compare.json`` holds; the README lists its keys.
+        was_finished: Whether it was finished before, so that nothing was trained now.
     """
 
     folder: Path
     content: dict[str, Any]
+    was_finished: bool = False
 
     def _brief(self) -> dict[str, object]:
         figure, table, verdicts = self.content["figure"], self.content["table"], self.verdicts
@@ -146,9 +148,9 @@ def compare(
     if progress and on_progress is None:
         on_progress = CountedLines("epochs of all runs").say
     folders = {(arm, seed): folder / "runs" / f"{arm}-seed{seed}" for arm, seed in plan}
-    finished_run(folder, {"compare": settings})
+    finished_run(folder, {"compare": settings}, source.contents)
     with stopped_in_order(lambda: _left_in(folder, folders)), alone_in(folder):
-        open_run(folder, {"compare": settings})
+        open_run(folder, {"compare": settings}, source.contents)
         clock = WorkTime(folder / "seconds.json")
 
         def told(done: int, total: int) -> None:
@@ -168,7 +170,7 @@ def compare(
         content["seconds"] = clock.seconds if earlier is None else earlier["seconds"]
         _write(folder, content)
         clock.end()
-    return Comparison(folder=folder, content=content)
+    return Comparison(folder=folder, content=content, was_finished=earlier is not None)
 
 
 def _check(arms: Sequence[str], seeds: int, jobs: int | None) -> None:

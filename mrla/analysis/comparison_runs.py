@@ -58,7 +58,7 @@ class RecipeRuns:
         self.settings = as_dict(self.recipe)
         self.notes: list[str] = []  # its loaders shuffle by the seed
         self._jobs = jobs or _default_jobs(recipe)
-        RecipeImages(self.recipe)
+        self.contents = RecipeImages(self.recipe).contents
 
     def network(self, arm: str, seed: int) -> nn.Module:
         """An arm at its start."""
@@ -76,7 +76,9 @@ class RecipeRuns:
     def make(self, folders: Folders, on_progress: OnProgress) -> None:
         """Makes every run that is not finished."""
         recipes = {folder: self._of(arm, seed) for (arm, seed), folder in folders.items()}
-        waiting = deque(folder for folder, recipe in recipes.items() if open_run(folder, as_dict(recipe)) is None)
+        waiting = deque(
+            folder for folder, recipe in recipes.items() if open_run(folder, as_dict(recipe), self.contents) is None
+        )
         total = self.recipe.epochs * len(folders)
         running: dict[Path, subprocess.Popen] = {}
         try:
@@ -153,6 +155,7 @@ class OwnRuns:
             "data": {"kind": "loaders"},
             "batch_size": getattr(train_loader, "batch_size", None),
         }
+        self.contents = None  # what a caller's loaders give is not known
         self.notes = [SAME_ORDER] if _keeps_its_order(train_loader) else []
         self._model, self._loaders = model, (train_loader, val_loader)
         self._named = {"architecture": architecture, "model_args": model_args}

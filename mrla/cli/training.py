@@ -47,6 +47,7 @@ _SCORES = {"accuracy": "top-1 accuracy", "accuracy_top5": "top-5 accuracy", "los
         "ap_large": "AP, large (-1: none)",
     }.items()
 }
+_FINISHED = "{}/ was finished before: nothing was trained now. Another --out trains anew"
 
 
 def train_command(words: Sequence[str]) -> int:
@@ -70,6 +71,8 @@ def train_command(words: Sequence[str]) -> int:
     headings = ["epoch", *(_RUN_COLUMNS[name] for name in shown)]
     for table in number_tables(title, headings, rows, width=console.width):
         console.print(table)
+    if run.was_finished:
+        console.print(_FINISHED.format(out))
     console.print(f"{run.result['seconds']:.1f} s. Weights, history and checkpoints are in {out}/")
     console.print(f"Look at it again: mrla eval {out}")
     return 0
@@ -96,6 +99,8 @@ def compare_command(words: Sequence[str]) -> int:
             on_progress=on_progress,
         )
     print_comparison(result.content, result.folder)
+    if result.was_finished:
+        console_of_width().print(_FINISHED.format(result.folder))
     return 0
 
 

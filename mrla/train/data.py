@@ -374,7 +374,7 @@ def _open_folder(data: Folder, split: Split, seed: int, augment: bool) -> Sample
             f"{data.auto_augment!r} ({one_line(error)})"
         ) from error
     paths = [path for path, _ in files]
-    return Samples(partial(read_indexed, paths), [label for _, label in files], transform, names, seed)
+    return Samples(partial(read_indexed, paths), [label for _, label in files], transform, names, seed, files=paths)
 
 
 def _class_folders(data: Folder, split: str) -> tuple[str, ...]:

@@ -5,6 +5,7 @@ import logging
 import os
 from collections.abc import Sequence
 from dataclasses import dataclass
+from hashlib import sha256
 from pathlib import Path
 from typing import Any, Literal, Protocol
 
@@ -270,6 +271,10 @@ class DetectionSamples(Dataset[tuple[Tensor, Target]]):
 
     def __len__(self) -> int:
         return len(self.source)
+
+    def fingerprint(self) -> str | None:
+        """A hash of all annotations, the files' names with them; None for images that are drawn."""
+        return sha256(self.source.pickled.data).hexdigest() if isinstance(self.source, AnnotatedImages) else None
 
     def __getitem__(self, key: SampleKey) -> tuple[Tensor, Target]:
         epoch, index = key

@@ -322,13 +322,20 @@ def _run(
             log_every_n_steps=10,
         )
         # After the trainer, which refuses what the machine cannot do, and before anything is written.
-        result = finished_run(out, settings)
+        contents = images.contents
+        result = finished_run(out, settings, contents)
         if result is None:
             if trainer.is_global_zero:  # of several processes that train one network the first writes
                 alone.enter_context(alone_in(out, (CHECKPOINTS, BEST)))
-            result = open_run(out, settings)  # it may have been finished meanwhile
+            result = open_run(out, settings, contents)  # it may have been finished meanwhile
         if result is not None:
-            return Run(folder=out, epochs=result["epochs"], result=result, is_main_process=trainer.is_global_zero)
+            return Run(
+                folder=out,
+                epochs=result["epochs"],
+                result=result,
+                is_main_process=trainer.is_global_zero,
+                was_finished=True,
+            )
         if last.is_file():
             read_checkpoint(last)
             read_checkpoint(checkpoints / "best.ckpt")

@@ -100,6 +100,7 @@ class OwnLoaders(L.LightningDataModule):
 
     def __init__(self, train_loader: DataLoader, val_loader: DataLoader, *, seed: int):
         super().__init__()
+        self.contents = None  # what a caller's loaders give is not known
         self.train, self.val, self.seed = _SeededEpochs(train_loader, self._epoch_seed), Batches(val_loader), seed
 
     def train_dataloader(self) -> Iterable[Any]:
@@ -134,6 +135,14 @@ class RecipeImages(L.LightningDataModule):
         self.parts: dict[str, Any] = {part: open_part(recipe.data, part, seed=recipe.seed) for part in ("train", "val")}
         EpochSampler(size=len(self.parts["train"]), batch_size=recipe.batch_size, drop_last=True)
         self.made: list[Batches] = []
+
+    @property
+    def contents(self) -> dict[str, Any] | None:
+        """How many images the parts have, and a hash of their names, labels and sizes; None if they never change."""
+        prints = {part: samples.fingerprint() for part, samples in self.parts.items()}
+        if None in prints.values():
+            return None
+        return {part: {"images": len(self.parts[part]), "sha256": found} for part, found in prints.items()}
 
     def train_dataloader(self) -> Batches:
         """Shuffled by (seed, epoch); a last, smaller batch is left out."""

@@ -30,6 +30,7 @@ class Run(Brief):
         epochs: One row for each epoch: learning rate, training and validation loss and accuracy.
         result: The last epoch's scores, the best epoch's and the seconds it took.
         is_main_process: False in all but one of the processes that trained it together.
+        was_finished: Whether it was finished before, so that nothing was trained now.
     """
 
     folder: Path
@@ -37,6 +38,7 @@ class Run(Brief):
     result: dict[str, Any]
 
     is_main_process: bool = True
+    was_finished: bool = False
 
     def _brief(self) -> dict[str, object]:
         last, best = self.result["last"], self.result["best"]
@@ -58,28 +60,33 @@ def load_any(folder: str | Path) -> nn.Module:
     return load(folder)
 
 
-def finished_run(folder: Path, settings: Mapping[str, Any]) -> dict[str, Any] | None:
+def finished_run(
+    folder: Path, settings: Mapping[str, Any], contents: Mapping[str, Any] | None = None
+) -> dict[str, Any] | None:
     """Finds out whether a run is finished; nothing is written.
 
     Args:
         folder: Its folder.
         settings: What decides the run.
+        contents: What the images are: their number and a hash, by part; None where that is not known.
 
     Returns:
         The result if the run is finished, else None.
 
     Raises:
-        ValueError: If the folder belongs to a run with other settings or holds another network.
+        ValueError: If the folder belongs to a run with other settings or images, or holds another network.
     """
     path = folder / CONFIG
     if path.is_file():
-        earlier = read_json(path).get("settings")
+        record = read_json(path)
+        earlier = record.get("settings")
         if differences := list(_differences(earlier, json.loads(json.dumps(settings)))):
             more = f" and {len(differences) - 3} more" if len(differences) > 3 else ""
             raise ValueError(
                 f"{folder} belongs to a run with other settings ({'; '.join(differences[:3])}{more}); "
                 f"choose another --out, or give the settings that it has"
             )
+        _check_contents(folder, record.get("images"), contents)
         result = folder / RESULT
         return read_json(result) if result.is_file() else None
     if folder.is_dir() and any(entry.name in (CHECKPOINTS, RESULT, "model.safetensors") for entry in folder.iterdir()):
@@ -87,23 +94,41 @@ def finished_run(folder: Path, settings: Mapping[str, Any]) -> dict[str, Any] | 
     return None
 
 
-def open_run(folder: Path, settings: Mapping[str, Any]) -> dict[str, Any] | None:
+def _check_contents(folder: Path, earlier: Any, contents: Mapping[str, Any] | None) -> None:
+    """Raises where the images are known to have changed; runs of older versions have not written them down."""
+    if contents is None or not isinstance(earlier, dict):
+        return
+    for part, found in contents.items():
+        if (before := earlier.get(part, found)) != found:
+            then, now = before.get("images"), found["images"]
+            what = f"{then} then, {now} now" if then != now else f"{now}, of which names, labels or sizes differ"
+            raise ValueError(
+                f"{folder} belongs to a run on other images (the {part} part has {what}); choose another --out, or put "
+                f"the images back"
+            )
+
+
+def open_run(
+    folder: Path, settings: Mapping[str, Any], contents: Mapping[str, Any] | None = None
+) -> dict[str, Any] | None:
     """Makes a run's folder, or finds out how far an earlier run in it has come.
 
     Args:
         folder: The folder.
         settings: What decides the run.
+        contents: What the images are, as for `finished_run`.
 
     Returns:
         The result if the run is finished, else None.
 
     Raises:
-        ValueError: If the folder belongs to a run with other settings, or is not writable.
+        ValueError: If the folder belongs to a run with other settings or images, or is not writable.
     """
-    result = finished_run(folder, settings)
+    result = finished_run(folder, settings, contents)
     if not (folder / CONFIG).is_file():
         make_folder(folder)
-        write_json(folder / CONFIG, {"settings": settings, "versions": versions()})
+        known = {} if contents is None else {"images": contents}
+        write_json(folder / CONFIG, {"settings": settings, **known, "versions": versions()})
     return result
 
 

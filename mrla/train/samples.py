@@ -1,8 +1,10 @@
 """Samples that are asked by key, and loaders over them."""
 
+import os
 from collections import Counter
 from collections.abc import Callable, Sequence
 from functools import partial
+from hashlib import sha256
 from typing import Any
 
 import torch
@@ -12,6 +14,7 @@ from torch.utils.data import DataLoader, Dataset, default_collate
 from .randomness import derive_seed, seeded
 from .sampling import PADDING, EpochSampler, SampleKey
 
+_MOST_SIZES = 100_000
 IGNORE_LABEL = -100
 """The label of a padding sample, which `torch.nn.functional.cross_entropy` ignores."""
 
@@ -25,6 +28,7 @@ class Samples(Dataset[tuple[Tensor, int]]):
         transform: Makes a tensor of an opened image.
         class_names: Names of the classes, in the order of the labels.
         seed: Decides the augmentations.
+        files: The file of each index, where there are some.
     """
 
     def __init__(
@@ -34,9 +38,23 @@ class Samples(Dataset[tuple[Tensor, int]]):
         transform: Callable[[Any], Tensor],
         class_names: Sequence[str],
         seed: int = 0,
+        files: Sequence[str] | None = None,
     ):
         self.images, self.labels, self.transform, self.seed = images, labels, transform, seed
-        self.class_names = tuple(class_names)
+        self.class_names, self.files = tuple(class_names), files
+
+    def fingerprint(self) -> str | None:
+        """A hash of the files' names, labels and sizes; None for images that are always the same.
+
+        Of more than 100,000 files the sizes are left out: to ask for each would take minutes on a file server.
+        """
+        if self.files is None:
+            return None
+        digest, sized = sha256(), len(self.files) <= _MOST_SIZES
+        for file, label in zip(self.files, self.labels, strict=True):
+            size = os.stat(file).st_size if sized else ""
+            digest.update(f"{file}\0{label}\0{size}\n".encode(errors="surrogateescape"))
+        return digest.hexdigest()
 
     def by_turns(self) -> "Samples":
         """The same samples with the classes in turn, so that the first ones are of as many classes as there are."""
