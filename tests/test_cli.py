@@ -381,6 +381,11 @@ REFUSED = {
     "negative seed": (["train", "--seed", "-1"], r"seed must be zero or more: got -1"),
     "negative workers": (["train", "--data.workers", "-1"], r"workers must be"),
     "no seeds": (["compare", "--seeds", "0"], r"seeds must be from 1 to 1000: got 0"),
+    "no out": (["compare", "--out", ""], r"out must name a file or folder: got ''; leave it out"),
+    "overwrite a run": (
+        ["train", "--overwrite"],
+        r"mrla train has no flag --overwrite: runs are never replaced; another",
+    ),
     "no jobs": (["compare", "--jobs", "0"], r"jobs must be from 1 to 1024 runs at once: got 0"),
     "one arm": (["compare", "--arms", "plain"], r"arms must be at least two different ones"),
     "head width": (

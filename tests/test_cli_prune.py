@@ -77,6 +77,13 @@ def test_a_checkpoint_file_keeps_names_and_normalisation(run):
     }
 
 
+def test_a_pruned_network_elsewhere_knows_its_images(run, tmp_path, capsys):
+    out = tmp_path / "smaller"
+    assert main(["prune", str(run), "--keep", "2", "--max_images", "60", "--out", str(out), *ANY, *QUIET]) == 0
+    assert main(["eval", str(out), "--machine.threads", "1"]) == 0
+    assert "val part, 449 images" in " ".join(capsys.readouterr().out.split())
+
+
 def test_torchvisions_networks_and_other_images(tmp_path, capsys):
     model = mrla.attach(torchvision.models.squeezenet1_1(num_classes=2), "base", init="released")
     facts = {"class_names": ["cat", "dog"], "mean": (0.5,) * 3, "std": (0.25,) * 3, "input_size": (3, 32, 32)}

@@ -113,9 +113,12 @@ def draw_curves(
                 if f"{part}_{quantity}" in needed
             }
             _draw_panel(axes, values, epochs, looks)
-            _apply((loss_scale if quantity == "loss" else score_scale)(list(values.values())), axes)
-        panels[0].set_ylabel("loss" + (" (log scale)" if panels[0].get_yscale() == "log" else ""))
-        panels[1].set_ylabel(f"{SCORES[score]} (%)")
+            tables = list(values.values())
+            axis = (loss_scale if quantity == "loss" else score_scale)(tables)
+            _apply(axis, axes)
+            named = "loss" if quantity == "loss" else f"{SCORES[score]} (%)"
+            log = " (log scale)" if axes.get_yscale() == "log" else ""
+            axes.set_ylabel(f"{named}{log}{not_shown(axis, tables)}")
         seeds = sorted({len(runs) for runs in histories.values()})
         _add_legend(figure, looks, seeds, title=title, single_epoch=any(len(at) == 1 for at in epochs.values()))
         return [
@@ -180,6 +183,25 @@ def loss_scale(tables: Sequence[np.ndarray]) -> Scale | None:
         return Scale(low / 1.15, high * 3, log=True)
     span = max(high - low, 0.01)
     return Scale(low - 0.08 * span, high + 0.5 * span, log=False)
+
+
+def not_shown(axis: Scale | None, tables: Sequence[np.ndarray]) -> str:
+    """Which values lie beyond an axis, as the end of its label; nothing where none do.
+
+    Args:
+        axis: As `loss_scale` or `score_scale` gives it.
+        tables: The values that it was made for.
+
+    Example:
+        >>> not_shown(Scale(0.1, 1.5, log=False), [np.array([[2.0, 1.0, 0.5]])])
+        '; above 1.5 not shown'
+    """
+    if axis is None:
+        return ""
+    values = np.concatenate([table.ravel() for table in tables])
+    above = [f"above {axis.high:.3g}"] if (values > axis.high).any() else []
+    below = [f"below {axis.low:.3g}"] if (values < axis.low).any() else []
+    return f"; {' and '.join([*below, *above])} not shown" if above or below else ""
 
 
 def save_figure(figure: "Figure", path: Path, **options: Any) -> Path:

@@ -52,10 +52,10 @@ def drawable(texts: Sequence[str], instead: Sequence[str]) -> tuple[str, list[st
     lost = [(text, other) for text, other in zip(texts, shown, strict=True) if text != other]
     if lost:
         text, other = lost[0]
-        more = f" and {len(lost) - 1} more" if len(lost) > 1 else ""
+        others = f" and {len(lost) - 1} other names" if len(lost) > 2 else " and another name" if len(lost) == 2 else ""
+        how = f"they are drawn as {other!r} and so on" if others else f"it is drawn as {other!r}"
         warnings.warn(
-            f"no installed font has the letters of {text!r}, which is drawn as {other!r}{more}: install one, such as "
-            f"Noto Sans CJK",
+            f"no installed font has the letters of {text!r}{others}: {how}; install one, such as Noto Sans CJK",
             stacklevel=2,
         )
     return font, shown

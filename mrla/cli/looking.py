@@ -9,7 +9,7 @@ from mrla.train.recipes import Machine
 
 from .parsing import add_progress_flag, add_study_flags, command_parser, listed, parse, study_options
 from .printing import console_of_width, progress_bar
-from .tables import number_tables
+from .tables import counted, number_tables
 
 
 def predict_command(words: Sequence[str]) -> int:
@@ -38,7 +38,7 @@ def predict_command(words: Sequence[str]) -> int:
             on_progress=on_progress,
         )
     read = [entry for entry in found if "error" not in entry]
-    table = Table(title=f"{options['checkpoint']}: {len(read)} images")
+    table = Table(title=f"{options['checkpoint']}: {counted(len(read), 'image')}")
     table.add_column("image")
     table.add_column("found" if "labels" in read[0] else "most likely")
     for entry in read:

@@ -125,12 +125,15 @@ def parse(parser: ArgumentParser, words: Sequence[str]) -> dict[str, Any]:
     """Options by name; what cannot be parsed is a ValueError of one line, with the flag or value that was meant."""
     _config_of(words)  # what must not be read is refused before the parser reads it
     try:
-        return parser.parse_args(_with_values(parser, words)).as_dict()
+        options = parser.parse_args(_with_values(parser, words)).as_dict()
     except ArgumentError as error:
         message = one_line(error)
         if unknown := re.search(r"unrecognized arguments: (--[^\s=]+)", message, flags=re.IGNORECASE):
             flags = [flag for action in parser._actions for flag in action.option_strings if flag.startswith("--")]
-            raise ValueError(f"{parser.prog} has no flag {unknown[1]}{nearest(unknown[1], flags)}") from error
+            hint = nearest(unknown[1], flags)
+            if unknown[1] == "--overwrite":  # other commands have it
+                hint = ": runs are never replaced; another --out trains anew"
+            raise ValueError(f"{parser.prog} has no flag {unknown[1]}{hint}") from error
         if wrong := re.search(r'Parser key "([\w.]+)": Expected a (.+)\. Got value: (.*)$', message):
             key, rule, given = wrong.groups()
             names = re.findall(r"'([^']*)'", rule) if "Literal" in rule else []
@@ -139,6 +142,9 @@ def parse(parser: ArgumentParser, words: Sequence[str]) -> dict[str, Any]:
         raise ValueError(message) from error
     except (OverflowError, RecursionError) as error:  # a number of 400 digits, a list of 1,000 brackets
         raise ValueError(f"{parser.prog}: a value is too large or too deep ({one_line(error)})") from error
+    if options.get("out") == "":  # which would be the current folder
+        raise ValueError("out must name a file or folder: got ''; leave it out for the one that the command chooses")
+    return options
 
 
 def _with_values(parser: ArgumentParser, words: Sequence[str]) -> list[str]:

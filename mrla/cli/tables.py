@@ -72,3 +72,13 @@ def _wrapped(heading: str, cells: int) -> str:
     longest = max([cells, 1, *(cell_len(word) for word in heading.split())])
     lines = heading.split("\n")
     return "\n".join(part for line in lines for part in textwrap.wrap(line, longest, break_long_words=False) or [""])
+
+
+def counted(number: int, what: str) -> str:
+    """A number of something.
+
+    Example:
+        >>> counted(1, "image"), counted(2, "image")
+        ('1 image', '2 images')
+    """
+    return f"{number} {what}{'' if number == 1 else 's'}"

@@ -21,7 +21,7 @@ from .parsing import (
     shown_data,
 )
 from .printing import console_of_width, print_comparison, progress_bar
-from .tables import number_tables
+from .tables import counted, number_tables
 
 _RUN_COLUMNS = {
     "train_loss": "train loss",
@@ -120,9 +120,8 @@ def eval_command(words: Sequence[str]) -> int:
         speed=options["speed"],
         machine=Machine(**options["machine"]),
     )
-    table = Table(
-        title=f"{options['checkpoint']}: {report['split']} part, {report['images']} images", show_header=False
-    )
+    shown = f"{report['split']} part, {counted(report['images'], 'image')}"
+    table = Table(title=f"{options['checkpoint']}: {shown}", show_header=False)
     for name, value in {
         **{words: f"{report[name]:.4f}" for name, words in _SCORES.items() if name in report},
         "parameters (trainable)": f"{report['parameters']['trainable']:,}",

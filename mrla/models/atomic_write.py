@@ -377,7 +377,7 @@ def read_json(path: Path) -> dict[str, Any]:
         ValueError: If the file is not there or damaged.
     """
     try:
-        content = json.loads(path.read_text())
+        content = json.loads(path.read_text(encoding="utf-8"))
     except (OSError, ValueError, RecursionError) as error:
         raise ValueError(f"{path} is missing or damaged ({error}); {_ANOTHER}") from error
     if not isinstance(content, dict):
@@ -388,7 +388,11 @@ def read_json(path: Path) -> dict[str, Any]:
 def write_json(path: Path, content: Any) -> None:
     """Writes JSON, whole or not at all."""
     with written_whole(path) as beside:
-        beside.write_text(json.dumps(content, indent=2, allow_nan=False) + "\n")
+        text = json.dumps(content, indent=2, allow_nan=False, ensure_ascii=False) + "\n"
+        try:
+            beside.write_text(text, encoding="utf-8")
+        except UnicodeEncodeError:  # a file's name that is no text
+            beside.write_text(json.dumps(content, indent=2, allow_nan=False) + "\n", encoding="utf-8")
 
 
 def _umask() -> int:

@@ -6,10 +6,11 @@ def one_line(error: BaseException, length: int | None = None) -> str:
 
     Args:
         error: The error.
-        length: After how many characters it is cut off; None for never.
+        length: How many characters it has at most; None for any number.
 
     Example:
         >>> one_line(ValueError("two\n  lines")), one_line(KeyError())
         ('two lines', 'KeyError')
     """
-    return (" ".join(str(error).split()) or type(error).__name__)[:length]
+    text = " ".join(str(error).split()) or type(error).__name__
+    return text if length is None or len(text) <= length else f"{text[: length - 4].rsplit(' ', 1)[0]} ..."

@@ -51,7 +51,7 @@ class Cifar10:
 
     Attributes:
         kind: ``cifar10``.
-        root: Folder that holds ``cifar-10-python.tar.gz`` or the folder unpacked from it, or that file itself.
+        root: Folder that holds ``cifar-10-python.tar.gz`` or the folder unpacked from it, or one of the two itself.
         download: Whether to fetch the archive into `root` if it is not there.
         workers: Processes that load images.
     """
@@ -71,7 +71,7 @@ class Cifar100:
 
     Attributes:
         kind: ``cifar100``.
-        root: Folder that holds ``cifar-100-python.tar.gz`` or the folder unpacked from it, or that file itself.
+        root: Folder that holds ``cifar-100-python.tar.gz`` or the folder unpacked from it, or one of the two itself.
         download: Whether to fetch the archive into `root` if it is not there.
         workers: Processes that load images.
     """
@@ -311,6 +311,8 @@ def _cifar(data: Cifar10 | Cifar100, *, train: bool) -> Any:
 
     dataset = datasets.CIFAR10 if data.kind == "cifar10" else datasets.CIFAR100
     root = Path(data.root)
+    if root.name == dataset.base_folder and (root / dataset.meta["filename"]).is_file():
+        root = root.parent  # the unpacked folder itself
     is_archive = root.is_file()
     archive, unpacked = root if is_archive else root / dataset.filename, root / dataset.base_folder
     if data.download and not is_archive:

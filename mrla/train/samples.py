@@ -1,6 +1,7 @@
 """Samples that are asked by key, and loaders over them."""
 
 import os
+import warnings
 from collections import Counter
 from collections.abc import Callable, Sequence
 from functools import partial
@@ -136,15 +137,18 @@ def loader(
         rank=rank,
         world_size=world_size,
     )
-    return DataLoader(
-        samples,
-        batch_size=sampler.local_batch_size,
-        sampler=sampler,
-        num_workers=workers,
-        collate_fn=collate or _collate,
-        persistent_workers=workers > 0,
-        pin_memory=pin_memory,
-    )
+    with warnings.catch_warnings():
+        # Of more workers than cores, which a recipe for larger machines may ask for: they do no harm.
+        warnings.filterwarnings("ignore", message="This DataLoader will create")
+        return DataLoader(
+            samples,
+            batch_size=sampler.local_batch_size,
+            sampler=sampler,
+            num_workers=workers,
+            collate_fn=collate or _collate,
+            persistent_workers=workers > 0,
+            pin_memory=pin_memory,
+        )
 
 
 def _collate(batch: Any) -> Any:

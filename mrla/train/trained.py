@@ -15,6 +15,9 @@ from .recipe_tasks import build_network, class_names_of
 from .recipes import Recipe, from_dict
 from .runs import CONFIG, load_any
 
+PRUNED = "prune.json"
+"""What `mrla prune` writes beside a network; its ``settings`` are those of the run that trained it."""
+
 
 def load_trained(checkpoint: str | Path) -> tuple[nn.Module, Recipe | None, tuple[str, ...] | None]:
     """The network of a checkpoint; no code in it is run.
@@ -101,8 +104,9 @@ def network_weights(checkpoint: Mapping[str, Any]) -> dict[str, Tensor]:
 
 
 def _recipe_of(folder: Path) -> Recipe | None:
-    for run in (folder, folder.parent):  # the best weights lie in a folder of the run's
-        if (run / CONFIG).is_file():
-            settings = read_json(run / CONFIG).get("settings", {})
-            return from_dict(settings) if "recipe" in settings else None
+    # The best weights lie in a folder of the run's; a pruned network may lie anywhere.
+    for record in (folder / CONFIG, folder / PRUNED, folder.parent / CONFIG):
+        if record.is_file():
+            settings = read_json(record).get("settings")
+            return from_dict(settings) if isinstance(settings, dict) and "recipe" in settings else None
     return None

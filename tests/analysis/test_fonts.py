@@ -66,7 +66,7 @@ def test_the_first_font_that_has_all_letters(installed):
 
 def test_what_no_font_has_is_said_once_and_drawn_as_a_number(none_installed):
     with pytest.warns(
-        UserWarning, match=r"no installed font .* '猫', which is drawn as 'class 1' and 1 more: "
+        UserWarning, match=r"no installed font .* '猫' and another name: they are drawn as 'class 1' and so on; "
     ) as told:
         font, shown = drawable(["cat", "猫", "犬"], ["class 0", "class 1", "class 2"])
     assert len(told) == 1
@@ -112,5 +112,5 @@ def test_predict_says_in_one_line_what_it_cannot_draw(none_installed, in_an_empt
     classifier(["猫", "犬"])
     assert main([*WORDS, "drawn"]) == 0
     error = capsys.readouterr().err
-    assert error.startswith("mrla: warning: no installed font has the letters of '猫', which is drawn as 'class 0'")
+    assert error.startswith("mrla: warning: no installed font has the letters of '猫' and another name: they are drawn")
     assert error.count("\n") == 1

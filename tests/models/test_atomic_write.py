@@ -14,7 +14,16 @@ from torch import nn
 
 import mrla
 from mrla.models import atomic_write
-from mrla.models.atomic_write import NotWrittenError, room_for, scratch_folder, sweep, written_folder, written_whole
+from mrla.models.atomic_write import (
+    NotWrittenError,
+    read_json,
+    room_for,
+    scratch_folder,
+    sweep,
+    write_json,
+    written_folder,
+    written_whole,
+)
 
 KILLED = """
 import os, signal, sys
@@ -179,3 +188,10 @@ def test_without_locks_nothing_is_swept(tmp_path, monkeypatch):
     with written_whole(tmp_path / "last.ckpt") as beside:
         beside.write_text("whole")
     assert len(names(tmp_path)) == 2
+
+
+@pytest.mark.parametrize("name", ["猫.png", "\udcff.png"])
+def test_names_are_written_as_they_are_where_that_is_text(name, tmp_path):
+    write_json(tmp_path / "names.json", {"file": name})
+    assert read_json(tmp_path / "names.json") == {"file": name}
+    assert ("猫" in (tmp_path / "names.json").read_text(encoding="utf-8")) == (name == "猫.png")

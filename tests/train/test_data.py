@@ -162,6 +162,11 @@ def test_digits_give_the_same_one_by_one_as_in_batches():
         assert label == alone_label
 
 
+def test_more_workers_than_cores_are_no_warning(recwarn):
+    loader(open_split(Digits(), "train"), batch_size=8, workers=1000)
+    assert not recwarn.list
+
+
 def test_digits_with_workers_equal_those_without():
     samples = pickle.loads(pickle.dumps(open_split(Digits(), "train")))
     options = {"batch_size": 256, "shuffle": True, "drop_last": True}
@@ -289,6 +294,8 @@ def test_cifar_reads_archive_and_folder_alike_and_leaves_root_as_it_was(cifar, t
     assert (alone / dataset.filename).read_bytes() == before
     assert not list(for_the_while.iterdir())
     named = replace(data, root=str(alone / dataset.filename), download=True)  # the file itself: nothing to fetch
+    itself = replace(data, root=str(root / dataset.base_folder))  # the unpacked folder likewise
+    assert open_split(itself, "val").labels == open_split(data, "val").labels
     one, other = (all_batches(open_split(where, "val"), batch_size=PER_FILE) for where in (named, data))
     assert_same(one, other)
     assert image_facts(named) == image_facts(archived) == image_facts(data)
@@ -615,7 +622,7 @@ def test_an_image_that_does_not_decode_is_named_in_one_line(folder, content, suf
 @pytest.mark.parametrize(
     ("kind", "options", "message"),
     [
-        *((kind, {"workers": -1}, "data.workers must be zero or more") for kind in DATA_KINDS),
+        *((kind, {"workers": -1}, "data.workers must be zero to 1024 processes: got -1") for kind in DATA_KINDS),
         ("folder", {"size": 0}, "data.size must be a positive number of pixels: got 0"),
         ("folder", {"size": -32}, "data.size must be a positive number of pixels: got -32"),
         ("folder", {"crop_pct": 0.0}, "data.crop_pct must be in"),

@@ -84,7 +84,7 @@ def draw_looked_at(
             chances = network(image)[0].float().softmax(-1)
             label = int(chances.argmax())
             said.append((label, f"{100 * float(chances[label]):.0f} %"))
-    with_mixers, without = (f"{_named(label, class_names)} {chance}" for label, chance in said)
+    with_mixers, without = (f"{_named(label, class_names)} ({chance})" for label, chance in said)
     label = said[0][0]
     maps = {
         name: maps_at(place, network, image, label)[0].cpu()
@@ -93,7 +93,7 @@ def draw_looked_at(
     # Asked of all classes, so that it is said once what cannot be drawn.
     _, names = drawable(class_names or (), [f"class {one}" for one in range(len(class_names or ()))])
     words = {
-        name: f"{_named(one, names)} {chance}"
+        name: f"{_named(one, names)} ({chance})"
         for name, (one, chance) in zip(("with mixers", "without"), said, strict=True)
     }
     # Dollars would begin a formula in matplotlib.

@@ -13,15 +13,14 @@ from mrla.train.data import Data, Split, image_facts
 from mrla.train.engine import thread_limit
 from mrla.train.packages import need
 from mrla.train.recipe_tasks import saved_facts
-from mrla.train.recipes import Machine
+from mrla.train.recipes import Machine, as_dict
 from mrla.train.runs import versions
+from mrla.train.trained import PRUNED
 
 from ..measure import timing_device
 from ..study import Study, open_study
 from .margins import MARGIN
 from .pruning import Pruning, prune
-
-RECORD = "prune.json"
 
 
 class _NothingTakenOffError(Exception):
@@ -91,7 +90,7 @@ def prune_checkpoint(
     assert images is not None  # they are needed
     try:
         # before the work: the folder may be refused
-        with written_folder(folder, record=RECORD, overwrite=overwrite, inputs=study.read) as beside:
+        with written_folder(folder, record=PRUNED, overwrite=overwrite, inputs=study.read) as beside:
             model.to(timing_device(machine.accelerator))
             with thread_limit(machine.threads):
                 pruned = prune(
@@ -102,6 +101,7 @@ def prune_checkpoint(
             save(model, beside, **_facts(checkpoint, study))
             content = {
                 "checkpoint": str(checkpoint),
+                "settings": None if study.recipe is None else as_dict(study.recipe),
                 "images": {"max_images": max_images, "source": images.source},
                 "keep": keep if keep is None or isinstance(keep, int) else list(keep),
                 **asdict(pruned),
@@ -109,7 +109,7 @@ def prune_checkpoint(
                 "command": command,
                 "seconds": time.monotonic() - start,
             }
-            write_json(beside / RECORD, content)
+            write_json(beside / PRUNED, content)
     except _NothingTakenOffError:
         return None, pruned
     return folder, pruned
