@@ -7,7 +7,7 @@ from dataclasses import replace
 import numpy as np
 import pytest
 from PIL import Image
-from train.tiny_runs import OPTIM, tiny
+from tiny_runs import OPTIM, tiny
 
 from mrla.analysis import compare
 from mrla.train import Folder
