@@ -5,7 +5,7 @@
 Every flag that a command's `--help` lists is given each of twelve values, in a fork of a process that has imported all.
 Counted are: `refused` (exit code 2 and one line), `taken` (exit code 0; which flags and values those are stands in the
 JSON, to be looked at: a text is a fine `--out`), and what must not be: `traceback`, `other` (another exit code, or more
-lines) and `hang` (a minute). Exits with 1 if there is one of the last three.
+lines) and `hang` (three minutes). Exits with 1 if there is one of the last three.
 """
 
 import argparse
@@ -28,7 +28,7 @@ import torch
 from PIL import Image
 from result_file import write_result
 
-MINUTE = 60
+LONGEST = 180
 VALUES = ("", "x", "-1", "0.5", "nan", "1e400", "9" * 401, "[", "{}", "null", "../x", "[/x]\udcff")
 TINY = (
     *("--epochs", "1", "--model_args.channels", "[4,4,4,4]", "--model_args.layers", "[1,2,1,1]"),
@@ -81,7 +81,7 @@ def run(words: list[str], folder: Path) -> tuple[str, str]:
 
             code = _code(main, words)
         os._exit(code)
-    deadline = time.monotonic() + MINUTE
+    deadline = time.monotonic() + LONGEST
     while os.waitid(os.P_PID, process, os.WEXITED | os.WNOHANG | os.WNOWAIT) is None:
         if time.monotonic() > deadline:
             os.killpg(process, signal.SIGKILL)
