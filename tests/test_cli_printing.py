@@ -50,7 +50,7 @@ def test_images_and_classes_may_be_called_anything(tmp_path, capsys):
     Image.fromarray(np.zeros((32, 32, 3), "uint8")).save("[red]z.png")
     assert main(["predict", "[b]net", "[red]z.png", "--out", "[i]drawn", *QUIET]) == 0
     printed = capsys.readouterr().out
-    for text in ("[b]net: 1 images", "[red]z.png", "[ ", "[red]z ", "Drawn in [i]drawn/"):
+    for text in ("[b]net: 1 image", "[red]z.png", "[ ", "[red]z ", "Drawn in [i]drawn/"):
         assert text in printed
     assert json.loads(Path("[i]drawn/predictions.json").read_text())["images"][0]["file"] == "[red]z.png"
     assert main(["export", "[b]net", "--format", "torch_export", "--out", "[u]net.pt2"]) == 0

@@ -357,7 +357,7 @@ def test_a_folder_is_written_whole_or_not_at_all(tmp_path, monkeypatch):
 @pytest.mark.parametrize(
     ("kind", "options", "message"),
     [
-        *((kind, {"workers": -1}, "data.workers must be zero or more") for kind in DETECTION_KINDS),
+        *((kind, {"workers": -1}, "data.workers must be zero to 1024 processes: got -1") for kind in DETECTION_KINDS),
         ("voc", {"year": "2013"}, "data.year must be one of 2007, .*: got '2013'"),
         ("shapes", {"images": 0}, "data.images must be a positive number: got 0"),
         ("shapes", {"val_images": -2}, "data.val_images must be a positive number: got -2"),
