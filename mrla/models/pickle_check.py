@@ -260,7 +260,6 @@ def _stored(mapped: mmap.mmap, entry: zipfile.ZipInfo) -> memoryview:
     if len(lengths) < 4:
         raise DamagedPickle(f"{entry.filename} lies outside of it")
     start = entry.header_offset + 30 + sum(struct.unpack("<HH", lengths))
-    found = memoryview(mapped)[start : start + entry.file_size]
-    if len(found) < entry.file_size:
+    if start + entry.file_size > len(mapped):  # before there is a view, which would keep the map open
         raise DamagedPickle(f"{entry.filename} lies outside of it")
-    return found
+    return memoryview(mapped)[start : start + entry.file_size]

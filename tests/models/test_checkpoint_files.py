@@ -285,3 +285,15 @@ def test_archives_of_other_things_are_refused_in_one_line(tmp_path):
     writer.write_record("data.pkl", b"x", 1)
     writer.write_end_of_file()
     refused(tmp_path / "net.pt", r"is damaged or not a checkpoint of torch \(.*TorchScript")
+
+
+def test_an_entry_that_lies_outside_of_its_file(tmp_path):
+    path = saved(tmp_path / "net.pth", {"weight": torch.randn(3, 3)})
+    content = bytearray(path.read_bytes())
+    with zipfile.ZipFile(path) as archive:
+        last = max(archive.infolist(), key=lambda entry: entry.header_offset)
+    content[last.header_offset + 29] = 255  # the upper half of the length of what stands before it
+    path.write_bytes(bytes(content))
+    with pytest.raises(ValueError, match=r"net.pth is damaged .*lies outside of it") as error:
+        read_state_dict(path)
+    assert "\n" not in str(error.value)
