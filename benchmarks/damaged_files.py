@@ -65,7 +65,7 @@ def _loaded(folder: Path) -> Any:
 
 
 def _state(path: Path) -> Any:
-    from mrla.models.checkpoint_files import read_state_dict
+    from mrla.models.checkpoints.tensor_files import read_state_dict
 
     return read_state_dict(path)
 
@@ -91,15 +91,15 @@ def _paddle(folder: Path) -> Path:
 
 
 def _annotations(folder: Path) -> Path:
-    from mrla.train.detection_data import Shapes, write_coco
+    from mrla.data.detection_sources import Shapes, write_coco
 
     write_coco(Shapes(images=2, val_images=2, image_size=32), folder / "coco")
     return folder / "coco" / "annotations" / "instances_val2017.json"
 
 
 def _targets(path: Path) -> Any:
-    from mrla.train.detection_data import Coco, open_detection_split
-    from mrla.train.sampling import SampleKey
+    from mrla.data.detection_sources import Coco, open_detection_split
+    from mrla.data.sampling import SampleKey
 
     samples = open_detection_split(Coco(root=str(path.parent.parent), workers=0), "val", augment=False)
     return {str(index): samples[SampleKey(index, 0)][0] for index in range(len(samples))}
@@ -114,7 +114,7 @@ def _photo(folder: Path, kind: str) -> Path:
 
 
 def _pixels(path: Path) -> Any:
-    from mrla.train.images import read_image
+    from mrla.data.images import read_image
 
     return {"pixels": torch.from_numpy(np.array(read_image(path)))}
 

@@ -23,7 +23,7 @@ from result_file import write_result
 from torch import Tensor, nn
 
 import mrla
-from mrla.analysis.benchmark_record import commit
+from mrla.analysis.benchmarking.record import commit
 from mrla.deploy.engine_form import engine_form
 from mrla.deploy.exported_files import Run, run_in_onnxruntime, run_in_openvino
 from mrla.deploy.fusing import largest_difference

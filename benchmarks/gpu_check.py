@@ -42,8 +42,8 @@ from torch import Tensor, nn  # noqa: E402
 from torch._dynamo.utils import counters  # noqa: E402
 
 import mrla  # noqa: E402
-from mrla.analysis.benchmark_record import commit, hardware, versions  # noqa: E402
-from mrla.models.atomic_write import write_json  # noqa: E402
+from mrla.analysis.benchmarking.record import commit, hardware, versions  # noqa: E402
+from mrla.files.atomic_write import write_json  # noqa: E402
 
 RESULTS = Path(__file__).parent / "results"
 METHODS: dict[str, dict[str, Any]] = {

@@ -217,7 +217,7 @@ def main() -> int:
     options = parser.parse_args()
     started = datetime.now(UTC)
     torch.set_num_threads(1)  # a fork has none of the others
-    import mrla.analysis.comparison
+    import mrla.analysis.comparison.comparing
     import mrla.train.fitting  # noqa: F401
 
     counts, lost = {}, []

@@ -7,8 +7,8 @@ from typing import Any
 
 import torch
 
-from mrla.analysis.benchmark_record import hardware, versions
-from mrla.models.atomic_write import write_json
+from mrla.analysis.benchmarking.record import hardware, versions
+from mrla.files.atomic_write import write_json
 
 RESULTS = Path(__file__).parent / "results"
 

@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any
 
 import mrla
-from mrla.models.atomic_write import write_json
+from mrla.files.atomic_write import write_json
 
 RESULTS = Path(__file__).parent / "results"
 EAGER = ("plain", "light", "base", "light+reference", "base+reference")

@@ -26,12 +26,12 @@ import lightning as L
 import numpy as np
 from torch.nn.functional import cross_entropy
 
-from mrla.models.atomic_write import write_json
+from mrla.data.randomness import derive_seed
+from mrla.data.sources import loader
+from mrla.files.atomic_write import write_json
 from mrla.train import Recipe, fitting, get_recipe
-from mrla.train.data import loader
 from mrla.train.history import History
 from mrla.train.loaders import open_part
-from mrla.train.randomness import derive_seed
 from mrla.train.recipe_tasks import build_network
 from mrla.train.recipes import as_dict
 from mrla.train.schedule import make_optimizer, make_schedule

@@ -75,10 +75,10 @@ def sweep_but(kept: Iterable[Any], rows: Iterable[Any]) -> list[Any]:
 def one_process() -> Iterator[None]:
     """A comparison's runs are made here, one after the other: a process for each takes longer to start than to train.
 
-    `tests/analysis/test_comparison.py` has real processes.
+    `tests/analysis/comparison/test_comparing.py` has real processes.
     """
-    from mrla.analysis import comparison_runs
-    from mrla.models.atomic_write import write_json
+    from mrla.analysis.comparison import runs as comparison_runs
+    from mrla.files.atomic_write import write_json
     from mrla.train.fitting import train
     from mrla.train.recipes import Recipe, as_dict, from_dict
 

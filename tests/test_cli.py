@@ -60,7 +60,7 @@ def test_eval_takes_folders_and_checkpoints_and_finds_the_recorded_scores(traine
 
 
 def test_eval_measures_speed_when_asked_and_loads_with_the_workers_that_it_is_given(trained, capsys, monkeypatch):
-    from mrla.analysis import study
+    from mrla.analysis.evaluation import study
 
     opened = []
     of_part = study.loader
@@ -171,7 +171,7 @@ def test_bench_reads_the_configuration_that_it_prints(capsys):
 
 
 def test_bench_says_in_one_line_that_numba_is_missing(capsys, monkeypatch):
-    from mrla.analysis import benchmark_arms
+    from mrla.analysis.benchmarking import arms as benchmark_arms
 
     monkeypatch.setattr(benchmark_arms, "find_spec", lambda name: None)
     assert main([*BENCH, "--arms", "plain,base", "--quantities", "inference"]) == 0
@@ -183,7 +183,7 @@ def test_bench_that_is_interrupted_writes_nothing(capsys, monkeypatch):
     def interrupted(*args, **kwargs):
         raise KeyboardInterrupt
 
-    monkeypatch.setattr("mrla.analysis.benchmarking.measure_point", interrupted)
+    monkeypatch.setattr("mrla.analysis.benchmarking.measuring.measure_point", interrupted)
     assert main(BENCH) == 130
     assert capsys.readouterr().err == "mrla: interrupted; nothing is written\n"
     assert not list(Path().iterdir())

@@ -60,7 +60,7 @@ def test_train_says_how_to_go_on(number, code, words, monkeypatch, capsys):
 
 @pytest.mark.parametrize(("number", "code", "words"), CODES)
 def test_a_command_that_writes_at_its_end_has_written_nothing(number, code, words, monkeypatch, capsys):
-    monkeypatch.setattr("mrla.analysis.benchmarking.measure_point", lambda *_: os.kill(os.getpid(), number))
+    monkeypatch.setattr("mrla.analysis.benchmarking.measuring.measure_point", lambda *_: os.kill(os.getpid(), number))
     assert main(BENCH) == code
     assert capsys.readouterr() == ("", f"mrla: {words}; nothing is written\n")
     assert not list(Path().iterdir())
@@ -125,6 +125,6 @@ def worker(arm: str) -> int:
             here = (entry / "cwd").resolve() == Path.cwd().resolve()
         except OSError:  # gone meanwhile
             continue
-        if "mrla.analysis.worker" in command and f"two/runs/{arm}-seed0" in command and here:
+        if "mrla.analysis.comparison.worker" in command and f"two/runs/{arm}-seed0" in command and here:
             return int(entry.name)
     return 0

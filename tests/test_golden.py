@@ -14,9 +14,9 @@ from timm.models.resnet import BasicBlock, Bottleneck
 from torch import Tensor, nn
 
 import mrla
-from mrla.models.checkpoint_files import read_state_dict
+from mrla.models.checkpoints.released import REFERENCES, translate
+from mrla.models.checkpoints.tensor_files import read_state_dict
 from mrla.models.mixed_blocks import mix_block
-from mrla.models.references import REFERENCES, translate
 from mrla.models.wiring import Wiring
 from mrla.ops import (
     ChainPlace,

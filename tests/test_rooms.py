@@ -8,24 +8,23 @@ from pathlib import Path
 import pytest
 
 PACKAGE = Path(__file__).parents[1] / "mrla"
-ORDER = ["ops", "models", "dense", "deploy", "train", "analysis", "cli"]
+ORDER = ["files", "messages", "ops", "models", "data", "dense", "deploy", "train", "analysis", "cli"]
+INSIDE = {
+    "models": ["", "zoo", "checkpoints"],
+    "analysis": ["", "report", "benchmarking", "comparison", "evaluation", "explanation"],
+}
+"""The order within a room: its own files, then its folders."""
 SIDE_BY_SIDE = {"dense", "deploy"}
 EVERYWHERE = {"torch", "numpy", "timm", "jaxtyping", "mrla"}
 OUTSIDE = {
+    "files": set(),
+    "messages": set(),
     "ops": {"numba", "llvmlite"},  # the second is the first's own code generator; both in _kernels alone, see below
     "models": {"safetensors", "huggingface_hub", "torchvision"},
     "dense": {"torchvision"},
     "deploy": {"torchvision", "onnx", "onnxscript", "onnxruntime", "openvino"},
-    "train": {
-        "lightning",
-        "torchmetrics",
-        "torchvision",
-        "PIL",
-        "pillow_heif",
-        "sklearn",
-        "safetensors",
-        "pycocotools",
-    },
+    "data": {"torchvision", "PIL", "pillow_heif", "sklearn", "pycocotools"},
+    "train": {"lightning", "torchmetrics", "torchvision", "safetensors"},
     "analysis": {"scipy", "matplotlib", "jinja2", "bokeh", "captum", "lightning", "torchvision", "PIL"},
     "cli": {"jsonargparse", "rich", "yaml"},
     "": set(),
@@ -64,6 +63,25 @@ def test_a_room_imports_only_those_to_its_left(path):
             assert not {room, other} == SIDE_BY_SIDE, f"{path}: dense and deploy do not import each other"
 
 
+def folder_of(module: str, room: str) -> str:
+    """The folder of a room that a module or name in it is of; none for the room's own files."""
+    _, _, *rest = module.split(".")
+    return rest[0] if rest and rest[0] in INSIDE[room] else ""
+
+
+@pytest.mark.parametrize("path", [path for path in FILES if room_of(path) in INSIDE], ids=str)
+def test_a_folder_imports_only_those_to_its_left(path):
+    room = room_of(path)
+    own = folder_of(".".join(["mrla", *path.relative_to(PACKAGE).with_suffix("").parts]), room)
+    if path == PACKAGE / room / "__init__.py":
+        return  # the room's door
+    for name in imports(path):
+        if name.startswith(f"mrla.{room}."):
+            other = folder_of(name, room)
+            order = INSIDE[room]
+            assert order.index(other) <= order.index(own), f"{path}: {own or room} must not import {other}"
+
+
 @pytest.mark.parametrize("path", FILES, ids=lambda path: str(path.relative_to(PACKAGE)))
 def test_a_room_takes_only_the_outside_packages_it_is_allowed(path):
     allowed = EVERYWHERE | OUTSIDE[room_of(path)] | set(sys.stdlib_module_names)
@@ -84,13 +102,8 @@ def test_no_room_is_called_utils():
 def test_no_file_carries_a_timm_module_name():
     import timm.models
 
-    theirs = set(timm.models._registry._module_to_models) - {
-        "named_resnets",
-        "named_deits",
-        "named_efficientnets",
-        "named_pvts",
-    }
-    assert not {path.stem for path in (PACKAGE / "models").glob("*.py")} & theirs
+    theirs = set(timm.models._registry._module_to_models) - {"resnets", "deits", "efficientnets", "pvts"}
+    assert not {path.stem for path in (PACKAGE / "models").rglob("*.py")} & theirs
 
 
 def test_no_public_function_has_the_name_of_a_room_or_file():
@@ -115,7 +128,9 @@ def test_no_public_function_has_the_name_of_a_room_or_file():
 
 
 def test_every_room_has_its_page():
-    rooms = [path for path in PACKAGE.iterdir() if path.is_dir() and path.name != "__pycache__"]
+    rooms = [PACKAGE / room for room in ORDER]
+    rooms += [PACKAGE / room / folder for room, folders in INSIDE.items() for folder in folders]
+    assert {path for path in PACKAGE.iterdir() if path.is_dir() and path.name != "__pycache__"} <= set(rooms)
     assert all((room / "README.md").is_file() for room in rooms)
 
 

@@ -4,10 +4,10 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from .benchmarking import Benchmark as Benchmark
-    from .benchmarking import benchmark as benchmark
-    from .comparison import Comparison as Comparison
-    from .comparison import compare as compare
+    from .benchmarking.measuring import Benchmark as Benchmark
+    from .benchmarking.measuring import benchmark as benchmark
+    from .comparison.comparing import Comparison as Comparison
+    from .comparison.comparing import compare as compare
     from .explanation.explaining import Explanation as Explanation
     from .explanation.explaining import explain as explain
     from .explanation.looked_at import Picture as Picture
@@ -15,10 +15,10 @@ if TYPE_CHECKING:
     from .explanation.pruning import prune as prune
 
 _LATER = {
-    "Benchmark": "benchmarking",
-    "benchmark": "benchmarking",
-    "Comparison": "comparison",
-    "compare": "comparison",
+    "Benchmark": "benchmarking.measuring",
+    "benchmark": "benchmarking.measuring",
+    "Comparison": "comparison.comparing",
+    "compare": "comparison.comparing",
     "Explanation": "explanation.explaining",
     "explain": "explanation.explaining",
     "Picture": "explanation.looked_at",

@@ -61,7 +61,7 @@ def count_network(name: str) -> dict[str, Any]:
 
 def write_counts() -> None:
     """Counts every named network anew and writes `COUNTS`: to be called where one was added or changed."""
-    from mrla.models.atomic_write import write_json
+    from mrla.files.atomic_write import write_json
 
     write_json(COUNTS, {name: count_network(name) for name in sorted(NAMED) if not name.startswith("test_")})
 

@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
 
-from mrla.models.atomic_write import written_whole
+from mrla.files.atomic_write import written_whole
 
 from .fonts import matplotlib_fonts
 

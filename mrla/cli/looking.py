@@ -25,7 +25,7 @@ def predict_command(words: Sequence[str]) -> int:
     parser.add_class_arguments(Machine, "machine")
     add_progress_flag(parser)
     options = parse(parser, words)
-    from mrla.analysis.prediction import predict
+    from mrla.analysis.evaluation.prediction import predict
 
     with progress_bar(options["progress"], "images") as on_progress:
         found = predict(

@@ -8,8 +8,8 @@ from importlib.metadata import version
 
 from jsonargparse import ArgumentError
 
-from mrla.models.atomic_write import NotWrittenError
-from mrla.models.near_names import nearest
+from mrla.files.atomic_write import NotWrittenError
+from mrla.messages.suggestions import nearest
 from mrla.train.recipes import RECIPES
 from mrla.train.stopping import Terminated, stopped_in_order, tell
 

@@ -10,8 +10,8 @@ from typing import Any
 
 from jsonargparse import ArgumentError, ArgumentParser
 
-from mrla.models.messages import one_line
-from mrla.models.near_names import nearest
+from mrla.messages.one_line import one_line
+from mrla.messages.suggestions import nearest
 from mrla.train.recipes import ALL_DATA_KINDS, RECIPES, DetectorOptions, Machine, Recipe, as_dict, from_dict, get_recipe
 
 DEFAULT_RECIPE = "digits_resnet18"

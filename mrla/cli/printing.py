@@ -51,7 +51,7 @@ def print_benchmark(content: Mapping[str, Any], folder: Path) -> None:
         content: The content of ``bench.json``.
         folder: Where it is.
     """
-    from mrla.analysis.benchmark_tables import table, title
+    from mrla.analysis.benchmarking.tables import table, title
 
     headings, lines = table(content)
     console = console_of_width()

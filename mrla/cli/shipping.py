@@ -7,8 +7,8 @@ from typing import Any
 
 from rich.table import Table
 
-from mrla.models.messages import one_line
-from mrla.models.near_names import nearest
+from mrla.messages.one_line import one_line
+from mrla.messages.suggestions import nearest
 
 from .parsing import add_study_flags, command_parser, listed, parse, study_options
 from .printing import console_of_width, print_pruning, progress_bar
@@ -34,7 +34,7 @@ def export_command(words: Sequence[str]) -> int:
     if options["format"] not in FORMS:
         near = nearest(options["format"], FORMS)
         raise ValueError(f"--format must be one of {', '.join(FORMS)}: got {options['format']!r}{near}")
-    from mrla.analysis.exported_checkpoints import export_checkpoint
+    from mrla.analysis.evaluation.exported_checkpoints import export_checkpoint
     from mrla.deploy import ExportMismatch
 
     checkpoint = Path(options["checkpoint"])

@@ -112,7 +112,7 @@ def eval_command(words: Sequence[str]) -> int:
     parser.add_argument("--speed", type=bool, default=False, help="Whether images a second are measured: 33 passes")
     parser.add_class_arguments(Machine, "machine")
     options = parse(parser, words)
-    from mrla.analysis.evaluation import evaluate_checkpoint
+    from mrla.analysis.evaluation.scoring import evaluate_checkpoint
 
     report = evaluate_checkpoint(
         options["checkpoint"],

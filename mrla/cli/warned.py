@@ -7,7 +7,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-from mrla.models.messages import one_line
+from mrla.messages.one_line import one_line
 
 _PACKAGE = str(Path(__file__).parents[1])
 

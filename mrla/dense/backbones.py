@@ -13,7 +13,7 @@ from torch.nn.modules.batchnorm import _BatchNorm
 from torchvision.ops import FeaturePyramidNetwork
 
 import mrla.models as _named  # noqa: F401  the networks of ours are in timm's registry from here on
-from mrla.models.near_names import nearest
+from mrla.messages.suggestions import nearest
 
 STAGE_STRIDE = 4
 """The stride of the first stage; what comes before it is the stem."""

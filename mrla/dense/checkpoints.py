@@ -10,7 +10,8 @@ import torch
 from torch import Tensor, nn
 
 from mrla.models import attach_recipe, read_config
-from mrla.models.checkpoints import (
+from mrla.models.checkpoints.network_structure import new_ties, structure_difference
+from mrla.models.checkpoints.store import (
     DENSE,
     WEIGHTS,
     build_from,
@@ -21,7 +22,6 @@ from mrla.models.checkpoints import (
     read_saved,
     write,
 )
-from mrla.models.network_structure import new_ties, structure_difference
 
 from .detectors import detector
 from .segmenters import segmenter

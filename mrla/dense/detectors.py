@@ -16,7 +16,7 @@ from torchvision.ops import FeaturePyramidNetwork, MultiScaleRoIAlign
 from torchvision.ops.feature_pyramid_network import LastLevelMaxPool, LastLevelP6P7
 from torchvision.ops.poolers import LevelMapper
 
-from mrla.models.near_names import nearest
+from mrla.messages.suggestions import nearest
 
 from .backbones import FeatureBackbone, checked_classes, device_of, network, normalisation, noted, strides, widths
 

@@ -5,7 +5,7 @@ from torchvision.models.segmentation import FCN, DeepLabV3
 from torchvision.models.segmentation.deeplabv3 import DeepLabHead
 from torchvision.models.segmentation.fcn import FCNHead
 
-from mrla.models.near_names import nearest
+from mrla.messages.suggestions import nearest
 
 from .backbones import FeatureBackbone, checked_classes, device_of, network, noted, strides, widths
 

@@ -8,7 +8,7 @@ from pathlib import Path
 import torch
 from torch import Tensor, nn
 
-from mrla.models.messages import one_line
+from mrla.messages.one_line import one_line
 
 from .export_facts import Facts
 from .exported_files import Exported, open_exported

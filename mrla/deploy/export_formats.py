@@ -16,7 +16,7 @@ import torch
 from torch import nn
 from torch.export import Dim, ExportedProgram
 
-from mrla.models.messages import one_line
+from mrla.messages.one_line import one_line
 
 from .export_facts import DYNAMIC, KEY, Facts
 

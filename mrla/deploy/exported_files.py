@@ -9,8 +9,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from mrla.messages.one_line import one_line
 from mrla.models import is_saved
-from mrla.models.messages import one_line
 
 from .export_facts import KEY, Facts, facts_from_json
 from .export_formats import FACTS_FILE, FORMS, check_packages

@@ -8,10 +8,10 @@ import torch
 from torch import nn
 from torch.export import ExportedProgram
 
-from mrla.models.atomic_write import scratch_folder
-from mrla.models.brief import Brief
+from mrla.files.atomic_write import scratch_folder
+from mrla.messages.brief import Brief
+from mrla.messages.one_line import one_line
 from mrla.models.dry_run import dry_run
-from mrla.models.messages import one_line
 
 from .engine_form import engine_form
 from .export_check import (

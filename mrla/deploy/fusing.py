@@ -13,8 +13,8 @@ from torch import Tensor, nn
 from torch.overrides import TorchFunctionMode
 from torchvision.ops import FrozenBatchNorm2d
 
+from mrla.messages.one_line import one_line
 from mrla.models.dry_run import Call, DryRun, dry_run
-from mrla.models.messages import one_line
 from mrla.ops import LayerMixer
 
 # Exact classes: one that inherits may do anything with its weight (timm's StdConv2d standardises it first).

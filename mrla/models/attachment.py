@@ -8,13 +8,13 @@ from typing import Any, TypeVar
 import torch
 from torch import nn
 
+from mrla.messages.suggestions import nearest
 from mrla.ops import METHODS, ChainPlace, LayerMixer
 
 from .chain_search import Chain, ContainerChoice, chains_in
 from .dry_run import dry_run
 from .grids import GridFromArgument, GridFromPatches
 from .mixed_blocks import MIXER, MixedBlock, mix_block, unmix_block
-from .near_names import nearest
 from .wiring import Wiring
 
 ModelT = TypeVar("ModelT", bound=nn.Module)

@@ -13,8 +13,9 @@ import torch
 from torch import Tensor, nn
 from torch._subclasses.fake_tensor import FakeTensorMode
 
+from mrla.messages.one_line import one_line
+
 from .grids import GridFromPatches
-from .messages import one_line
 from .mixed_blocks import MixedBlock, mixed, unmix_block
 from .modes import random_states_kept
 from .wiring import wiring_of

@@ -8,11 +8,11 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor, nn
 
+from mrla.messages.suggestions import nearest
 from mrla.ops import ChainPlace, Heard, LayerMixer, Terms, retrieval
 
 from .attachment import ModelT, close_up
 from .mixed_blocks import MIXER, MixedBlock
-from .near_names import nearest
 from .wiring import attach_recipe, wiring_of
 
 

@@ -9,17 +9,17 @@ import timm
 from torch import nn
 from torchvision.models import list_models
 
+from mrla.data.detection_sources import DetectionFacts
+from mrla.data.randomness import derive_seed, seeded
+from mrla.data.sources import Data, ImageFacts, completed
+from mrla.messages.one_line import one_line
+from mrla.messages.suggestions import nearest
 from mrla.models import attach, build, initialise_as_notebook, is_attached, is_saved, load, read_config
-from mrla.models.checkpoints import TORCHVISION
+from mrla.models.checkpoints.starting_weights import start_from
+from mrla.models.checkpoints.store import TORCHVISION
 from mrla.models.dry_run import input_sizes
-from mrla.models.messages import one_line
-from mrla.models.near_names import nearest
-from mrla.models.starting_weights import start_from
 from mrla.ops import METHODS
 
-from .data import Data, ImageFacts, completed
-from .detection_data import DetectionFacts
-from .randomness import derive_seed, seeded
 from .recipes import MixerOptions, Recipe
 
 

@@ -11,10 +11,10 @@ import torch
 from torch import Tensor, nn
 from torchmetrics import MeanMetric
 
+from mrla.data.sampling import PADDING
 from mrla.dense import save
 
 from .recipes import Optim
-from .sampling import PADDING
 from .task import Task
 
 MASK_THRESHOLD = 0.5

@@ -15,7 +15,7 @@ from lightning.pytorch.callbacks import Callback, ModelCheckpoint
 from lightning.pytorch.loggers import TensorBoardLogger
 from lightning.pytorch.plugins.io import TorchCheckpointIO
 
-from mrla.models.atomic_write import written_whole
+from mrla.files.atomic_write import written_whole
 
 from .recipes import Machine
 from .stopping import StopOnce

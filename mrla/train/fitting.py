@@ -12,11 +12,11 @@ from lightning.pytorch.callbacks import Callback, EMAWeightAveraging, ProgressBa
 from torch import Tensor, nn
 from torch.utils.data import DataLoader
 
-from mrla.models.atomic_write import room_for, write_json
-from mrla.models.checkpoints import describe
-from mrla.models.messages import one_line
+from mrla.files.atomic_write import room_for, write_json
+from mrla.files.one_writer import alone_in
+from mrla.messages.one_line import one_line
+from mrla.models.checkpoints.store import describe
 from mrla.models.modes import in_eval_mode
-from mrla.models.one_writer import alone_in
 
 from .arms import settled
 from .engine import (

@@ -9,7 +9,7 @@ from typing import Any
 import lightning as L
 from lightning.pytorch.callbacks import Callback
 
-from mrla.models.atomic_write import written_whole
+from mrla.files.atomic_write import written_whole
 
 from .task import LOG_EVERY, Task
 

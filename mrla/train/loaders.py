@@ -8,11 +8,12 @@ import lightning as L
 import torch
 from torch.utils.data import DataLoader
 
-from .data import Data, Split, loader, open_split
-from .detection_data import DetectionData, collate_detection, open_detection_split
-from .randomness import derive_seed, seed_generators
+from mrla.data.detection_sources import DetectionData, collate_detection, open_detection_split
+from mrla.data.randomness import derive_seed, seed_generators
+from mrla.data.sampling import EpochSampler
+from mrla.data.sources import Data, Split, loader, open_split
+
 from .recipes import Recipe
-from .sampling import EpochSampler
 
 
 class Batches:

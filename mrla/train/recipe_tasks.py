@@ -4,9 +4,10 @@ from typing import Any
 
 from torch import nn
 
+from mrla.data.detection_sources import DetectionData, detection_facts
+from mrla.data.sources import Data, Digits, ImageFacts, image_facts
+
 from .arms import added_by, build_arm, build_detector
-from .data import Data, Digits, ImageFacts, image_facts
-from .detection_data import DetectionData, detection_facts
 from .recipes import Recipe
 from .task import Classification, Task
 

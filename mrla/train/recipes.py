@@ -9,10 +9,9 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from typing import Any, Literal, get_args
 
-from mrla.models.near_names import nearest
-
-from .data import DATA_KINDS, IMAGENET_MEAN, IMAGENET_STD, MOST_PROCESSES, Cifar10, Data, Digits, Folder
-from .detection_data import DETECTION_KINDS, Coco, DetectionData, Shapes, has_masks
+from mrla.data.detection_sources import DETECTION_KINDS, Coco, DetectionData, Shapes, has_masks
+from mrla.data.sources import DATA_KINDS, IMAGENET_MEAN, IMAGENET_STD, MOST_PROCESSES, Cifar10, Data, Digits, Folder
+from mrla.messages.suggestions import nearest
 
 Arm = Literal["plain", "light", "base", "exact", "dw", "eca", "se"]
 ARMS: tuple[str, ...] = get_args(Arm)

@@ -12,10 +12,10 @@ from typing import Any
 import torch
 from torch import nn
 
+from mrla.files.atomic_write import make_folder, read_json, write_json
+from mrla.messages.brief import Brief
 from mrla.models import load, read_config
-from mrla.models.atomic_write import make_folder, read_json, write_json
-from mrla.models.brief import Brief
-from mrla.models.checkpoints import is_dense
+from mrla.models.checkpoints.store import is_dense
 
 CONFIG, RESULT, CHECKPOINTS, BEST = "run.json", "result.json", "checkpoints", "best"
 

@@ -11,10 +11,10 @@ from torch import Tensor, nn
 from torch.nn.functional import cross_entropy
 from torchmetrics import Metric
 
+from mrla.data.randomness import derive_seed, seed_generators
+from mrla.data.sources import IGNORE_LABEL
 from mrla.models import save
 
-from .data import IGNORE_LABEL
-from .randomness import derive_seed, seed_generators
 from .recipes import Optim
 from .schedule import make_optimizer, make_schedule
 

@@ -6,10 +6,10 @@ from typing import Any
 
 from torch import Tensor, nn
 
+from mrla.files.atomic_write import read_json
 from mrla.models import is_saved, read_config
-from mrla.models.atomic_write import read_json
-from mrla.models.checkpoint_files import check_tensors, check_values, read_torch
-from mrla.models.checkpoints import build_from, checked_config, differences
+from mrla.models.checkpoints.store import build_from, checked_config, differences
+from mrla.models.checkpoints.tensor_files import check_tensors, check_values, read_torch
 
 from .recipe_tasks import build_network, class_names_of
 from .recipes import Recipe, from_dict

@@ -5,7 +5,7 @@ import time
 from contextlib import suppress
 from pathlib import Path
 
-from mrla.models.atomic_write import write_json
+from mrla.files.atomic_write import write_json
 
 KEPT_EVERY = 10.0
 """Seconds between two writings, so that a process that is killed loses no more."""

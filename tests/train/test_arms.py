@@ -6,11 +6,11 @@ import pytest
 import torch
 from conftest import randomise_norms
 
+from mrla.data.sources import ImageFacts, image_facts
 from mrla.models import is_attached
 from mrla.ops import METHODS
 from mrla.train import Digits, MixerOptions, get_recipe
 from mrla.train.arms import build_arm, count_parameters
-from mrla.train.data import ImageFacts, image_facts
 
 FACTS = image_facts(Digits())
 TINY = replace(get_recipe("digits_resnet18"), model_args={"channels": [8, 8, 16, 16]})

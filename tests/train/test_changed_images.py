@@ -10,8 +10,8 @@ from PIL import Image
 from tiny_runs import OPTIM, tiny
 
 from mrla.analysis import compare
+from mrla.data.detection_sources import Shapes, open_detection_split, write_coco
 from mrla.train import Folder
-from mrla.train.detection_data import Shapes, open_detection_split, write_coco
 from mrla.train.fitting import train
 from mrla.train.loaders import RecipeImages
 from mrla.train.runs import finished_run, open_run

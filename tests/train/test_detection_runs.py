@@ -22,19 +22,19 @@ from torch import Tensor
 
 import mrla
 from mrla.cli import main
+from mrla.data.detection_sources import DetectionSamples, Shapes, collate_detection, open_detection_split, write_coco
+from mrla.data.samples import loader
+from mrla.data.sampling import PADDING, SampleKey
 from mrla.dense import detector, load, save, segmenter
 from mrla.models import read_config
-from mrla.models.checkpoints import is_dense
+from mrla.models.checkpoints.store import is_dense
 from mrla.train import Optim
-from mrla.train.detection_data import DetectionSamples, Shapes, collate_detection, open_detection_split, write_coco
 from mrla.train.detection_task import PRECISIONS, AveragePrecision
 from mrla.train.fitting import evaluate_detector, train
 from mrla.train.history import History
 from mrla.train.loaders import Batches
 from mrla.train.recipe_tasks import build_network
 from mrla.train.recipes import DetectorOptions, get_recipe
-from mrla.train.samples import loader
-from mrla.train.sampling import PADDING, SampleKey
 from mrla.train.task import DivergedError
 
 
@@ -292,7 +292,7 @@ def test_images_that_do_not_fit_the_task(changes, rule):
 
 
 def test_masks_need_images_that_have_them():
-    from mrla.train.detection_data import Coco
+    from mrla.data.detection_sources import Coco
 
     with pytest.raises(ValueError, match="objects have masks, for mask_rcnn"):
         tiny_detection(data=Coco(masks=False))

@@ -19,11 +19,11 @@ from torch import Tensor, nn
 from torch.utils.data import DataLoader, TensorDataset
 
 import mrla
+from mrla.data.sources import ImageFacts, completed, image_facts
 from mrla.models import is_attached
 from mrla.models.parameter_groups import new_parameters
 from mrla.train import Digits, Folder, Optim, fitting, get_recipe
 from mrla.train.arms import build_arm, settled
-from mrla.train.data import ImageFacts, completed, image_facts
 from mrla.train.fitting import train
 from mrla.train.freezing import FrozenAtFirst
 from mrla.train.task import Classification

@@ -20,11 +20,11 @@ from torch.nn.functional import cross_entropy
 from torch.utils.data import DataLoader, Dataset, TensorDataset
 
 import mrla
+from mrla.data.images import UndecodableImageError
+from mrla.data.sources import loader, open_split
 from mrla.train import Digits, Folder, Machine, MixerOptions, Optim, engine, fitting
-from mrla.train.data import loader, open_split
 from mrla.train.fitting import train
 from mrla.train.history import History, write_csv
-from mrla.train.images import UndecodableImageError
 from mrla.train.task import Classification, DivergedError, Scores
 
 ADAMW = Optim(name="adamw", lr=0.01, decay_vectors=False, clip_grad_norm=0.5, schedule="multistep", milestones=(2,))
@@ -622,8 +622,8 @@ def test_evaluate_needs_an_image():
 
 
 def test_a_frozen_norm_stays_frozen_through_evaluate():
+    from mrla.data.sources import image_facts
     from mrla.train.arms import build_arm
-    from mrla.train.data import image_facts
 
     model = build_arm(tiny(), image_facts(Digits())).train()
     model.bn1.eval()

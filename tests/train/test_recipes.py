@@ -4,7 +4,7 @@ from dataclasses import replace
 
 import pytest
 
-from mrla.models.near_names import nearest
+from mrla.messages.suggestions import nearest
 from mrla.train import ARMS, RECIPES, Cifar10, Digits, Folder, Machine, MixerOptions, Optim, get_recipe
 from mrla.train.recipes import as_dict, from_dict
 

@@ -12,12 +12,12 @@ import torch
 from safetensors.torch import load_file
 from tiny_runs import CPU, SMALL, result, rows, tiny, tiny_detection
 
+from mrla.data.detection_sources import Shapes, collate_detection, open_detection_split
+from mrla.data.samples import loader
 from mrla.dense import load
 from mrla.train import Machine, MixerOptions, Optim
-from mrla.train.detection_data import Shapes, collate_detection, open_detection_split
 from mrla.train.fitting import evaluate_detector, train
 from mrla.train.recipes import as_dict
-from mrla.train.samples import loader
 
 # Without BatchNorm, whose statistics are of one process's images; SyncBatchNorm does not run on a CPU.
 RECIPE = tiny(

@@ -9,8 +9,8 @@ from typing import Any
 import torch
 from safetensors.torch import load_file
 
+from mrla.data.detection_sources import Shapes
 from mrla.train import Machine, Optim, Recipe, get_recipe
-from mrla.train.detection_data import Shapes
 from mrla.train.recipes import DetectorOptions
 
 OPTIM = Optim(lr=0.1, weight_decay=5e-4, warmup_epochs=1)

@@ -4,16 +4,16 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
-from mrla.train.data import Data, Split
-from mrla.train.detection_data import DetectionData
+from mrla.data.detection_sources import DetectionData
+from mrla.data.images import read_image
+from mrla.data.sources import Data, Split
 from mrla.train.engine import thread_limit
-from mrla.train.images import read_image
 from mrla.train.packages import need
 from mrla.train.recipes import Machine
 
-from ..image_files import checked_files, classifier_input, preparation
+from ..evaluation.image_files import checked_files, classifier_input, preparation
+from ..evaluation.study import Study, open_study
 from ..measure import timing_device
-from ..study import Study, open_study
 from .explaining import Explanation, Origin, explain
 from .looked_at import Picture
 from .margins import MARGIN

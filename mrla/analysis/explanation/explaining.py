@@ -11,14 +11,14 @@ from typing import Any
 import torch
 from torch import nn
 
+from mrla.data.samples import turns
 from mrla.dense import DETECTORS
+from mrla.files.atomic_write import write_json, written_folder
+from mrla.messages.brief import Brief
 from mrla.models import attach_recipe, recording
-from mrla.models.atomic_write import write_json, written_folder
-from mrla.models.brief import Brief
 from mrla.models.modes import in_eval_mode
 from mrla.train.packages import need
 from mrla.train.runs import versions
-from mrla.train.samples import turns
 
 from ..report.page import write_report
 from .activation_maps import Place, plain_twin

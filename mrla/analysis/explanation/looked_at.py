@@ -7,8 +7,8 @@ from pathlib import Path
 import torch
 from torch import Tensor, nn
 
+from mrla.messages.brief import Brief
 from mrla.models import Chain, attach_recipe, find_chains
-from mrla.models.brief import Brief
 from mrla.models.modes import in_eval_mode
 
 from ..fonts import drawable

@@ -6,10 +6,10 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
+from mrla.data.sources import Data, Split, image_facts
+from mrla.files.atomic_write import write_json, written_folder
 from mrla.models import save
-from mrla.models.atomic_write import write_json, written_folder
-from mrla.models.hub_transfer import hub_name
-from mrla.train.data import Data, Split, image_facts
+from mrla.models.checkpoints.hub_transfer import hub_name
 from mrla.train.engine import thread_limit
 from mrla.train.packages import need
 from mrla.train.recipe_tasks import saved_facts
@@ -17,8 +17,8 @@ from mrla.train.recipes import Machine, as_dict
 from mrla.train.runs import versions
 from mrla.train.trained import PRUNED
 
+from ..evaluation.study import Study, open_study
 from ..measure import timing_device
-from ..study import Study, open_study
 from .margins import MARGIN
 from .pruning import Pruning, prune
 

@@ -9,8 +9,8 @@ from typing import Any
 
 from torch import nn
 
+from mrla.messages.brief import Brief
 from mrla.models import detach, mixed_chains, remove_mixers
-from mrla.models.brief import Brief
 from mrla.train.arms import count_parameters
 from mrla.train.packages import need
 

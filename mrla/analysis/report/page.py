@@ -7,7 +7,7 @@ from hashlib import sha256
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
-from mrla.models.atomic_write import written_whole
+from mrla.files.atomic_write import written_whole
 
 from ..curves import SCORES, arm_looks, draw_curves
 from .command import repeat_comparison

@@ -1,0 +1,289 @@
+"""How a benchmark's arm is read from its name, and how its network is built."""
+
+import copy
+import re
+from collections.abc import Sequence
+from dataclasses import dataclass
+from importlib.util import find_spec
+from pathlib import Path
+from typing import Any
+
+import timm
+import torch
+from timm.layers.norm import LayerNorm2d
+from torch import Tensor, nn
+from torch.nn.modules.batchnorm import _BatchNorm
+
+from mrla.data.randomness import derive_seed, seeded
+from mrla.messages.suggestions import nearest
+from mrla.models import attach, build, is_attached, is_saved, load
+from mrla.models.checkpoints.store import TORCHVISION
+from mrla.models.dry_run import input_sizes
+from mrla.ops import METHODS, LayerMixer, MRLABase, MRLALight
+
+STATES = ("fused", "reference", "compiled", "onnx", "openvino")
+INFERENCE_ONLY = ("fused", "onnx", "openvino")
+"""States that cannot be trained."""
+PACKAGES = {"onnx": ("onnx", "onnxscript", "onnxruntime"), "openvino": ("onnx", "onnxscript", "openvino")}
+"""What a state needs beyond torch."""
+_EXCLUSIVE = (("onnx", "openvino"), ("compiled", "onnx"), ("compiled", "openvino"))
+_REMEDIES = {"openvino": "pip install openvino"}
+NO_NUMBA = "numba is not installed: light and base run on the reference path; pip install 'mrla[fast]'"
+
+
+@dataclass(frozen=True)
+class Arm:
+    """One arm of a benchmark.
+
+    Attributes:
+        name: What the caller wrote.
+        network: ``plain``, a method, or the network's name.
+        states: What is done with the network before it is timed.
+    """
+
+    name: str
+    network: str
+    states: tuple[str, ...] = ()
+
+    @property
+    def trains(self) -> bool:
+        """Whether there is a training step to time."""
+        return not set(self.states) & set(INFERENCE_ONLY)
+
+    @property
+    def of_model(self) -> bool:
+        """Whether its network is made of the benchmark's model."""
+        return self.network == "plain" or self.network in METHODS
+
+
+def read_arm(text: str) -> Arm:
+    """Reads ``NAME[+STATE...]``, and refuses what cannot be run here before anything is built.
+
+    Args:
+        text: Such as ``"light"``, ``"light+fused"`` or ``"resnet50_mrla_base+compiled"``.
+
+    Returns:
+        The arm.
+
+    Raises:
+        ValueError: If there is no such network or state, two states exclude each other, or a package is missing.
+
+    Example:
+        >>> read_arm("light+reference")
+        Arm(name='light+reference', network='light', states=('reference',))
+    """
+    network, *states = (text,) if Path(text).is_dir() else text.split("+")  # a folder may have a plus in its name
+    for state in states:
+        if state not in STATES:
+            raise ValueError(
+                f"an arm's states must be of {', '.join(STATES)}: got {state!r} in {text!r}{nearest(state, STATES)}"
+            )
+    if len(set(states)) != len(states):
+        raise ValueError(f"the states of an arm must differ: got {text!r}; name each once")
+    for one, other in _EXCLUSIVE:
+        if one in states and other in states:
+            raise ValueError(f"an arm runs in one engine: got {text!r}; make {one} and {other} two arms")
+    if network != "plain" and network not in METHODS:
+        check_network(network)
+    for state in states:
+        _check_installed(state)
+    return Arm(text, network, tuple(states))
+
+
+def check_network(name: str) -> None:
+    """Refuses the name of a network that nobody knows.
+
+    Args:
+        name: A name of timm's, torchvision's after ``torchvision/``, or a folder of `mrla.save`.
+
+    Raises:
+        ValueError: If there is none, with the nearest name.
+    """
+    if name.startswith(TORCHVISION):
+        with torch.device("meta"):  # nothing is drawn
+            build(name, {}, None)
+        return
+    if timm.is_model(name.split(".")[0]) or is_saved(name):
+        return
+    known = ["plain", *METHODS, *timm.list_models()]
+    raise ValueError(
+        f"a network must be plain, {', '.join(METHODS)}, a name that `mrla models` or timm lists, torchvision/NAME, or "
+        f"a folder of mrla.save: got {name!r}{nearest(name, known)}"
+    )
+
+
+def build_network(network: str, model: str | nn.Module, *, in_chans: int | None = None, seed: int = 0) -> nn.Module:
+    """An arm's network, with norms and mixers that do their full work.
+
+    A last norm or scale that starts at zero would multiply zeros, as no trained network does, so every norm's and
+    mixer's own weights are drawn. The seed decides: all methods stand on equal weights of the plain network.
+
+    Args:
+        network: As `Arm` holds it.
+        model: The benchmark's model; one of the caller's is copied.
+        in_chans: Channels of the images; the network's own if not given.
+        seed: Seed of what is drawn.
+
+    Returns:
+        The network; `settle_statistics` is still to be called.
+
+    Raises:
+        ValueError: If it cannot be built, has other channels, or a method is to be attached to one with mixers.
+    """
+    if network != "plain" and network not in METHODS:
+        with seeded(derive_seed(seed, "bench", network)):
+            return _draw_mixers(_draw_norms(_named(network, in_chans)))
+    with seeded(derive_seed(seed, "bench", "plain")):
+        plain = copy.deepcopy(model) if isinstance(model, nn.Module) else _named(model, in_chans)
+        _check_channels(plain, in_chans)
+        if is_attached(plain):
+            name = type(model).__name__ if isinstance(model, nn.Module) else model
+            raise ValueError(
+                f"model must be a plain network, from which the arms are made: got {name}, which has mixers; detach "
+                f"it, or give its name as an arm of its own"
+            )
+        _draw_norms(plain)
+    if network == "plain":
+        return plain
+    with seeded(derive_seed(seed, "bench", network)):
+        return _draw_mixers(attach(plain, network))
+
+
+@torch.no_grad()
+def settle_statistics(network: nn.Module, images: Tensor) -> nn.Module:
+    """Gives every BatchNorm statistics of some images, so that no map of a deep network runs off to infinity.
+
+    Its mean is a tenth of theirs: taken off whole, nothing would be left but what tells images apart, and a deep
+    network at random weights makes of its rounding errors what it makes of that.
+
+    Args:
+        network: The network, changed in place; it is in eval mode afterwards.
+        images: A batch.
+
+    Returns:
+        `network` itself.
+    """
+
+    def settle(norm: nn.Module, args: tuple[Tensor, ...]) -> None:
+        assert isinstance(norm, _BatchNorm)
+        if norm.running_mean is None or norm.running_var is None:
+            return
+        axes = [axis for axis in range(args[0].ndim) if axis != 1]
+        variance, mean = torch.var_mean(args[0].float(), axes, correction=0)
+        norm.running_mean.copy_(0.1 * mean)
+        norm.running_var.copy_(variance + (0.9 * mean).square())  # around the mean that is taken off
+
+    handles = [
+        module.register_forward_pre_hook(settle) for module in network.modules() if isinstance(module, _BatchNorm)
+    ]
+    try:
+        network.eval()(images)
+    finally:
+        for handle in handles:
+            handle.remove()
+    return network
+
+
+def image_shape(network: nn.Module) -> tuple[int, ...]:
+    """Shape (c, h, w) of the images that a network was made for."""
+    return input_sizes(network)[0]
+
+
+def wants_numba(arms: Sequence[Arm], networks: Sequence[nn.Module]) -> bool:
+    """Whether an arm would run compiled kernels, and numba, which compiles them, is missing."""
+    if find_spec("numba") is not None:
+        return False
+    return any(
+        not set(arm.states) & {"reference", "onnx", "openvino"}
+        and any(isinstance(module, (MRLALight, MRLABase)) for module in network.modules())
+        for arm, network in zip(arms, networks, strict=True)
+    )
+
+
+def at_depth(network: str, depth: int) -> str:
+    """The ResNet of another depth in a network's family.
+
+    Args:
+        network: Such as ``resnet18_cifar_mrla_light`` or ``torchvision/resnet50``.
+        depth: 18, 34, 50, 101 or 152.
+
+    Returns:
+        Its name.
+
+    Raises:
+        ValueError: If the name is not a ResNet's with a depth, or its family has none of this depth.
+
+    Example:
+        >>> at_depth("resnet18_cifar_mrla_light", 50)
+        'resnet50_cifar_mrla_light'
+    """
+    name, found = re.subn(r"resnet(18|34|50|101|152)(?!\d)", f"resnet{depth}", network)
+    if found != 1:
+        raise ValueError(
+            f"a sweep over depth needs a ResNet by name, such as resnet18 or resnet50_cifar: got {network!r}; choose "
+            f"another model or sweep"
+        )
+    check_network(name)
+    return name
+
+
+def draw_mixer(mixer: nn.Module) -> nn.Module:
+    """Draws norms, scales and lambdas of a mixer, which start at zero or one."""
+    for name, parameter in mixer.named_parameters():
+        if parameter.ndim == 1:
+            with torch.no_grad():
+                parameter.normal_(std=0.1) if name.endswith("bias") else parameter.uniform_(0.5, 1.5)
+    return mixer
+
+
+def _draw_mixers(network: nn.Module) -> nn.Module:
+    for module in network.modules():
+        if isinstance(module, LayerMixer):
+            draw_mixer(module)
+    return network
+
+
+@torch.no_grad()
+def _draw_norms(network: nn.Module) -> nn.Module:
+    for module in network.modules():
+        if isinstance(module, (_BatchNorm, nn.LayerNorm, nn.GroupNorm, LayerNorm2d)) and module.weight is not None:
+            module.weight.uniform_(0.5, 1.5)
+            if module.bias is not None:
+                module.bias.normal_(std=0.1)
+    return network
+
+
+def _named(name: str, in_chans: int | None) -> nn.Module:
+    if name.startswith(TORCHVISION):
+        network = build(name, {}, None)
+    elif timm.is_model(name.split(".")[0]):
+        arguments: dict[str, Any] = {} if in_chans is None else {"in_chans": in_chans}
+        try:
+            network = timm.create_model(name, **arguments)  # with the mixers that its name stands for
+        except (TypeError, RuntimeError, ValueError) as error:
+            raise ValueError(f"{name} cannot be built with {arguments}: {error}") from error
+    else:
+        network = load(name)
+    _check_channels(network, in_chans)
+    return network
+
+
+def _check_channels(network: nn.Module, in_chans: int | None) -> None:
+    own = image_shape(network)[0]
+    if in_chans not in (None, own):
+        raise ValueError(
+            f"in_chans must be the {own} channels that this {type(network).__name__} takes: got {in_chans}"
+        )
+
+
+def _missing(state: str) -> tuple[str, ...]:
+    return tuple(package for package in PACKAGES.get(state, ()) if find_spec(package) is None)
+
+
+def _check_installed(state: str) -> None:
+    if missing := _missing(state):
+        remedies = ["pip install 'mrla[export]'"] if set(missing) - set(_REMEDIES) else []
+        remedies += [_REMEDIES[package] for package in missing if package in _REMEDIES]
+        raise ValueError(
+            f"an arm with the state {state!r} needs {', '.join(missing)}, not installed here; {' and '.join(remedies)}"
+        )

@@ -1,0 +1,1 @@
+"""A trained network and images: scores, predictions, exported files."""

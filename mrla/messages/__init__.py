@@ -1,0 +1,1 @@
+"""What users read: one line for an error, names that were meant, results in a few words."""

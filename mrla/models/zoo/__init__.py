@@ -1,0 +1,1 @@
+"""Named networks in timm's registry, and how their weights start."""
