@@ -28,7 +28,7 @@ from mrla.files.atomic_write import (
 KILLED = """
 import os, signal, sys
 from pathlib import Path
-from mrla.models import atomic_write
+from mrla.files import atomic_write
 
 target = Path(sys.argv[2])
 if sys.argv[1] == "file":

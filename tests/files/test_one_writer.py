@@ -14,7 +14,7 @@ from mrla.files.one_writer import LOCK, alone_in
 HOLDS = """
 import sys
 from pathlib import Path
-from mrla.models.one_writer import alone_in
+from mrla.files.one_writer import alone_in
 with alone_in(Path(sys.argv[1])):
     print("held", flush=True)
     sys.stdin.read()

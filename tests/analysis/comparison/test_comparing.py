@@ -30,7 +30,7 @@ FILES = {"report.html", "compare.json", "table.csv", "history.csv", "curves.png"
 
 START = """
 import json, sys
-from mrla.analysis.comparison import compare
+from mrla.analysis.comparison.comparing import compare
 from mrla.train.recipes import from_dict
 compare(from_dict(json.loads(sys.argv[1])), seeds=2, out=sys.argv[2], jobs=2)
 """

@@ -21,7 +21,7 @@ from mrla.models.checkpoints.tensor_files import read_state_dict
 READ = """
 import resource, sys
 import torch
-from mrla.models.checkpoint_files import read_state_dict
+from mrla.models.checkpoints.tensor_files import read_state_dict
 used = int(open("/proc/self/statm").read().split()[0]) * resource.getpagesize()
 resource.setrlimit(resource.RLIMIT_AS, (used + (512 << 20),) * 2)
 for path in sys.argv[1:]:
