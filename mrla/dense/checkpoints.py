@@ -10,18 +10,10 @@ import torch
 from torch import Tensor, nn
 
 from mrla.models import attach_recipe, read_config
+from mrla.models.checkpoints.config_files import DENSE, WEIGHTS
+from mrla.models.checkpoints.descriptions import build_from, differences, network_arguments
 from mrla.models.checkpoints.network_structure import new_ties, structure_difference
-from mrla.models.checkpoints.store import (
-    DENSE,
-    WEIGHTS,
-    build_from,
-    check_size,
-    differences,
-    network_arguments,
-    put_weights,
-    read_saved,
-    write,
-)
+from mrla.models.checkpoints.store import check_size, put_weights, read_saved, write
 
 from .detectors import detector
 from .segmenters import segmenter

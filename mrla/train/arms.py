@@ -15,8 +15,8 @@ from mrla.data.sources import Data, ImageFacts, completed
 from mrla.messages.one_line import one_line
 from mrla.messages.suggestions import nearest
 from mrla.models import attach, build, initialise_as_notebook, is_attached, is_saved, load, read_config
+from mrla.models.checkpoints.config_files import TORCHVISION
 from mrla.models.checkpoints.starting_weights import start_from
-from mrla.models.checkpoints.store import TORCHVISION
 from mrla.models.dry_run import input_sizes
 from mrla.ops import METHODS
 

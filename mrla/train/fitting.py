@@ -15,7 +15,7 @@ from torch.utils.data import DataLoader
 from mrla.files.atomic_write import room_for, write_json
 from mrla.files.one_writer import alone_in
 from mrla.messages.one_line import one_line
-from mrla.models.checkpoints.store import describe
+from mrla.models.checkpoints.descriptions import describe
 from mrla.models.modes import in_eval_mode
 
 from .arms import settled

@@ -15,7 +15,7 @@ from torch import nn
 from mrla.files.atomic_write import make_folder, read_json, write_json
 from mrla.messages.brief import Brief
 from mrla.models import load, read_config
-from mrla.models.checkpoints.store import is_dense
+from mrla.models.checkpoints.config_files import is_dense
 
 CONFIG, RESULT, CHECKPOINTS, BEST = "run.json", "result.json", "checkpoints", "best"
 

@@ -8,7 +8,8 @@ from torch import Tensor, nn
 
 from mrla.files.atomic_write import read_json
 from mrla.models import is_saved, read_config
-from mrla.models.checkpoints.store import build_from, checked_config, differences
+from mrla.models.checkpoints.config_files import checked_config
+from mrla.models.checkpoints.descriptions import build_from, differences
 from mrla.models.checkpoints.tensor_files import check_tensors, check_values, read_torch
 
 from .recipe_tasks import build_network, class_names_of

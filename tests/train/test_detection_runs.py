@@ -27,7 +27,7 @@ from mrla.data.samples import loader
 from mrla.data.sampling import PADDING, SampleKey
 from mrla.dense import detector, load, save, segmenter
 from mrla.models import read_config
-from mrla.models.checkpoints.store import is_dense
+from mrla.models.checkpoints.config_files import is_dense
 from mrla.train import Optim
 from mrla.train.detection_task import PRECISIONS, AveragePrecision
 from mrla.train.fitting import evaluate_detector, train

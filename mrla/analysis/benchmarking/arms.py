@@ -17,7 +17,7 @@ from torch.nn.modules.batchnorm import _BatchNorm
 from mrla.data.randomness import derive_seed, seeded
 from mrla.messages.suggestions import nearest
 from mrla.models import attach, build, is_attached, is_saved, load
-from mrla.models.checkpoints.store import TORCHVISION
+from mrla.models.checkpoints.config_files import TORCHVISION
 from mrla.models.dry_run import input_sizes
 from mrla.ops import METHODS, LayerMixer, MRLABase, MRLALight
 

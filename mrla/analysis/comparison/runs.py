@@ -19,7 +19,7 @@ from torch.utils.data import DataLoader, SequentialSampler
 from mrla.data.sources import loader
 from mrla.files.atomic_write import room_for, write_json
 from mrla.models import is_attached
-from mrla.models.checkpoints.store import describe
+from mrla.models.checkpoints.descriptions import describe
 from mrla.ops import METHODS
 from mrla.train.arms import attach_arm, settled
 from mrla.train.fitting import count_classes, fit

@@ -6,8 +6,10 @@ from typing import Any
 
 from torch import nn
 
+from .config_files import TORCHVISION, read_config
+from .descriptions import timm_builds_it
 from .hub_transfer import upload
-from .store import TORCHVISION, read_config, save, timm_builds_it
+from .store import save
 
 
 def push(

@@ -16,7 +16,8 @@ from torch import Tensor, nn
 from mrla.files.atomic_write import sweep, written_whole
 from mrla.messages.suggestions import nearest
 
-from .store import differences, network_arguments, save
+from .descriptions import differences, network_arguments
+from .store import save
 from .tensor_files import check_values, read_state_dict
 
 # Whole parts of a dotted name, and what they are called here. Wq stands in <block>.mrla.mrla.Wq, its BatchNorm beside

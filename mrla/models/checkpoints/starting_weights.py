@@ -5,7 +5,7 @@ from collections.abc import Mapping
 from torch import Tensor, nn
 
 from ..parameter_groups import classifiers
-from .store import differences
+from .descriptions import differences
 
 
 def start_from(model: nn.Module, weights: Mapping[str, Tensor], *, keep_classifier: bool) -> nn.Module:

@@ -9,7 +9,7 @@ from safetensors.torch import load_file, save_file
 
 import mrla
 from mrla.models import attach_recipe, build, read_config
-from mrla.models.checkpoints.store import describe
+from mrla.models.checkpoints.descriptions import describe
 from mrla.models.dry_run import dry_run
 
 MAKERS = {
