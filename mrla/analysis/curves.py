@@ -113,12 +113,10 @@ def draw_curves(
                 if f"{part}_{quantity}" in needed
             }
             _draw_panel(axes, values, epochs, looks)
-            tables = list(values.values())
-            axis = (loss_scale if quantity == "loss" else score_scale)(tables)
+            name = "loss" if quantity == "loss" else f"{SCORES[score]} (%)"
+            axis, label = scaled(quantity, name, list(values.values()))
             _apply(axis, axes)
-            named = "loss" if quantity == "loss" else f"{SCORES[score]} (%)"
-            log = " (log scale)" if axes.get_yscale() == "log" else ""
-            axes.set_ylabel(f"{named}{log}{not_shown(axis, tables)}")
+            axes.set_ylabel(label)
         seeds = sorted({len(runs) for runs in histories.values()})
         _add_legend(figure, looks, seeds, title=title, single_epoch=any(len(at) == 1 for at in epochs.values()))
         return [
@@ -183,6 +181,26 @@ def loss_scale(tables: Sequence[np.ndarray]) -> Scale | None:
         return Scale(low / 1.15, high * 3, log=True)
     span = max(high - low, 0.01)
     return Scale(low - 0.08 * span, high + 0.5 * span, log=False)
+
+
+def scaled(quantity: str, name: str, tables: Sequence[np.ndarray]) -> tuple[Scale | None, str]:
+    """The axis of a loss or a score, and its label.
+
+    Args:
+        quantity: ``loss``, or a score's name.
+        name: How the axis is called.
+        tables: Its values, seeds by epochs.
+
+    Returns:
+        The axis, None if no value is finite; and the name with what the axis is like and what it leaves out.
+
+    Example:
+        >>> scaled("loss", "loss", [np.array([[4.0, 1.0, 0.9]])])[1]
+        'loss; above 1.05 not shown'
+    """
+    axis = (loss_scale if quantity == "loss" else score_scale)(tables)
+    log = " (log scale)" if axis is not None and axis.log else ""
+    return axis, f"{name}{log}{not_shown(axis, tables)}"
 
 
 def not_shown(axis: Scale | None, tables: Sequence[np.ndarray]) -> str:

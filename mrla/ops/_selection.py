@@ -13,6 +13,8 @@ import torch
 from torch import Tensor
 from torch.utils._device import DeviceContext
 
+from mrla.messages.one_line import one_line
+
 Path = Literal["fused", "reference"]
 _path: ContextVar[Path] = ContextVar("mrla.ops.path", default="fused")
 
@@ -30,9 +32,8 @@ def can_compile() -> bool:
     try:
         numba = import_module("numba")
     except Exception as error:  # as with a numpy or a Python that this numba does not know
-        reason = " ".join(str(error).split())[:200]
         warnings.warn(
-            f"mrla goes by torch's operators: numba is installed and does not import ({reason}); "
+            f"mrla goes by torch's operators: numba is installed and does not import ({one_line(error, 200)}); "
             f"install one that fits, pip install -U 'mrla[fast]', or remove it",
             stacklevel=2,
         )

@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
 
-from ..curves import SCORES, History, Scale, arm_looks, loss_scale, not_shown, score_scale
+from ..curves import SCORES, History, Scale, arm_looks, scaled
 
 if TYPE_CHECKING:
     from bokeh.plotting import figure
@@ -52,10 +52,7 @@ def curve_panels(histories: Mapping[str, Sequence[History]], *, baseline: str, s
             if f"{part}_{quantity}" in runs[0][0]
         }
         epochs = {arm: [int(row["epoch"]) for row in runs[0]] for arm, runs in histories.items()}
-        tables = list(values.values())
-        axis = (loss_scale if quantity == "loss" else score_scale)(tables)
-        log = " (log scale)" if axis is not None and axis.log else ""
-        heading = f"{name[0].upper()}{name[1:]}{log}{not_shown(axis, tables)}"
+        axis, heading = scaled(quantity, name[0].upper() + name[1:], list(values.values()))
         plot = _figure(values, epochs, arm_looks(list(histories), baseline), baseline, axis)
         panels.append(Panel(heading, _item(plot, quantity)))
     return panels

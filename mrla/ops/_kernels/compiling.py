@@ -13,6 +13,8 @@ from numba import types
 from numba.core.caching import FunctionCache
 from numba.core.ccallback import CFunc
 
+from mrla.messages.one_line import one_line
+
 # Sums may be taken in any order and products joined to sums; NaN and infinities stay what they are.
 LOOSE = {"reassoc", "contract", "nsz"}
 
@@ -78,7 +80,7 @@ def _warn(folder: str, error: Exception) -> None:
     global _warned
     if not _warned:
         _warned = True
-        reason = " ".join(f"{type(error).__name__}: {error}".split())[:200]
+        reason = f"{type(error).__name__}: {one_line(error, 200)}"
         warnings.warn(
             f"mrla compiles its kernels without numba's cache in {folder} ({reason}): make room there, delete its "
             f"files, or set NUMBA_CACHE_DIR to another folder",
