@@ -11,6 +11,7 @@ from .models import load_reference as load_reference
 from .models import param_groups as param_groups
 from .models import push as push
 from .models import save as save
+from .ops import register_method as register_method
 
 if TYPE_CHECKING:
     from .analysis import benchmark as benchmark

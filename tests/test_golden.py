@@ -8,6 +8,7 @@ import pytest
 import timm
 import torch
 from golden_cases import GOLDEN, MODEL_CASES, MODULE_CASES, Mode, ModuleCase, model_case, module_case
+from oracles.naive import naive_exact_updates
 from safetensors.torch import load_file
 from timm.layers import EcaModule, SEModule
 from timm.models.resnet import BasicBlock, Bottleneck
@@ -29,7 +30,6 @@ from mrla.ops import (
     exact_update,
     light_update,
 )
-from mrla.ops._naive import naive_exact_updates
 
 PDPARAMS = GOLDEN / "pdparams"
 RELEASED, NOTEBOOK = REFERENCES["resnet50_mrlal"].names, REFERENCES["paddle_resnet18_mrla"].names

@@ -10,6 +10,7 @@ import pytest
 PACKAGE = Path(__file__).parents[1] / "mrla"
 ORDER = ["files", "messages", "ops", "models", "data", "dense", "deploy", "train", "analysis", "cli"]
 INSIDE = {
+    "ops": ["", "kernels", "mixers"],
     "models": ["", "zoo", "checkpoints"],
     "analysis": ["", "report", "benchmarking", "comparison", "evaluation", "explanation"],
 }
@@ -19,7 +20,7 @@ EVERYWHERE = {"torch", "numpy", "timm", "jaxtyping", "mrla"}
 OUTSIDE = {
     "files": set(),
     "messages": set(),
-    "ops": {"numba", "llvmlite"},  # the second is the first's own code generator; both in _kernels alone, see below
+    "ops": {"numba", "llvmlite"},  # the second is the first's own code generator; both in kernels/cpu alone, see below
     "models": {"safetensors", "huggingface_hub", "torchvision"},
     "dense": {"torchvision"},
     "deploy": {"torchvision", "onnx", "onnxscript", "onnxruntime", "openvino"},
@@ -90,7 +91,7 @@ def test_a_room_takes_only_the_outside_packages_it_is_allowed(path):
 
 def test_only_kernels_are_compiled():
     for path in FILES:
-        if "_kernels" not in path.parts:
+        if "cpu" not in path.parts:
             assert not {name.split(".")[0] for name in imports(path)} & {"numba", "llvmlite"}, path
 
 

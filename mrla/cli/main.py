@@ -10,11 +10,13 @@ from jsonargparse import ArgumentError
 
 from mrla.files.atomic_write import NotWrittenError
 from mrla.messages.suggestions import nearest
+from mrla.train.plugins import load_plugins
 from mrla.train.recipes import RECIPES
 from mrla.train.stopping import Terminated, stopped_in_order, tell
 
 from .benching import bench_command
 from .looking import chains_command, explain_command, models_command, predict_command
+from .parsing import PLUGINS, listed, word_after
 from .printing import NotPrintedError, drop_unprinted, flush_output, open_streams
 from .shipping import convert_command, export_command, prune_command
 from .training import compare_command, eval_command, train_command
@@ -103,6 +105,7 @@ def _dispatch(words: list[str]) -> int:
         )
     try:
         with one_line_warnings():
+            load_plugins(listed(word_after(words, PLUGINS) or ""))
             return COMMANDS[words[0]](words[1:])
     except Terminated:
         raise

@@ -12,14 +12,20 @@ from jsonargparse import ArgumentError, ArgumentParser
 
 from mrla.messages.one_line import one_line
 from mrla.messages.suggestions import nearest
+from mrla.train.plugins import load_plugins
 from mrla.train.recipes import ALL_DATA_KINDS, RECIPES, DetectorOptions, Machine, Recipe, as_dict, from_dict, get_recipe
 
 DEFAULT_RECIPE = "digits_resnet18"
+PLUGINS = "--plugins"
+"""The flag of every command that names a user's own files."""
 
 
 def command_parser(name: str, command: Callable[..., int]) -> ArgumentParser:
     """A parser of a command's words; the command's docstring is its help."""
-    return ArgumentParser(prog=f"mrla {name}", description=command.__doc__, exit_on_error=False)
+    parser = ArgumentParser(prog=f"mrla {name}", description=command.__doc__, exit_on_error=False)
+    text = "Python files or modules between commas, imported first: they register methods, images or formats"
+    parser.add_argument(PLUGINS, type=str, default=None, help=text)
+    return parser
 
 
 def recipe_parser(
@@ -29,6 +35,7 @@ def recipe_parser(
     parser = command_parser(name, command)
     parser.add_argument("--config", action="config", help="A YAML file, as --print_config prints it")
     given = _config_of(words)
+    load_plugins(listed(given.get("plugins") or ""))
     named = word_after(words, "--recipe")
     if "--recipe" in words and (named is None or named.startswith("--")):
         raise ValueError(f"--recipe must be one of {', '.join(RECIPES)}: got nothing")
@@ -144,6 +151,7 @@ def parse(parser: ArgumentParser, words: Sequence[str]) -> dict[str, Any]:
         raise ValueError(f"{parser.prog}: a value is too large or too deep ({one_line(error)})") from error
     if options.get("out") == "":  # which would be the current folder
         raise ValueError("out must name a file or folder: got ''; leave it out for the one that the command chooses")
+    del options["plugins"]  # imported before, see `main`
     return options
 
 

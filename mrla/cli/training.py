@@ -7,7 +7,8 @@ from typing import Any
 
 from rich.table import Table
 
-from mrla.train.recipes import ARMS, Machine
+from mrla.train.arm_names import folder_name, known_arms
+from mrla.train.recipes import Machine
 
 from .parsing import (
     add_data_flags,
@@ -59,7 +60,7 @@ def train_command(words: Sequence[str]) -> int:
     recipe = recipe_from(options)
     from mrla.train.fitting import train
 
-    out = Path(options["out"] or Path("runs") / f"{recipe.recipe}-{recipe.arm}-seed{recipe.seed}")
+    out = Path(options["out"] or Path("runs") / f"{recipe.recipe}-{folder_name(recipe.arm)}-seed{recipe.seed}")
     run = train(recipe, out, progress=options["progress"], command=shlex.join([*parser.prog.split(), *words]))
     if not run.is_main_process:
         return 0
@@ -78,10 +79,13 @@ def train_command(words: Sequence[str]) -> int:
     return 0
 
 
+_ARMS_HELP = "Baseline first, of {}; with options as in base:last=3"
+
+
 def compare_command(words: Sequence[str]) -> int:
     """Train with and without layer attention over several seeds and say which is better, or that it is not resolved."""
     parser = recipe_parser("compare", words, compare_command, skip={"arm"})
-    parser.add_argument("--arms", type=str, default="plain,light", help=f"Baseline first, of {', '.join(ARMS)}")
+    parser.add_argument("--arms", type=str, default="plain,light", help=_ARMS_HELP.format(", ".join(known_arms())))
     parser.add_argument("--seeds", type=int, default=5, help="Seeds of each arm, counted up from --seed")
     parser.add_argument("--out", type=str, default=None, help="Folder of the comparison (runs/compare-RECIPE)")
     parser.add_argument("--jobs", type=int, default=None, help="Runs at once (as many as there are cores for)")

@@ -2,16 +2,15 @@
 
 import json
 from collections.abc import Callable, Mapping, Sequence
-from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
-from mrla.models import attach_recipe, read_config
+from mrla.models import read_config
 from mrla.models.checkpoints.config_files import DENSE, WEIGHTS
-from mrla.models.checkpoints.descriptions import build_from, differences, network_arguments
+from mrla.models.checkpoints.descriptions import build_from, differences, mixer_record, network_arguments
 from mrla.models.checkpoints.network_structure import new_ties, structure_difference
 from mrla.models.checkpoints.store import check_size, put_weights, read_saved, write
 
@@ -116,7 +115,7 @@ def describe(model: nn.Module, weights: Mapping[str, Tensor]) -> dict[str, Any]:
         "architecture": known["architecture"],
         "model_args": network_arguments(body),
         "pretrained_cfg": {name: known[name] for name in ("input_size", "mean", "std") if known.get(name) is not None},
-        "mrla": {"version": version("mrla"), "attach": attach_recipe(body), DENSE: built_as},
+        "mrla": {**mixer_record(body), DENSE: built_as},
     }
     try:
         kept = json.loads(json.dumps(config))

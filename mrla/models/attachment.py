@@ -1,6 +1,5 @@
 """Adding mixers to a built network, and taking them off again."""
 
-import inspect
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from typing import Any, TypeVar
@@ -9,7 +8,7 @@ import torch
 from torch import nn
 
 from mrla.messages.suggestions import nearest
-from mrla.ops import METHODS, ChainPlace, LayerMixer
+from mrla.ops import ChainPlace, ChainSite, LayerMixer, method_named, options_of
 
 from .chain_search import Chain, ContainerChoice, chains_in
 from .dry_run import dry_run
@@ -19,7 +18,6 @@ from .wiring import Wiring
 
 ModelT = TypeVar("ModelT", bound=nn.Module)
 
-_OURS = {"self", "channels", "place", "has_shortcut", "layout", "num_prefix_tokens", "device", "dtype"}
 _CLASSES_TO_ATTACH_BEFORE = ("DistributedDataParallel", "FullyShardedDataParallel", "OptimizedModule", "DataParallel")
 
 
@@ -99,7 +97,7 @@ def attach(
     # Everything that can fail comes before the first change to the model.
     run = dry_run(model, example)
     chains = chains_in(run, blocks)
-    mixers = [_make_mixers(model, chain, METHODS[method], chain_length, without, arguments) for chain in chains]
+    mixers = [_make_mixers(model, chain, method_named(method), chain_length, without, arguments) for chain in chains]
     _check_without(chains, mixers, without)
     if not any(mixers):
         raise ValueError(
@@ -198,11 +196,7 @@ def _mixer_arguments(recipe: dict[str, Any]) -> dict[str, Any]:
     method = arguments.pop("method")
     for name in ("blocks", "example", "chain_length", "without"):  # the chains', not the mixers'
         arguments.pop(name, None)
-    if method not in METHODS:
-        raise ValueError(
-            f"method must be one of {', '.join(map(repr, METHODS))}: got {method!r}{nearest(method, METHODS)}"
-        )
-    accepted = set(inspect.signature(METHODS[method].__init__).parameters) - _OURS
+    accepted = options_of(method_named(method))
     for name in ("head_dim", "heads"):  # attach has these for every method; not every method has heads
         if name not in accepted and arguments[name] is None:
             del arguments[name]
@@ -226,24 +220,52 @@ def _make_mixers(
     served = chain.blocks if arguments.get("norm") == "pre_layer" else chain.served
     places = _places(chain, served, chain_length)
     kept = close_up(places, [name for name in served if block_path(chain.name, name) not in without])
+    references = {
+        name: next(one for one in container.get_submodule(name).parameters() if one.is_floating_point())
+        for name in kept
+    }
+    sites = {
+        name: ChainSite(
+            channels=chain.channels,  # type: ignore[arg-type]
+            place=place,
+            has_shortcut=name in chain.shortcuts,
+            layout=chain.layout,
+            num_prefix_tokens=chain.num_prefix_tokens,
+            device="meta" if references[name].device.type == "meta" else "cpu",
+        )
+        for name, place in kept.items()
+    }
     # Made outside inference mode (such parameters could never train), without touching the global random state.
     with torch.inference_mode(False), torch.random.fork_rng(devices=[]):
-        for name, place in kept.items():
-            reference = next(
-                parameter for parameter in container.get_submodule(name).parameters() if parameter.is_floating_point()
-            )
-            on_meta = reference.device.type == "meta"
-            mixer: LayerMixer = mixer_class(  # type: ignore[call-arg]
-                chain.channels,  # type: ignore[arg-type]
-                place=place,
-                has_shortcut=name in chain.shortcuts,
-                layout=chain.layout,
-                num_prefix_tokens=chain.num_prefix_tokens,
-                device="meta" if on_meta else "cpu",
-                **arguments,
-            )
-            mixers[name] = mixer.to(device=reference.device, dtype=reference.dtype)
+        for names in _by_head(kept):
+            built = mixer_class.build_chain([sites[name] for name in names], **arguments)
+            _check_built(mixer_class, built, len(names))
+            for name, mixer in zip(names, built, strict=True):
+                mixers[name] = mixer.to(device=references[name].device, dtype=references[name].dtype)
     return mixers
+
+
+def _by_head(places: Mapping[str, ChainPlace]) -> list[list[str]]:
+    """The names of each chain that begins with an index of 0, in order."""
+    chains: list[list[str]] = []
+    for name, place in places.items():
+        if place.index == 0 or not chains:
+            chains.append([])
+        chains[-1].append(name)
+    return chains
+
+
+def _check_built(mixer_class: type[LayerMixer], built: Sequence[Any], count: int) -> None:
+    if len(built) != count or len({id(mixer) for mixer in built}) != count:
+        raise ValueError(
+            f"build_chain must give each block of a chain a mixer of its own: {mixer_class.__name__} gave "
+            f"{len({id(mixer) for mixer in built})} for {count} blocks; share modules between mixers by mixer.share"
+        )
+    for mixer in built:
+        if not isinstance(mixer, LayerMixer):
+            raise TypeError(
+                f"build_chain must give mixers: that of {mixer_class.__name__} gave a {type(mixer).__name__}"
+            )
 
 
 def _places(chain: Chain, served: Sequence[str], chain_length: int | None) -> dict[str, ChainPlace]:
@@ -273,13 +295,8 @@ def close_up(places: Mapping[str, ChainPlace], kept: Sequence[str]) -> dict[str,
         >>> close_up(places, ["b", "c"])["b"]
         ChainPlace(index=0, length=2, unread=0)
     """
-    chains: list[list[str]] = []
-    for name, place in places.items():
-        if place.index == 0 or not chains:
-            chains.append([])
-        chains[-1].append(name)
     closed = {}
-    for chain in chains:
+    for chain in _by_head(places):
         left = [name for name in chain if name in kept]
         # Nobody reads the patches behind the last block alone.
         unread = places[chain[-1]].unread if left and left[-1] == chain[-1] else 0

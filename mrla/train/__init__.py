@@ -11,7 +11,7 @@ from mrla.data.sources import Cifar100 as Cifar100
 from mrla.data.sources import Digits as Digits
 from mrla.data.sources import Folder as Folder
 
-from .recipes import ARMS as ARMS
+from .arm_names import known_arms as known_arms
 from .recipes import RECIPES as RECIPES
 from .recipes import Machine as Machine
 from .recipes import MixerOptions as MixerOptions

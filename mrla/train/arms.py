@@ -18,9 +18,10 @@ from mrla.models import attach, build, initialise_as_notebook, is_attached, is_s
 from mrla.models.checkpoints.config_files import TORCHVISION
 from mrla.models.checkpoints.starting_weights import start_from
 from mrla.models.dry_run import input_sizes
-from mrla.ops import METHODS
+from mrla.ops import is_method, method_named, options_of
 
-from .recipes import MixerOptions, Recipe
+from .arm_names import parse_arm
+from .recipes import Recipe
 
 
 def settled(recipe: Recipe) -> Recipe:
@@ -68,7 +69,7 @@ def build_arm(recipe: Recipe, facts: ImageFacts) -> nn.Module:
             initialise_as_notebook(plain)
     if recipe.arm == "plain":
         return plain
-    if recipe.arm in METHODS:
+    if is_method(parse_arm(recipe.arm).network):
         return attach_arm(plain, recipe)
     with seeded(derive_seed(recipe.seed, "weights", recipe.arm)):
         block_args = {**recipe.model_args.get("block_args", {}), "attn_layer": recipe.arm}
@@ -136,7 +137,7 @@ def attach_arm(plain: nn.Module, recipe: Recipe) -> nn.Module:
             f"has mixers already; name the plain one, or take the arm 'plain' to train this one as it is"
         )
     with seeded(derive_seed(recipe.seed, "weights", recipe.arm)):
-        return attach(plain, recipe.arm, init=recipe.init, **mixer_arguments(recipe.mixer, recipe.arm))
+        return attach(plain, **mixer_arguments(recipe))
 
 
 def added_by(arm: str) -> tuple[str, ...]:
@@ -144,14 +145,16 @@ def added_by(arm: str) -> tuple[str, ...]:
     return ("*.se.*",) if arm in ("eca", "se") else ()  # timm's ResNets call either so
 
 
-def mixer_arguments(options: MixerOptions, arm: str) -> dict[str, Any]:
-    """The arguments of `attach` that say how an arm's mixers are built; the control has neither heads nor memory."""
-    arguments: dict[str, Any] = {"norm": options.norm, "drop_path": options.drop_path}
-    if arm != "dw":
-        arguments.update(head_dim=options.head_dim, heads=options.heads)
-    if arm == "light":
-        arguments["carry"] = options.carry
-    return arguments
+def mixer_arguments(recipe: Recipe) -> dict[str, Any]:
+    """The arguments of `attach` for a recipe's arm: what its name says, else the recipe's, where the method has it."""
+    arm = parse_arm(recipe.arm)
+    accepted = options_of(method_named(arm.network))
+    usual = {"init": recipe.init, **vars(recipe.mixer)}
+    return {
+        "method": arm.network,
+        **{name: value for name, value in usual.items() if name in accepted},
+        **arm.options,
+    }
 
 
 def _is_saved(model: str) -> bool:

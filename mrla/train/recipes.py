@@ -7,14 +7,14 @@ command line overrides fields, it does not define them.
 import dataclasses
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
-from typing import Any, Literal, get_args
+from typing import Any, Literal
 
 from mrla.data.detection_sources import DETECTION_KINDS, Coco, DetectionData, Shapes, has_masks
 from mrla.data.sources import DATA_KINDS, IMAGENET_MEAN, IMAGENET_STD, MOST_PROCESSES, Cifar10, Data, Digits, Folder
 from mrla.messages.suggestions import nearest
 
-Arm = Literal["plain", "light", "base", "exact", "dw", "eca", "se"]
-ARMS: tuple[str, ...] = get_args(Arm)
+from .arm_names import parse_arm
+
 ALL_DATA_KINDS: dict[str, Any] = {**DATA_KINDS, **DETECTION_KINDS}
 """What a recipe's images can be, by `kind`."""
 
@@ -162,8 +162,8 @@ class Recipe:
             `mrla.save` or a run has written, or ``hf-hub:owner/name``: it then starts from the weights there.
         model_args: Further arguments of the network, such as ``{"channels": [16, 32, 64, 128]}``.
         pretrained: Whether a network given by name starts from the weights that timm or torchvision publish.
-        arm: What is trained: ``plain``; ``light``, ``base``, ``exact`` or ``dw`` attached to it; or with timm's ``eca``
-            or ``se`` in it.
+        arm: What is trained: ``plain``; ``light``, ``base``, ``exact``, ``dw`` or a method of your own attached to it,
+            with options as in ``base:last=3``; or with timm's ``eca`` or ``se`` in it.
         init: How the weights start: ``released``, ``notebook`` (the whole network), or ``identity`` (mixers that change
             nothing at first).
         mixer: How the mixers are built.
@@ -183,7 +183,7 @@ class Recipe:
     model: str
     model_args: dict[str, Any] = field(default_factory=dict)
     pretrained: bool = False
-    arm: Arm = "light"
+    arm: str = "light"
     init: Literal["released", "notebook", "identity"] = "released"
     mixer: MixerOptions = field(default_factory=MixerOptions)
     data: Data | DetectionData
@@ -206,7 +206,7 @@ class Recipe:
             seed=self.seed,
         )
         _check("batch_size", self.batch_size, self.batch_size > 0, "positive")
-        _check_choice("arm", self.arm, ARMS)
+        parse_arm(self.arm)
         _check_choice("init", self.init, ("released", "notebook", "identity"))
         kinds = DATA_KINDS if self.detector is None else DETECTION_KINDS
         what = "for classification" if self.detector is None else "for a detector"

@@ -8,7 +8,7 @@ import pytest
 import torch
 
 from mrla.data.randomness import derive_seed, seed_generators, seeded
-from mrla.train.recipes import ARMS
+from mrla.train.arm_names import known_arms
 
 
 def draw() -> tuple[float, float, float]:
@@ -29,7 +29,7 @@ def test_a_seed_is_the_same_in_every_process():
 
 def test_no_two_purposes_of_a_run_share_a_seed():
     """Parts are joined by slashes, so a part that holds one could be taken for two: none of a run's does."""
-    arms = [("weights", arm) for arm in ARMS]
+    arms = [("weights", arm) for arm in known_arms()]
     numbers = range(1, 130)
     purposes = [("weights",), *arms, ("train",), ("val",)]
     purposes += [(name, number) for name in ("order", "loader") for number in numbers]

@@ -20,7 +20,7 @@ from torchvision.models.resnet import BasicBlock, Bottleneck, ResNet
 
 import mrla
 from mrla.ops import METHODS, BlockTail, LayerMixer, MRLABase, use
-from mrla.ops._block_tail import finish
+from mrla.ops.kernels.residual_epilogue import finish
 
 pytest.importorskip("numba")
 
@@ -82,7 +82,7 @@ def tails(monkeypatch) -> list[BlockTail]:
 
 @pytest.fixture
 def launched(monkeypatch) -> list[Any]:
-    from mrla.ops._kernels import launch
+    from mrla.ops.kernels.cpu import launch
 
     seen: list[Any] = []
     run = launch.run
@@ -348,17 +348,17 @@ def long_chain(option: str = "base") -> Any:
 @pytest.fixture
 def values(monkeypatch) -> list[Tensor]:
     """The values that blocks have made, as long as they are kept here."""
-    from mrla.ops import _mixers
+    from mrla.ops.mixers import base
 
     made: list[Tensor] = []
-    behind = _mixers.base_behind
+    behind = base.base_behind
 
     def spy(*given: Any, **more: Any) -> Any:
         found = behind(*given, **more)
         made.append(found[2])
         return found
 
-    monkeypatch.setattr(_mixers, "base_behind", spy)
+    monkeypatch.setattr(base, "base_behind", spy)
     return made
 
 
@@ -382,11 +382,11 @@ def test_a_value_that_somebody_holds_is_not_written_to(values):
 @pytest.mark.parametrize("retain", [False, True])
 def test_where_the_gradient_of_an_update_goes(retain, monkeypatch):
     """Into the place of the block's own value, if the graph is not to be gone through again."""
-    from mrla.ops import _base_operator
+    from mrla.ops.kernels import base
 
     told: list[bool] = []
-    asked = _base_operator._is_done_with
-    monkeypatch.setattr(_base_operator, "_is_done_with", lambda value: (told.append(asked(value)), told[-1])[1])
+    asked = base._is_done_with
+    monkeypatch.setattr(base, "_is_done_with", lambda value: (told.append(asked(value)), told[-1])[1])
     long_chain()(image()).sum().backward(retain_graph=retain)
     assert told == [not retain] * 3
 

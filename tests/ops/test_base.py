@@ -6,7 +6,7 @@ import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
-from oracles import (
+from oracles.chains import (
     CHAINS,
     FEW,
     Chain,
@@ -17,9 +17,9 @@ from oracles import (
     run_chain,
     run_chain_with_memories,
 )
+from oracles.naive import naive_base_updates
 
 from mrla.ops import LayerMemory, base_update, depthwise_value, layer_weights, weighted_sum
-from mrla.ops._naive import naive_base_updates
 
 
 @pytest.mark.parametrize(("length", "channels", "heads", "size", "kernel_size", "options"), CHAINS)

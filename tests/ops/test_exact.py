@@ -4,7 +4,7 @@ import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
-from oracles import (
+from oracles.chains import (
     CHAINS,
     FEW,
     Chain,
@@ -15,9 +15,9 @@ from oracles import (
     run_chain,
     run_chain_with_memories,
 )
+from oracles.naive import naive_exact_updates
 
 from mrla.ops import OutputMemory, base_update, depthwise_value, exact_update
-from mrla.ops._naive import naive_exact_updates
 
 
 @pytest.mark.parametrize(("length", "channels", "heads", "size", "kernel_size", "options"), CHAINS)

@@ -96,7 +96,7 @@ def test_norms_mean_what_torch_means(change, training, method):
 
 @pytest.mark.parametrize("method", ["light", "base"])
 def test_default_dtype_and_device_are_of_no_matter(method):
-    from mrla.ops._block_tail import kernels_norm_as_torch
+    from mrla.ops.kernels.residual_epilogue import kernels_norm_as_torch
 
     mixer, norm = mixer_of(method), nn.BatchNorm2d(16)
     expected = everything(mixer, norm, "reference")
@@ -155,7 +155,7 @@ def test_a_second_derivative_says_the_remedy(method):
 @pytest.mark.unchecked  # other types than the annotations say
 @pytest.mark.parametrize("method", ["light", "base"])
 def test_integers_where_real_numbers_are_due(method):
-    from mrla.ops import _fused_base, _fused_light
+    from mrla.ops.kernels.cpu import fused_base, fused_light
 
     mixer, (x, s) = mixer_of(method), pair()
     taps = mixer.query_weight, mixer.key_weight, mixer.value_weight
@@ -165,16 +165,16 @@ def test_integers_where_real_numbers_are_due(method):
             found = []
             for one in (1.0, eps):
                 if method == "light":
-                    weights = _fused_light.LightWeights(*taps, mixer.decay, *vectors)
-                    out, state = _fused_light.forward(x, s, weights, None, None, 4, one)
+                    weights = fused_light.LightWeights(*taps, mixer.decay, *vectors)
+                    out, state = fused_light.forward(x, s, weights, None, None, 4, one)
                     found.append(
-                        [out, *_fused_light.backward(x, x, s, weights, state, None, one, batch_statistics=True)[2]]
+                        [out, *fused_light.backward(x, x, s, weights, state, None, one, batch_statistics=True)[2]]
                     )
                 else:
-                    weights = _fused_base.BaseWeights(*taps, *vectors, None)
-                    form = _fused_base.BaseForm(4, one, True, True)
-                    out, state = _fused_base.forward(x, None, (), (), weights, None, None, form)
-                    back = _fused_base.backward(
+                    weights = fused_base.BaseWeights(*taps, *vectors, None)
+                    form = fused_base.BaseForm(4, one, True, True)
+                    out, state = fused_base.forward(x, None, (), (), weights, None, None, form)
+                    back = fused_base.backward(
                         x, None, None, (), x, None, (), (), weights, state, None, form, batch_statistics=True, wanted=()
                     )
                     found.append([out, *back[4][:5]])
@@ -186,7 +186,7 @@ def test_a_cache_cut_short_or_full_is_said_once(tmp_path):
     script = """
 import pathlib, sys, warnings, torch
 from mrla.ops import METHODS, use
-from mrla.ops._kernels import compiling, norms
+from mrla.ops.kernels.cpu import compiling, norms
 full = sys.argv[1] == "full"
 if full:
     def no_room(*_):

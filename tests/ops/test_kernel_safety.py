@@ -187,7 +187,7 @@ def test_eight_threads_meet_the_kernels_for_the_first_time(tmp_path):
 def test_threads_of_ones_own_where_there_is_no_openmp(monkeypatch):
     """macOS and Windows."""
     pytest.importorskip("numba")
-    from mrla.ops._kernels import launch
+    from mrla.ops.kernels.cpu import launch
 
     mixers, x = chain(), torch.randn(2, 32, 23, 25)
     before = torch.get_num_threads()
@@ -209,7 +209,7 @@ def test_threads_of_ones_own_where_there_is_no_openmp(monkeypatch):
 def test_more_than_one_thread_takes_part():
     """OpenMP's threads are entered, where torch has them: a kernel is seen by threads of different numbers."""
     numba = pytest.importorskip("numba")
-    from mrla.ops._kernels import launch
+    from mrla.ops.kernels.cpu import launch
 
     if launch._openmp is None:
         pytest.skip("no OpenMP to enter")
@@ -264,7 +264,7 @@ def test_a_forked_child_computes():
             # Backward too; torch's own operators are kept to one thread, which is theirs to ask for after a fork.
             torch.set_num_threads(1)
             leaf = x.clone().requires_grad_()
-            from mrla.ops._kernels import launch
+            from mrla.ops.kernels.cpu import launch
             same = launch._forked and all(map(torch.equal, run(mixers, x), expected))
             os._exit(0 if same else 7)
         _, status = os.waitpid(child, 0)
@@ -347,7 +347,7 @@ if __name__ == "__main__":
     torch.distributed.init_process_group("gloo", init_method="file://" + sys.argv[2], rank=rank, world_size=2)
     wrapped = nn.parallel.DistributedDataParallel(model)
     wrapped(images[2 * rank : 2 * rank + 2]).square().mean().backward()
-    from mrla.ops._kernels import light, base
+    from mrla.ops.kernels.cpu import light, base
     for one, other in zip(model.parameters(), alone.parameters(), strict=True):
         assert torch.allclose(one.grad, other.grad, rtol=1e-3, atol=1e-5 * float(other.grad.abs().max()) + 1e-7)
     torch.distributed.destroy_process_group()
@@ -484,7 +484,7 @@ def test_importing_loads_no_numba():
 def cache_script(check: str) -> str:
     return textwrap.dedent(
         """
-        from mrla.ops._kernels import light
+        from mrla.ops.kernels.cpu import light
         mixer, x = MRLALight(32, heads=4).eval(), torch.randn(2, 32, 5, 5)
         with torch.no_grad():
             assert torch.equal(mixer(x, x)[0], x)
@@ -516,7 +516,7 @@ def test_changed_sources_are_compiled_anew(tmp_path):
     shutil.copytree(ROOT / "mrla", tmp_path / "mrla", ignore=shutil.ignore_patterns("__pycache__"))
     where: dict[str, str | None] = {"PYTHONPATH": str(tmp_path), "NUMBA_CACHE_DIR": str(tmp_path / "cache")}
     assert_silent(python(cache_script("print(kernel.cache_hits)"), **where), "0")
-    planes = tmp_path / "mrla" / "ops" / "_kernels" / "planes.py"
+    planes = tmp_path / "mrla" / "ops" / "kernels" / "cpu" / "planes.py"
     changed = planes.read_text().replace("upper[0] * taps[0]", "upper[0] * taps[1]")
     assert changed != planes.read_text()
     planes.write_text(changed)
@@ -525,7 +525,7 @@ def test_changed_sources_are_compiled_anew(tmp_path):
 
 def test_the_number_of_the_sources_follows_every_file(tmp_path, monkeypatch):
     pytest.importorskip("numba")
-    from mrla.ops._kernels import compiling
+    from mrla.ops.kernels.cpu import compiling
 
     folder = Path(compiling.__file__).parent
     for path in folder.glob("*.py"):
@@ -556,7 +556,7 @@ def test_without_a_place_for_code_all_works_in_silence(kind, tmp_path):
         check = "print('right' if type(kernel._cache).__name__ == 'NullCache' else 'kept')"
 
         shutil.copytree(ROOT / "mrla", tmp_path / "mrla", ignore=shutil.ignore_patterns("__pycache__"))
-        (tmp_path / "mrla" / "ops" / "_kernels" / "__pycache__").write_text("")  # where numba would put it
+        (tmp_path / "mrla" / "ops" / "kernels" / "cpu" / "__pycache__").write_text("")  # where numba would put it
         where = {"NUMBA_CACHE_DIR": None, "HOME": below, "XDG_CACHE_HOME": below, "PYTHONPATH": str(tmp_path)}
         where |= {"PYTHONDONTWRITEBYTECODE": "1"}
     assert_silent(python(cache_script(check), **where))

@@ -15,9 +15,9 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils.flop_counter import FlopCounterMode
 
 from mrla.ops import METHODS, ChainPlace, LayerMemory, LayerMixer, MRLABase, MRLALight, use
-from mrla.ops._base_operator import base
-from mrla.ops._fused_base import BaseForm, BaseWeights
-from mrla.ops._fused_light import LightWeights
+from mrla.ops.kernels.base import base
+from mrla.ops.kernels.cpu.fused_base import BaseForm, BaseWeights
+from mrla.ops.kernels.cpu.fused_light import LightWeights
 
 pytest.importorskip("numba")
 
@@ -25,7 +25,7 @@ pytest.importorskip("numba")
 @pytest.fixture
 def launched(monkeypatch) -> list[Any]:
     """The kernels that have been run so far."""
-    from mrla.ops._kernels import launch
+    from mrla.ops.kernels.cpu import launch
 
     seen: list[Any] = []
     run = launch.run
@@ -371,7 +371,7 @@ def test_pieces_of_work_in_any_order(channels, heads, method, training, set_thre
     """No piece leans on another's having been done, also where a kernel reaches over the edge of a chunk."""
     import numpy as np
 
-    from mrla.ops._kernels import launch
+    from mrla.ops.kernels.cpu import launch
 
     def backwards(kernel: Any, items: int, work: int, *arguments: Any) -> None:
         table = np.zeros(64, np.int64)

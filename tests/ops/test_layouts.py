@@ -4,7 +4,7 @@ import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
-from oracles import FEW
+from oracles.chains import FEW
 
 from mrla.ops import from_map, resolve_grid, to_map
 

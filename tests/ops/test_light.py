@@ -6,11 +6,11 @@ import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
-from oracles import FEW, assert_same_values_and_gradients
+from oracles.chains import FEW, assert_same_values_and_gradients
+from oracles.naive import naive_light_update
 from safetensors.torch import load_file
 
 from mrla.ops import depthwise_value, light_gate, light_update
-from mrla.ops._naive import naive_light_update
 
 GOLDEN = Path(__file__).parents[1] / "golden" / "modules"
 # Case, its query, key and value weights, and the suggested bounds of shared/golden/INDEX.json (float64, float32).

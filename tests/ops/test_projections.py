@@ -5,7 +5,7 @@ import torch
 from torch.nn.functional import pad
 
 from mrla.ops import depthwise_value, light_gate
-from mrla.ops._projections import per_channel, pool, slide
+from mrla.ops.projections import per_channel, pool, slide
 
 
 def circular_value(x, kernel, value_act):

@@ -5,7 +5,7 @@ from dataclasses import replace
 import pytest
 
 from mrla.messages.suggestions import nearest
-from mrla.train import ARMS, RECIPES, Cifar10, Digits, Folder, Machine, MixerOptions, Optim, get_recipe
+from mrla.train import RECIPES, Cifar10, Digits, Folder, Machine, MixerOptions, Optim, get_recipe, known_arms
 from mrla.train.recipes import as_dict, from_dict
 
 
@@ -54,7 +54,7 @@ def test_the_default_needs_no_download_and_no_gpu():
 def test_a_recipe_survives_json(name):
     recipe = RECIPES[name]()
     assert recipe.recipe == name
-    for arm in ARMS:
+    for arm in known_arms():
         changed = replace(
             recipe, arm=arm, model_args={"channels": [8, 8, 8, 8]}, ema_decay=0.99, optim=Optim(clip_grad_norm=1.0)
         )
@@ -156,7 +156,7 @@ def test_an_unknown_recipe_gets_the_nearest_name():
     with pytest.raises(ValueError, match="digits_resnet18, cifar10_resnet18, imagenet_resnet50") as caught:
         get_recipe("zzz")
     assert "did you mean" not in str(caught.value)
-    assert nearest("zzz", ARMS) == ""
+    assert nearest("zzz", known_arms()) == ""
 
 
 @pytest.mark.parametrize("path", ["colour", "optim.colour", "machine.colour", "data.colour", "mixer.colour"])

@@ -19,7 +19,8 @@ from mrla.messages.suggestions import nearest
 from mrla.models import attach, build, is_attached, is_saved, load
 from mrla.models.checkpoints.config_files import TORCHVISION
 from mrla.models.dry_run import input_sizes
-from mrla.ops import METHODS, LayerMixer, MRLABase, MRLALight
+from mrla.ops import METHODS, LayerMixer, MRLABase, MRLALight, is_method
+from mrla.train.arm_names import parse_arm
 
 STATES = ("fused", "reference", "compiled", "onnx", "openvino")
 INFERENCE_ONLY = ("fused", "onnx", "openvino")
@@ -37,7 +38,7 @@ class Arm:
 
     Attributes:
         name: What the caller wrote.
-        network: ``plain``, a method, or the network's name.
+        network: ``plain``, a method with its options, or the network's name.
         states: What is done with the network before it is timed.
     """
 
@@ -53,7 +54,7 @@ class Arm:
     @property
     def of_model(self) -> bool:
         """Whether its network is made of the benchmark's model."""
-        return self.network == "plain" or self.network in METHODS
+        return _is_of_model(self.network)
 
 
 def read_arm(text: str) -> Arm:
@@ -83,11 +84,19 @@ def read_arm(text: str) -> Arm:
     for one, other in _EXCLUSIVE:
         if one in states and other in states:
             raise ValueError(f"an arm runs in one engine: got {text!r}; make {one} and {other} two arms")
-    if network != "plain" and network not in METHODS:
+    if _is_of_model(network):
+        parse_arm(network)
+    else:
         check_network(network)
     for state in states:
         _check_installed(state)
     return Arm(text, network, tuple(states))
+
+
+def _is_of_model(network: str) -> bool:
+    """Whether a network is the benchmark's model, plain or with a method's mixers: ``plain``, ``base:last=3``."""
+    name = network.partition(":")[0]
+    return name == "plain" or is_method(name)
 
 
 def check_network(name: str) -> None:
@@ -130,7 +139,7 @@ def build_network(network: str, model: str | nn.Module, *, in_chans: int | None 
     Raises:
         ValueError: If it cannot be built, has other channels, or a method is to be attached to one with mixers.
     """
-    if network != "plain" and network not in METHODS:
+    if not _is_of_model(network):
         with seeded(derive_seed(seed, "bench", network)):
             return _draw_mixers(_draw_norms(_named(network, in_chans)))
     with seeded(derive_seed(seed, "bench", "plain")):
@@ -146,7 +155,8 @@ def build_network(network: str, model: str | nn.Module, *, in_chans: int | None 
     if network == "plain":
         return plain
     with seeded(derive_seed(seed, "bench", network)):
-        return _draw_mixers(attach(plain, network))
+        method, options = parse_arm(network)
+        return _draw_mixers(attach(plain, method, **options))
 
 
 @torch.no_grad()
@@ -227,7 +237,7 @@ def at_depth(network: str, depth: int) -> str:
     return name
 
 
-def draw_mixer(mixer: nn.Module) -> nn.Module:
+def draw_mixer(mixer: LayerMixer) -> LayerMixer:
     """Draws norms, scales and lambdas of a mixer, which start at zero or one."""
     for name, parameter in mixer.named_parameters():
         if parameter.ndim == 1:

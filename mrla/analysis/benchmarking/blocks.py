@@ -1,5 +1,6 @@
 """One block of a chain with its mixer, at any place, so that the cost of hearing many blocks can be timed."""
 
+from collections.abc import Sequence
 from typing import Any
 
 import torch
@@ -10,7 +11,8 @@ from mrla.data.randomness import derive_seed, seeded
 from mrla.models import Chain, find_chains
 from mrla.models.mixed_blocks import mix_block, with_memory
 from mrla.models.wiring import Wiring
-from mrla.ops import METHODS, ChainPlace, LayerMixer
+from mrla.ops import ChainPlace, ChainSite, LayerMixer, method_named
+from mrla.train.arm_names import parse_arm
 
 from .arms import draw_mixer
 
@@ -83,19 +85,24 @@ def block_at(
         return BlockAt(block, None)
     memory = None
     with seeded(derive_seed(seed, "bench", network, position)), torch.no_grad():
-        mixers = [_mixer(network, chain, at, position).eval() for at in range(position)]
+        mixers = [draw_mixer(mixer).eval() for mixer in _chain_of(network, chain, position)]
         for mixer in mixers[:-1]:
             _, memory = mixer(torch.randn_like(x), torch.randn_like(x), memory)
     mix_block(block, mixers[-1], Wiring(name, name))
     return BlockAt(block, memory)
 
 
-def _mixer(method: str, chain: Chain, at: int, length: int) -> LayerMixer:
-    mixer = METHODS[method](
-        chain.channels,  # type: ignore[arg-type]
-        place=ChainPlace(index=at, length=length),  # type: ignore[call-arg]
-        layout=chain.layout,  # type: ignore[call-arg]
-        num_prefix_tokens=chain.num_prefix_tokens,  # type: ignore[call-arg]
-    )
-    draw_mixer(mixer)
-    return mixer
+def _chain_of(method: str, chain: Chain, length: int) -> Sequence[LayerMixer]:
+    sites = [
+        ChainSite(
+            channels=chain.channels,  # type: ignore[arg-type]
+            place=ChainPlace(index=index, length=length),
+            has_shortcut=True,
+            layout=chain.layout,
+            num_prefix_tokens=chain.num_prefix_tokens,
+            device="cpu",
+        )
+        for index in range(length)
+    ]
+    name, options = parse_arm(method)
+    return method_named(name).build_chain(sites, **options)

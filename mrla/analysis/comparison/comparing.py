@@ -15,15 +15,15 @@ from mrla.data.sources import MOST_PROCESSES
 from mrla.files.atomic_write import read_json, write_json
 from mrla.files.one_writer import alone_in
 from mrla.messages.brief import Brief
-from mrla.messages.suggestions import nearest
 from mrla.train import get_recipe
+from mrla.train.arm_names import folder_name, parse_arm
 from mrla.train.arms import count_parameters
 from mrla.train.engine import thread_limit
 from mrla.train.history import write_csv
 from mrla.train.packages import need
 from mrla.train.progress_lines import CountedLines
 from mrla.train.recipe_tasks import packages_of
-from mrla.train.recipes import ARMS, Recipe
+from mrla.train.recipes import Recipe
 from mrla.train.runs import RESULT, finished_run, load_any, open_run, versions
 from mrla.train.stopping import stopped_in_order
 from mrla.train.work_time import WorkTime
@@ -101,7 +101,8 @@ def compare(
         val_loader: Likewise, for validation.
         architecture: Name of a `model` that timm did not make, such as ``"torchvision/resnet18"``.
         model_args: Arguments that such a network was built with, such as ``{"num_classes": 10}``.
-        arms: What is compared, the baseline first: ``plain``, ``light``, ``base``, ``exact``, ``dw``, ``eca``, ``se``.
+        arms: What is compared, the baseline first: ``plain``, ``light``, ``base``, ``exact``, ``dw``, a method
+            of your own, ``eca``, ``se``; a method with options as in ``base:last=3``.
         seeds: How many seeds each arm is trained with; settled before the first run, for to add seeds until a
             difference shows is to find one that is not there.
         out: Folder of the comparison; ``runs/compare-RECIPE`` if not given.
@@ -130,7 +131,7 @@ def compare(
     recipe = get_recipe(recipe) if isinstance(recipe, str) else recipe
     need("scipy", "matplotlib", "jinja2", "bokeh", *packages_of(recipe))
     _check(arms, seeds, jobs)
-    recipe = replace(recipe, arm=arms[0])  # type: ignore[arg-type]
+    recipe = replace(recipe, arm=arms[0])
     folder = Path(out) if out is not None else Path("runs") / f"compare-{recipe.recipe}"
     # What can be refused is refused before the first run, and before anything is written.
     if model is None and train_loader is None and val_loader is None:
@@ -147,7 +148,7 @@ def compare(
     }
     if progress and on_progress is None:
         on_progress = CountedLines("epochs of all runs").say
-    folders = {(arm, seed): folder / "runs" / f"{arm}-seed{seed}" for arm, seed in plan}
+    folders = {(arm, seed): folder / "runs" / f"{folder_name(arm)}-seed{seed}" for arm, seed in plan}
     finished_run(folder, {"compare": settings}, source.contents)
     with stopped_in_order(lambda: _left_in(folder, folders)), alone_in(folder):
         open_run(folder, {"compare": settings}, source.contents)
@@ -174,10 +175,8 @@ def compare(
 
 
 def _check(arms: Sequence[str], seeds: int, jobs: int | None) -> None:
-    for arm in arms:
-        if arm not in ARMS:
-            raise ValueError(f"arms must be of {', '.join(ARMS)}: got {arm!r}{nearest(arm, ARMS)}")
-    if len(set(arms)) != len(arms) or len(arms) < 2:
+    parsed = [parse_arm(arm) for arm in arms]
+    if len(arms) < 2 or any(arm in parsed[:index] for index, arm in enumerate(parsed)):
         raise ValueError(f"arms must be at least two different ones: got {', '.join(arms) or 'none'}")
     if not 1 <= seeds <= _MOST_SEEDS:
         raise ValueError(f"seeds must be from 1 to {_MOST_SEEDS}: got {seeds}")

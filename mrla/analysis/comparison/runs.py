@@ -20,10 +20,12 @@ from mrla.data.sources import loader
 from mrla.files.atomic_write import room_for, write_json
 from mrla.models import is_attached
 from mrla.models.checkpoints.descriptions import describe
-from mrla.ops import METHODS
+from mrla.ops import METHODS, is_method
+from mrla.train.arm_names import parse_arm
 from mrla.train.arms import attach_arm, settled
 from mrla.train.fitting import count_classes, fit
 from mrla.train.loaders import RecipeImages, collate_of, first_batch, open_part
+from mrla.train.plugins import plugins_for
 from mrla.train.recipe_tasks import build_network
 from mrla.train.recipes import Recipe, as_dict
 from mrla.train.run_progress import LOG
@@ -76,6 +78,7 @@ class RecipeRuns:
     def make(self, folders: Folders, on_progress: OnProgress) -> None:
         """Makes every run that is not finished."""
         recipes = {folder: self._of(arm, seed) for (arm, seed), folder in folders.items()}
+        plugins = plugins_for(parse_arm(arm).network for arm, _ in folders)
         waiting = deque(
             folder for folder, recipe in recipes.items() if open_run(folder, as_dict(recipe), self.contents) is None
         )
@@ -85,7 +88,7 @@ class RecipeRuns:
             while waiting or running:
                 while waiting and len(running) < self._jobs:
                     folder = waiting.popleft()
-                    running[folder] = _start(folder, recipes[folder])
+                    running[folder] = _start(folder, recipes[folder], plugins)
                 time.sleep(0.2)
                 for folder in [folder for folder, process in running.items() if process.poll() is not None]:
                     process = running.pop(folder)
@@ -100,7 +103,7 @@ class RecipeRuns:
                 process.communicate()
 
     def _of(self, arm: str, seed: int) -> Recipe:
-        return replace(self.recipe, arm=arm, seed=seed)  # type: ignore[arg-type]
+        return replace(self.recipe, arm=arm, seed=seed)
 
 
 class OwnRuns:
@@ -162,7 +165,7 @@ class OwnRuns:
 
     def network(self, arm: str, seed: int) -> nn.Module:
         """An arm at its start: a copy of the caller's network, with the arm's mixers."""
-        if arm != "plain" and arm not in METHODS:
+        if arm != "plain" and not is_method(parse_arm(arm).network):
             raise ValueError(
                 f"arms of your own model must be plain or of {', '.join(METHODS)}: got {arm!r}, which is built into a "
                 f"network; compare a recipe for it"
@@ -224,12 +227,19 @@ def _why_it_ended(folder: Path, code: int) -> str:
     return f"the run {folder.name} failed: {told[-1]} (see {log})"
 
 
-def _start(folder: Path, recipe: Recipe) -> subprocess.Popen:
+def _start(folder: Path, recipe: Recipe, plugins: Sequence[str]) -> subprocess.Popen:
     write_json(folder / "recipe.json", as_dict(recipe))
     # The run itself says in this file what it does.
     with room_for(folder / LOG), (folder / LOG).open("a") as log:
         return subprocess.Popen(
-            [sys.executable, "-m", "mrla.analysis.comparison.worker", str(folder / "recipe.json"), str(folder)],
+            [
+                sys.executable,
+                "-m",
+                "mrla.analysis.comparison.worker",
+                str(folder / "recipe.json"),
+                str(folder),
+                *plugins,
+            ],
             stdin=subprocess.PIPE,  # never written to: it closes when this process is gone
             stdout=log,
             stderr=subprocess.STDOUT,

@@ -1,4 +1,4 @@
-"""One run of a comparison in its own process: ``python -m mrla.analysis.comparison.worker RECIPE.json FOLDER``."""
+"""One run of a comparison in its process: ``python -m mrla.analysis.comparison.worker RECIPE FOLDER [PLUGIN...]``."""
 
 import json
 import os
@@ -13,13 +13,15 @@ from mrla.train.recipes import from_dict
 
 def main() -> int:
     """Trains one recipe; the last line on standard error says why, if it fails."""
-    recipe_file, folder = map(Path, sys.argv[1:3])
+    recipe_file, folder, *plugins = sys.argv[1:]
     threading.Thread(target=_leave_with_parent, daemon=True).start()
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is the parent's, which ends this process
     from mrla.train.fitting import train
+    from mrla.train.plugins import load_plugins
 
     try:
-        train(from_dict(json.loads(recipe_file.read_text())), folder, progress=False)
+        load_plugins(plugins)
+        train(from_dict(json.loads(Path(recipe_file).read_text())), folder, progress=False)
     except (ValueError, NotWrittenError) as error:
         print(error.strerror if isinstance(error, NotWrittenError) else error, file=sys.stderr)
         return 2

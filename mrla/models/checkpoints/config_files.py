@@ -6,6 +6,8 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+from mrla.ops import is_method
+
 from .hub_transfer import download, hub_name
 from .network_structure import Ties
 
@@ -101,6 +103,7 @@ def checked_config(config: Any, path: str | Path) -> dict[str, Any]:
         raise refuse("model_args, mrla and pretrained_cfg must be JSON objects")
     if not isinstance(extra.get("attach") or {}, dict):
         raise refuse("mrla.attach must be a JSON object")
+    _check_method(extra, path)
     if "ties" in extra and not _are_ties(extra["ties"]):
         raise refuse("mrla.ties must name modules and parameters and the first of the same")
     if wrong := [argument for argument, value in arguments.items() if _would_load(argument) and value]:
@@ -116,6 +119,18 @@ def checked_config(config: Any, path: str | Path) -> dict[str, Any]:
             raise refuse(f"model_args must be of a network that can be built: {argument} has {number}, {most} at most")
     kept = {argument: value for argument, value in arguments.items() if not _would_load(argument)}
     return {**config, "model_args": kept}
+
+
+def _check_method(extra: Mapping[str, Any], path: str | Path) -> None:
+    """Raises ValueError where the mixers are of a method that is not registered; a plugin is named, never imported."""
+    method, plugin = (extra.get("attach") or {}).get("method"), extra.get("plugin")
+    if not isinstance(method, str) or is_method(method):
+        return
+    whose = f" of the plugin {plugin[:100]!r}" if isinstance(plugin, str) else ""
+    raise ValueError(
+        f"the method of a saved network's mixers must be registered: {path} names {method[:100]!r}{whose}; import the "
+        f"file that registers it first, or name it to a command with --plugins FILE.py"
+    )
 
 
 def _would_load(argument: str) -> bool:

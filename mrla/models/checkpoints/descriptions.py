@@ -4,6 +4,7 @@ import copy
 import json
 from collections.abc import Mapping
 from importlib.metadata import version
+from pathlib import Path
 from typing import Any
 from weakref import WeakKeyDictionary
 
@@ -12,6 +13,7 @@ import torch
 from torch import Tensor, nn
 
 from mrla.messages.one_line import one_line
+from mrla.ops import file_of, method_named
 
 from ..attachment import attach, detach, is_attached
 from ..mixed_blocks import MIXER
@@ -106,8 +108,17 @@ def describe(
         **({"num_classes": model.num_classes} if isinstance(getattr(model, "num_classes", None), int) else {}),
         "model_args": arguments,
         "pretrained_cfg": {name: known[name] for name in kept if known.get(name) is not None},
-        "mrla": {"version": version("mrla"), "attach": recipe, **({"ties": ties._asdict()} if any(ties) else {})},
+        "mrla": {**mixer_record(model), **({"ties": ties._asdict()} if any(ties) else {})},
     }
+
+
+def mixer_record(model: nn.Module) -> dict[str, Any]:
+    """What config.json says of a network's mixers: this version, the arguments of `attach`, whose method it is."""
+    recipe = attach_recipe(model)
+    record: dict[str, Any] = {"version": version("mrla"), "attach": recipe}
+    if recipe and not (mixer := method_named(recipe["method"])).__module__.startswith("mrla."):
+        record["plugin"] = Path(file_of(mixer)).name
+    return record
 
 
 def network_arguments(model: nn.Module) -> dict[str, Any]:

@@ -5,9 +5,9 @@ from typing import NamedTuple
 from jaxtyping import Float
 from torch import Tensor, cat, float16
 
-from ._base import Weighting, layer_weights, recent, weighted_sum
-from ._checks import check_kernels, check_like, check_map, check_pairs, check_window
-from ._projections import Activation, depthwise_value, pool, slide
+from .base import Weighting, layer_weights, recent, weighted_sum
+from .checks import check_kernels, check_like, check_map, check_pairs, check_window
+from .projections import Activation, depthwise_value, pool, slide
 
 
 class OutputMemory(NamedTuple):

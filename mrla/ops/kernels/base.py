@@ -7,10 +7,10 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from ._block_tail import BlockTail, ResidualNorm, affine_of, begin
-from ._fused_base import BaseForm, BaseState, BaseWeights, Letter, backward, forward
-from ._fused_maps import own
-from ._second_derivative import once_differentiable
+from .cpu.fused_base import BaseForm, BaseState, BaseWeights, Letter, backward, forward
+from .cpu.fused_maps import own
+from .residual_epilogue import BlockTail, ResidualNorm, affine_of, begin
+from .second_derivative import once_differentiable
 
 
 @torch.library.custom_op("mrla::base", mutates_args=())

@@ -5,10 +5,10 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from ._block_tail import BlockTail, ResidualNorm, affine_of, begin
-from ._fused_light import LightState, LightWeights, backward, forward
-from ._fused_maps import own
-from ._second_derivative import once_differentiable
+from .cpu.fused_light import LightState, LightWeights, backward, forward
+from .cpu.fused_maps import own
+from .residual_epilogue import BlockTail, ResidualNorm, affine_of, begin
+from .second_derivative import once_differentiable
 
 
 @torch.library.custom_op("mrla::light", mutates_args=())

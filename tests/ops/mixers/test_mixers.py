@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 import torch
-from oracles import random_chain
+from oracles.chains import random_chain
 from torch import Tensor, nn
 from torch.nn.functional import layer_norm
 

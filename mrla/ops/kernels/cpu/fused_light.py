@@ -5,8 +5,8 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from ._block_tail import ResidualNorm, fields_of, rest_of
-from ._fused_maps import PARTS, as_read, chunks_of, kind_of, norm_gradients, packed
+from ..residual_epilogue import ResidualNorm, fields_of, rest_of
+from .fused_maps import PARTS, as_read, chunks_of, kind_of, norm_gradients, packed
 
 
 class LightWeights(NamedTuple):
@@ -57,7 +57,7 @@ def forward(
         in_place: Whether `x` may be overwritten.
         keep_state: Whether there will be a gradient.
     """
-    from ._kernels import launch, light, light_numbers
+    from ..cpu import launch, light, light_numbers
 
     weights = packed(weights)
     eps = float(eps)
@@ -117,7 +117,7 @@ def backward(
         batch_statistics: Whether the mixer's norm took those of the batch.
         tail: The norm behind the branch.
     """
-    from ._kernels import launch, light, light_numbers
+    from ..cpu import launch, light, light_numbers
 
     weights = packed(weights)
     eps = float(eps)

@@ -6,8 +6,8 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from ._block_tail import ResidualNorm, fields_of, rest_of
-from ._fused_maps import PARTS, addresses, as_read, chunks_of, kind_of, norm_gradients, packed
+from ..residual_epilogue import ResidualNorm, fields_of, rest_of
+from .fused_maps import PARTS, addresses, as_read, chunks_of, kind_of, norm_gradients, packed
 
 
 class BaseWeights(NamedTuple):
@@ -82,7 +82,7 @@ def forward(
         keep_value: Whether anybody reads the block's value later, where the norm goes by its own statistics; an empty
             tensor stands for it otherwise.
     """
-    from ._kernels import base, base_numbers, launch
+    from ..cpu import base, base_numbers, launch
 
     weights = packed(weights)
     form = form._replace(eps=float(form.eps))
@@ -172,7 +172,7 @@ def backward(
         of_update: Where the gradient of y goes for letters; the place of the block's own value may be given.
         tail: The norm behind the branch.
     """
-    from ._kernels import base, base_numbers, launch
+    from ..cpu import base, base_numbers, launch
 
     weights = packed(weights)
     form = form._replace(eps=float(form.eps))

@@ -7,7 +7,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from ._block_tail import ResidualNorm
+from ..residual_epilogue import ResidualNorm
 
 PARTS = 16
 """How many parts the channels are cut into where only numbers are worked on: a fixed number, for the same sums."""
@@ -51,7 +51,7 @@ def norm_gradients(
 
     `sums` holds for each plane the sums of the gradient behind the norm, and of its product with branch - mean.
     """
-    from ._kernels import launch, norms
+    from ..cpu import launch, norms
 
     if tail is None or tail.mean is None or tail.spread is None:
         return None

@@ -3,8 +3,8 @@
 from jaxtyping import Float
 from torch import Tensor, addcmul
 
-from ._checks import check_kernels, check_like, check_map
-from ._projections import Activation, depthwise_value, per_channel, pool, slide
+from .checks import check_kernels, check_like, check_map
+from .projections import Activation, depthwise_value, per_channel, pool, slide
 
 
 def light_gate(

@@ -1,14 +1,15 @@
-"""What a layer mixer is, for the stages that call it and the methods that fill it in."""
+"""What a layer mixer is, for the blocks that call it and the methods that fill it in."""
 
 from abc import ABC, abstractmethod
+from collections.abc import Sequence
 from typing import Any, Literal, NamedTuple
 
 from jaxtyping import Float
 from torch import Tensor, nn
 
-from ._block_tail import BlockTail, finish
-from ._hearing import Heard, Terms
-from ._layouts import Grid
+from ..contributions import Heard, Terms
+from ..kernels.residual_epilogue import BlockTail, finish
+from ..layouts import Grid, Layout
 
 Init = Literal["identity", "released", "notebook"]
 
@@ -25,6 +26,33 @@ class ChainPlace(NamedTuple):
     unread: int = 0
 
 
+class ChainSite(NamedTuple):
+    """What `attach` has found out of a block that is to get a mixer; the constructor of a mixer takes each by its name.
+
+    Attributes:
+        channels: Channels of the block's output.
+        place: Where in its chain the mixer will stand.
+        has_shortcut: Whether the map that the block adds to its branch is known, and so given to the mixer.
+        layout: ``"NCHW"`` or ``"NHWC"`` maps, or ``"NLC"`` tokens.
+        num_prefix_tokens: Tokens in front of the patches.
+        device: Where the parameters are made: the CPU, or the meta device for a network without numbers. `attach` moves
+            the mixer to the block's device and type.
+    """
+
+    channels: int
+    place: ChainPlace
+    has_shortcut: bool
+    layout: Layout
+    num_prefix_tokens: int
+    device: str
+
+    def arguments(self) -> dict[str, Any]:
+        """What a mixer's constructor is given by name, the channels aside."""
+        arguments = self._asdict()
+        del arguments["channels"]
+        return arguments
+
+
 class LayerMixer(nn.Module, ABC):
     """What stands behind a block and lets it hear the blocks before it.
 
@@ -37,7 +65,60 @@ class LayerMixer(nn.Module, ABC):
         place: Where in its chain the mixer stands; None where that is not known, as for a mixer used on its own.
     """
 
-    place: ChainPlace | None
+    place: ChainPlace | None = None
+
+    @classmethod
+    def build_chain(cls, sites: Sequence[ChainSite], **options: Any) -> Sequence["LayerMixer"]:
+        """The mixers of one chain, one for each site.
+
+        A method whose mixers share a module overrides this, makes the module once and gives it to each by `share`.
+
+        Args:
+            sites: The blocks of the chain that get a mixer, in order.
+            options: The method's, as the caller of `attach` gave them.
+
+        Returns:
+            The mixers, in the order of their sites.
+        """
+        return [cls(site.channels, **site.arguments(), **options) for site in sites]
+
+    def share(self, name: str, module: nn.Module) -> None:
+        """Gives the mixer a module that all mixers of its chain hold, as the attribute `name`.
+
+        The mixer at the head of the chain registers it, so its parameters are listed, saved, moved and trained once,
+        under that mixer's path. The others hold it without registering; copying and pickling the network keep it one.
+        `move` has another mixer register it when the head of the chain is taken off.
+
+        Args:
+            name: The attribute's name, the same in every mixer of the chain.
+            module: The module.
+
+        Example:
+            >>> import torch
+            >>> from mrla.ops import ChainPlace, DepthwiseMixer
+            >>> first, second = (DepthwiseMixer(4, place=ChainPlace(index, 2)) for index in range(2))
+            >>> cell = torch.nn.LSTMCell(4, 4)
+            >>> first.share("cell", cell), second.share("cell", cell)
+            (None, None)
+            >>> second.cell is first.cell
+            True
+            >>> ["cell" in dict(mixer.named_children()) for mixer in (first, second)]
+            [True, False]
+        """
+        vars(self).setdefault("_shared", {})[name] = module
+        self._place_shared()
+
+    def _place_shared(self) -> None:
+        """Registers the shared modules where the mixer stands at the head of its chain; else holds them as values."""
+        is_head = self.place is None or self.place.index == 0
+        values = vars(self)
+        for name, module in values.get("_shared", {}).items():
+            values.pop(name, None)
+            self._modules.pop(name, None)
+            if is_head:
+                self.add_module(name, module)
+            else:
+                values[name] = module
 
     @abstractmethod
     def forward(
@@ -136,6 +217,7 @@ class LayerMixer(nn.Module, ABC):
     def move(self, place: ChainPlace) -> None:
         """Takes another place in its chain, as when mixers before it are taken out; drops what has no use there."""
         self.place = place
+        self._place_shared()
 
     @abstractmethod
     def reset_parameters(self, init: Init | None = None) -> None:
@@ -147,6 +229,7 @@ class LayerMixer(nn.Module, ABC):
 
 
 def check_deaf(mixer: LayerMixer, back: int | None, head: int | None) -> None:
+    """Raises ValueError unless the mixer has such a block before it and such a head."""
     kind = type(mixer).__name__
     if back is not None and not 1 <= back <= mixer.reach:
         raise ValueError(f"back must be from 1 to {mixer.reach}, the blocks that this {kind} hears: got {back}")

@@ -8,7 +8,7 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor, nn
 
-from ._batch_norm import advance, as_float32, kept_statistics, moves_statistics, norm_fits, takes_batch
+from ..batch_norm import advance, as_float32, kept_statistics, moves_statistics, norm_fits, takes_batch
 
 
 class BlockTail(NamedTuple):
@@ -128,7 +128,7 @@ def kernels_norm_as_torch() -> bool:
 
     torch's own depends on the instructions that it was built for, so both are run once on a small map.
     """
-    from ._kernels import launch, norms
+    from .cpu import launch, norms
 
     # said aloud: a program may have set other defaults
     factory: Any = {"dtype": torch.float32, "device": "cpu"}
@@ -165,7 +165,7 @@ def _is_float32(branch: Tensor, norm: nn.BatchNorm2d) -> bool:
 
 def _batch_statistics(norm: nn.BatchNorm2d, branch: Tensor) -> tuple[Tensor, Tensor]:
     """Mean and 1 / deviation of a batch, by kernel; moves the running statistics on."""
-    from ._kernels import launch, norms
+    from .cpu import launch, norms
 
     b, c, h, w = branch.shape
     mean, rstd = (torch.empty(c, dtype=torch.float32, device=branch.device) for _ in range(2))

@@ -7,8 +7,8 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from ._checks import check_kernels, check_like, check_map, check_pairs, check_window
-from ._projections import Activation, depthwise_value, per_channel, pool, slide
+from .checks import check_kernels, check_like, check_map, check_pairs, check_window
+from .projections import Activation, depthwise_value, per_channel, pool, slide
 
 Weighting = Literal["softmax", "sigmoid"]
 MemoryT = TypeVar("MemoryT", bound=tuple)

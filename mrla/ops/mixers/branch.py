@@ -1,9 +1,8 @@
 """What all methods here share: layouts, norms, activation, scale, DropPath and the add around an update."""
 
-import math
 from abc import abstractmethod
 from collections.abc import Sequence
-from typing import Any, Literal, get_args
+from typing import Any, Literal, TypedDict, get_args
 
 import torch
 from jaxtyping import Float
@@ -11,15 +10,35 @@ from timm.layers import DropPath, LayerNorm2d
 from torch import Tensor, nn
 from torch.nn.functional import pad
 
-from ._batch_norm import norm_fits, takes_batch
-from ._checks import check_like
-from ._contract import ChainPlace, Init, LayerMixer, check_deaf
-from ._hearing import Heard, Terms
-from ._layouts import Grid, Layout, from_map, to_map
-from ._projections import ACTIVATIONS, Activation
-from ._selection import kernels_apply
+from ..backend import kernels_apply
+from ..batch_norm import norm_fits, takes_batch
+from ..checks import check_like
+from ..contributions import Heard, Terms
+from ..layouts import Grid, Layout, from_map, to_map
+from ..projections import ACTIVATIONS, Activation
+from .contract import ChainPlace, Init, LayerMixer, check_deaf
 
 Norm = Literal["batch", "layer", "pre_layer"]
+
+
+class BranchOptions(TypedDict, total=False):
+    """The options that every `BranchMixer` takes; a mixer of one's own hands them on, ``**options``."""
+
+    has_shortcut: bool
+    place: ChainPlace | None
+    layout: Layout
+    num_prefix_tokens: int
+    norm: Norm | None
+    out_act: Activation | None
+    drop_path: float
+    init: Init
+    device: torch.device | str | None
+    dtype: torch.dtype | None
+
+
+def factory_of(options: BranchOptions) -> dict[str, Any]:
+    """Device and type of the parameters that a mixer makes itself."""
+    return {"device": options.get("device"), "dtype": options.get("dtype")}
 
 
 class BranchMixer(LayerMixer):
@@ -31,6 +50,8 @@ class BranchMixer(LayerMixer):
     :math:`x_t + \gamma \odot o_t` with o_t made of LN(x_t) and, where a shortcut is carried, LN(s_t); a prefix token
     p then becomes :math:`p + \gamma \odot \mathrm{LN}(p)`.
 
+    A class that makes parameters of its own ends its constructor with ``self.reset_parameters()``.
+
     gamma is there only where the mixer is to start as the identity and no norm stands last: a zero norm weight under
     a ReLU would have a zero gradient for ever.
     """
@@ -39,16 +60,18 @@ class BranchMixer(LayerMixer):
         self,
         channels: int,
         *,
-        place: ChainPlace | None,
-        uses_shortcut: bool,
-        layout: Layout,
-        num_prefix_tokens: int,
-        norm: Norm | None,
-        out_act: Activation | None,
-        residual: bool,
-        drop_path: float,
-        init: Init,
-        **factory: Any,
+        uses_shortcut: bool = False,
+        residual: bool = True,
+        has_shortcut: bool = True,
+        place: ChainPlace | None = None,
+        layout: Layout = "NCHW",
+        num_prefix_tokens: int = 0,
+        norm: Norm | None = None,
+        out_act: Activation | None = None,
+        drop_path: float = 0.0,
+        init: Init = "identity",
+        device: torch.device | str | None = None,
+        dtype: torch.dtype | None = None,
     ):
         super().__init__()
         one_of("layout", layout, get_args(Layout))
@@ -68,6 +91,7 @@ class BranchMixer(LayerMixer):
                 f"got init={init!r}, num_prefix_tokens={num_prefix_tokens}; use init='released' on maps"
             )
         norm = norm or ("batch" if layout == "NCHW" else "layer")
+        factory: dict[str, Any] = {"device": device, "dtype": dtype}
         self.init: Init = init
         self.place = place
         self.channels = channels
@@ -75,7 +99,7 @@ class BranchMixer(LayerMixer):
         self.num_prefix_tokens = num_prefix_tokens
         self.out_act: Activation | None = out_act
         self.residual = residual
-        self.uses_shortcut = uses_shortcut
+        self.uses_shortcut = uses_shortcut = uses_shortcut and has_shortcut
         in_front = norm == "pre_layer"
         layer_norm = LayerNorm2d if layout == "NCHW" else nn.LayerNorm
         self.input_norm = layer_norm(channels, eps=1e-6, **factory) if in_front else None
@@ -85,6 +109,8 @@ class BranchMixer(LayerMixer):
         needs_scale = init == "identity" and (in_front or out_act is not None)
         self.scale = nn.Parameter(torch.empty(channels, **factory)) if needs_scale else None
         self.drop_path = DropPath(drop_path) if drop_path else nn.Identity()
+        if type(self).__init__ is BranchMixer.__init__:  # a class that makes more draws when it has made all
+            self.reset_parameters()
 
     @abstractmethod
     def update(
@@ -399,17 +425,8 @@ def one_of(name: str, given: Any, allowed: tuple[Any, ...]) -> Any:
     return given
 
 
-@torch.no_grad()
-def reset_channel_kernel(weight: Tensor, init: Init) -> None:
-    """Draws a query's or key's kernel: the notebook's normal, else torch's default for Conv1d."""
-    bound = 1 / math.sqrt(weight.shape[-1])
-    if init == "notebook":
-        weight.normal_(std=math.sqrt(2) * bound)
-    else:
-        weight.uniform_(-bound, bound)
-
-
-@torch.no_grad()
-def reset_depthwise_kernel(weight: Tensor) -> None:
-    """Draws a value's kernel: Kaiming fan-out that does not divide by groups, in the authors' code and the notebook."""
-    weight.normal_(std=math.sqrt(2 / (weight.shape[0] * weight.shape[2] * weight.shape[3])))
+def runs_its_class(mixer: LayerMixer) -> bool:
+    """Whether no method that kernels do the work of has been put in the place of the class's own."""
+    own = mixer.__dict__
+    # One by one: the dynamo of torch 2.11 follows no method of a module's __dict__.
+    return not ("forward" in own or "update" in own or "behind" in own or "kept" in own)
