@@ -1,59 +1,236 @@
-"""Which of two ways an operator is computed: by compiled CPU kernels where they apply, else by torch's operators."""
+"""Which way an operator is computed: by a backend's kernels where one supports the call, else by torch's operators."""
 
-import functools
-import warnings
+from abc import ABC, abstractmethod
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from contextvars import ContextVar
-from importlib import import_module
-from importlib.util import find_spec
-from typing import Any, Literal, get_args
+from typing import Any
 
 import torch
 from torch import Tensor
-from torch.utils._device import DeviceContext
 
-from mrla.messages.one_line import one_line
+from .calls import (
+    BaseForm,
+    BaseState,
+    BaseWeights,
+    Begun,
+    BlockTail,
+    Letter,
+    LightState,
+    LightWeights,
+    MixerCall,
+    ResidualNorm,
+)
+from .torch_internals import is_watched
 
-Path = Literal["fused", "reference"]
-_path: ContextVar[Path] = ContextVar("mrla.ops.path", default="fused")
-
-_PLAIN = (Tensor, torch.nn.Parameter)
-KERNEL_DTYPES = (torch.float32, torch.bfloat16)
-HAS_NUMBA = find_spec("numba") is not None
-"""Whether what compiles the kernels is installed."""
+REFERENCE, FUSED = "reference", "fused"
+_path: ContextVar[str] = ContextVar("mrla.ops.path", default=FUSED)
 
 
-@functools.cache
-def can_compile() -> bool:
-    """Whether the kernels can be compiled; says so once where an installed numba does not run here."""
-    if not HAS_NUMBA:
-        return False
-    try:
-        numba = import_module("numba")
-    except Exception as error:  # as with a numpy or a Python that this numba does not know
-        warnings.warn(
-            f"mrla goes by torch's operators: numba is installed and does not import ({one_line(error, 200)}); "
-            f"install one that fits, pip install -U 'mrla[fast]', or remove it",
-            stacklevel=2,
-        )
-        return False
-    return not numba.config.DISABLE_JIT
+class Backend(ABC):
+    """Kernels for one kind of device: a mixer's whole work, x + norm(update), forward and backward.
+
+    A backend is a value without state. Its methods get plain tensors, outside autograd; `mrla::light` and `mrla::base`
+    make torch's operators of them, with gradients and for compiled graphs.
+
+    Attributes:
+        name: What `use` knows it by.
+    """
+
+    name: str
+
+    @abstractmethod
+    def unavailable(self) -> str | None:
+        """Why the backend cannot run on this machine, with the remedy; None where it can."""
+
+    @abstractmethod
+    def supports(self, call: MixerCall) -> bool:
+        """Whether the backend can do a call: devices, types, strides, sizes of its tensors.
+
+        It is asked before every call, and while torch compiles; it reads no number of a tensor.
+        """
+
+    @abstractmethod
+    def light_forward(
+        self,
+        x: Tensor,
+        shortcut: Tensor | None,
+        weights: LightWeights,
+        statistics: tuple[Tensor, Tensor] | None,
+        keep: Tensor | None,
+        heads: int,
+        eps: float,
+        *,
+        tail: ResidualNorm | None = None,
+        in_place: bool = False,
+        keep_state: bool = True,
+    ) -> tuple[Tensor, LightState]:
+        """The output of MRLA-light and what its gradient needs.
+
+        Args:
+            x: The block's output; with `tail` the branch that it is relu(norm(branch) + shortcut) of.
+            shortcut: What the block added.
+            weights: The mixer's own.
+            statistics: The norm's running mean and variance in float32; None for those of this batch.
+            keep: DropPath's factor for each image.
+            heads: Number of heads.
+            eps: The norm's.
+            tail: The norm behind the branch.
+            in_place: Whether `x` may be overwritten.
+            keep_state: Whether there will be a gradient.
+        """
+
+    @abstractmethod
+    def light_backward(
+        self,
+        gradient: Tensor,
+        x: Tensor,
+        shortcut: Tensor | None,
+        weights: LightWeights,
+        state: LightState,
+        keep: Tensor | None,
+        eps: float,
+        *,
+        batch_statistics: bool,
+        tail: ResidualNorm | None = None,
+    ) -> tuple[Tensor, Tensor | None, LightWeights, tuple[Tensor, Tensor] | None]:
+        """Gradients of `x`, the shortcut, the weights and, with `tail`, weight and bias of its norm.
+
+        Args:
+            gradient: That of the output.
+            x: As `light_forward` had it, like the arguments that are not named here; with `tail` before its norm.
+            shortcut: What the block added.
+            weights: The mixer's own.
+            state: What `light_forward` returned.
+            keep: DropPath's factor for each image.
+            eps: The norm's.
+            batch_statistics: Whether the mixer's norm took those of the batch.
+            tail: The norm behind the branch.
+        """
+
+    @abstractmethod
+    def base_forward(
+        self,
+        x: Tensor,
+        shortcut: Tensor | None,
+        keys: Sequence[Tensor],
+        values: Sequence[Tensor],
+        weights: BaseWeights,
+        statistics: tuple[Tensor, Tensor] | None,
+        keep: Tensor | None,
+        form: BaseForm,
+        *,
+        tail: ResidualNorm | None = None,
+        in_place: bool = False,
+        keep_value: bool = True,
+    ) -> tuple[Tensor, BaseState]:
+        """The output of MRLA-base, and what the memory and its gradient need.
+
+        Args:
+            x: The block's output; with `tail` the branch that it is relu(norm(branch) + shortcut) of.
+            shortcut: What the block added; used with `tail` alone.
+            keys: Those of the blocks before.
+            values: Those of the blocks before.
+            weights: The mixer's own.
+            statistics: The norm's running mean and variance in float32; None for those of this batch.
+            keep: DropPath's factor for each image.
+            form: What kind of MRLA-base.
+            tail: The norm behind the branch.
+            in_place: Whether `x` may be overwritten.
+            keep_value: Whether anybody reads the block's value later, where the norm goes by its own statistics; an
+                empty tensor stands for it otherwise.
+        """
+
+    @abstractmethod
+    def base_backward(
+        self,
+        gradient: Tensor,
+        of_key: Tensor | None,
+        of_value: Tensor | None,
+        mail: Sequence[Letter],
+        x: Tensor,
+        shortcut: Tensor | None,
+        keys: Sequence[Tensor],
+        values: Sequence[Tensor],
+        weights: BaseWeights,
+        state: BaseState,
+        keep: Tensor | None,
+        form: BaseForm,
+        *,
+        batch_statistics: bool,
+        wanted: Sequence[bool],
+        of_update: Tensor | None = None,
+        tail: ResidualNorm | None = None,
+    ) -> tuple[Tensor, Tensor | None, list[Tensor], list[Tensor | None], BaseWeights, tuple[Tensor, Tensor] | None]:
+        """Gradients of `x`, the shortcut, earlier keys and values, the weights and, with `tail`, its norm's two.
+
+        Args:
+            gradient: That of the output.
+            of_key: That of the block's key, from later blocks.
+            of_value: That of its value, from whoever leaves no `Letter`.
+            mail: What later blocks have left.
+            x: As `base_forward` had it, like the arguments that are not named here; with `tail` before its norm.
+            shortcut: What the block added.
+            keys: Those of the blocks before.
+            values: Those of the blocks before.
+            weights: The mixer's own.
+            state: What `base_forward` returned.
+            keep: DropPath's factor for each image.
+            form: What kind of MRLA-base.
+            batch_statistics: Whether the mixer's norm took those of the batch.
+            wanted: For which earlier values a gradient is to be made here; the others get a `Letter`.
+            of_update: Where the gradient of y goes for letters; the place of the block's own value may be given.
+            tail: The norm behind the branch.
+        """
+
+    @abstractmethod
+    def begin(self, tail: BlockTail) -> Begun:
+        """What is left of the end of a residual block after what torch's own operator must do first.
+
+        The running statistics of a norm in training move on, as by calling it. The output must be what the block itself
+        gives, to the last bit; where the backend does not round so, `kernels.residual_epilogue.begin_by_torch` does.
+        """
+
+
+BACKENDS: dict[str, Backend] = {}
+"""The registered backends by name, in the order in which they are asked."""
+
+
+def register_backend(backend: Backend) -> Backend:
+    """Makes a backend one that is asked where it applies, after those that are registered already.
+
+    Args:
+        backend: The backend.
+
+    Returns:
+        The same.
+
+    Raises:
+        ValueError: If its name is taken.
+    """
+    if backend.name in (REFERENCE, FUSED, *BACKENDS):
+        known = BACKENDS.get(backend.name)
+        whose = f"{type(known).__name__} of {type(known).__module__}" if known else "a choice of mrla.ops.use"
+        raise ValueError(f"a backend's name must not be taken: {backend.name!r} is {whose}; choose another name")
+    BACKENDS[backend.name] = backend
+    return backend
 
 
 @contextmanager
-def use(path: Path) -> Iterator[None]:
+def use(path: str) -> Iterator[None]:
     """Chooses how the operators are computed inside a ``with`` block, for this thread or task alone.
 
-    Both ways give the same numbers within rounding. ``"fused"`` is what happens without a choice: CPU kernels compiled
-    with numba wherever they apply (contiguous float32 or bfloat16 maps on a CPU, a plain BatchNorm; never under export
-    or tracing), torch's operators elsewhere. A network keeps to the way that it was compiled with.
+    All ways give the same numbers within rounding. ``"fused"`` is what happens without a choice: the first registered
+    backend that supports a call does it (``"cpu"``: kernels compiled with numba, for contiguous float32 or bfloat16
+    maps and a plain BatchNorm; never under export or tracing), torch's operators do the rest. A network keeps to the
+    way that it was compiled with.
 
     Args:
-        path: ``"fused"``, or ``"reference"`` for torch's operators everywhere.
+        path: ``"fused"``; the name of one backend, which alone is asked; or ``"reference"`` for torch's operators
+            everywhere.
 
     Raises:
-        ValueError: If it is another word, or kernels are asked for and numba is not there or does not run.
+        ValueError: If it is another word, or kernels are asked for and no backend runs here.
 
     Example:
         >>> from mrla.ops import MRLALight
@@ -64,11 +241,13 @@ def use(path: Path) -> Iterator[None]:
         >>> torch.allclose(fast, slow, atol=1e-5)
         True
     """
-    if path not in get_args(Path):
-        raise ValueError(f"the path must be one of {', '.join(map(repr, get_args(Path)))}: got {path!r}")
-    if path == "fused" and not can_compile():
-        what = "does not run here" if HAS_NUMBA else "is not installed"
-        raise ValueError(f"the kernels are compiled with numba, which {what}: pip install 'mrla[fast]'")
+    known = (FUSED, REFERENCE, *BACKENDS)
+    if path not in known:
+        raise ValueError(f"the path must be one of {', '.join(map(repr, known))}: got {path!r}")
+    asked = BACKENDS if path == FUSED else () if path == REFERENCE else (path,)
+    reasons = [BACKENDS[name].unavailable() for name in asked]
+    if reasons and all(reasons):
+        raise ValueError("; ".join(filter(None, reasons)))
     before = _path.set(path)
     try:
         yield
@@ -77,61 +256,47 @@ def use(path: Path) -> Iterator[None]:
 
 
 @torch.compiler.assume_constant_result
-def chosen_path() -> Path:
-    """The way chosen with `use`."""
-    return "fused" if _path.get() == "fused" and can_compile() else "reference"
+def chosen_path() -> str:
+    """The way chosen with `use`; ``"reference"`` also where no backend runs here."""
+    return _path.get() if asked_backends() else REFERENCE
 
 
-def kernels_apply(
-    x: Tensor, *others: Tensor | None, parameters: Sequence[Tensor | None] = (), exact: Sequence[Tensor] = ()
-) -> bool:
-    """Whether the kernels can work on maps like these here and now.
+@torch.compiler.assume_constant_result
+def asked_backends() -> tuple[str, ...]:
+    """The names of the backends that are asked here and now, in order."""
+    path = _path.get()
+    names = BACKENDS if path == FUSED else () if path == REFERENCE else (path,)
+    return tuple(name for name in names if BACKENDS[name].unavailable() is None)
+
+
+def select(call: MixerCall) -> str | None:
+    """The name of the backend that does a call; None where torch's operators do it.
 
     Args:
-        x: The first map.
-        others: Others, of its shape and type.
-        parameters: All small tensors that the kernels read, in float32 or the type of `x`; they may be strided.
-        exact: Small tensors that must be in float32.
+        call: What would be read.
     """
-    if chosen_path() == "reference" or torch.compiler.is_exporting() or torch.jit.is_tracing():
-        return False
-    dtype = x.dtype
-    if dtype not in KERNEL_DTYPES:
-        return False
-    for map in (x, *others):
-        if map is not None and not (_is_plain(map) and map.dtype is dtype and map.numel() > 0 and map.is_contiguous()):
-            return False
-    for one in parameters:
-        if one is not None and not ((one.dtype is dtype or one.dtype is torch.float32) and _is_plain(one)):
-            return False
-    for one in exact:
-        if not _is_plain(one) or one.dtype is not torch.float32:
-            return False
-    if torch.compiler.is_compiling():
-        return True
-    if _is_watched():
+    if torch.compiler.is_exporting() or torch.jit.is_tracing():
+        return None
+    for name in asked_backends():
+        if BACKENDS[name].supports(call):
+            return name if torch.compiler.is_compiling() or _is_plain_work(call) else None
+    return None
+
+
+def _is_plain_work(call: MixerCall) -> bool:
+    """Whether nothing looks at torch's operators one by one, and the tensors' numbers are what lies in memory."""
+    if is_watched():
         return False
     # a sign that is still to be applied is in no number that a kernel reads
-    return not any(one is not None and one.is_neg() for one in (x, *others, *parameters, *exact))
+    for one in (call.x, call.shortcut, *call.parameters, *call.values, *call.keys):
+        if one is not None and one.is_neg():
+            return False
+    return True
 
 
-def _is_plain(x: Tensor) -> bool:
-    """Whether the numbers of a tensor lie in this machine's memory: no subclass, device or layout says otherwise."""
-    return type(x) in _PLAIN and x.is_cpu and x.layout is torch.strided
+_PLAIN: tuple[Any, ...] = (Tensor, torch.nn.Parameter)
 
 
-def _is_watched() -> bool:
-    """Whether something looks at each of torch's operators: a dispatch mode, torch.func, forward-mode derivatives."""
-    inside: Any = torch._C
-    return (
-        inside._len_torch_dispatch_stack() > 0
-        or (inside._len_torch_function_stack() > 0 and _is_overridden())
-        or inside._functorch.peek_interpreter_stack() is not None
-        or torch.autograd.forward_ad._current_level >= 0
-    )
-
-
-def _is_overridden() -> bool:
-    """Whether a mode sees torch's functions; that of a default device sees only what makes tensors."""
-    modes = torch.overrides._get_current_function_mode_stack()
-    return any(type(mode) is not DeviceContext for mode in modes)
+def is_plain(tensor: Tensor) -> bool:
+    """Whether the numbers of a tensor lie in its memory as its strides say: no subclass or layout says otherwise."""
+    return type(tensor) in _PLAIN and tensor.layout is torch.strided

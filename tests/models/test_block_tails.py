@@ -382,11 +382,11 @@ def test_a_value_that_somebody_holds_is_not_written_to(values):
 @pytest.mark.parametrize("retain", [False, True])
 def test_where_the_gradient_of_an_update_goes(retain, monkeypatch):
     """Into the place of the block's own value, if the graph is not to be gone through again."""
-    from mrla.ops.kernels import base
+    from mrla.ops.kernels import deferred_grads
 
     told: list[bool] = []
-    asked = base._is_done_with
-    monkeypatch.setattr(base, "_is_done_with", lambda value: (told.append(asked(value)), told[-1])[1])
+    asked = deferred_grads._is_done_with
+    monkeypatch.setattr(deferred_grads, "_is_done_with", lambda value: (told.append(asked(value)), told[-1])[1])
     long_chain()(image()).sum().backward(retain_graph=retain)
     assert told == [not retain] * 3
 

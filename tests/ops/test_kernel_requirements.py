@@ -96,7 +96,7 @@ def test_norms_mean_what_torch_means(change, training, method):
 
 @pytest.mark.parametrize("method", ["light", "base"])
 def test_default_dtype_and_device_are_of_no_matter(method):
-    from mrla.ops.kernels.residual_epilogue import kernels_norm_as_torch
+    from mrla.ops.kernels.cpu.epilogue import kernels_norm_as_torch
 
     mixer, norm = mixer_of(method), nn.BatchNorm2d(16)
     expected = everything(mixer, norm, "reference")
@@ -155,6 +155,7 @@ def test_a_second_derivative_says_the_remedy(method):
 @pytest.mark.unchecked  # other types than the annotations say
 @pytest.mark.parametrize("method", ["light", "base"])
 def test_integers_where_real_numbers_are_due(method):
+    from mrla.ops.calls import BaseForm, BaseWeights, LightWeights
     from mrla.ops.kernels.cpu import fused_base, fused_light
 
     mixer, (x, s) = mixer_of(method), pair()
@@ -165,14 +166,14 @@ def test_integers_where_real_numbers_are_due(method):
             found = []
             for one in (1.0, eps):
                 if method == "light":
-                    weights = fused_light.LightWeights(*taps, mixer.decay, *vectors)
+                    weights = LightWeights(*taps, mixer.decay, *vectors)
                     out, state = fused_light.forward(x, s, weights, None, None, 4, one)
                     found.append(
                         [out, *fused_light.backward(x, x, s, weights, state, None, one, batch_statistics=True)[2]]
                     )
                 else:
-                    weights = fused_base.BaseWeights(*taps, *vectors, None)
-                    form = fused_base.BaseForm(4, one, True, True)
+                    weights = BaseWeights(*taps, *vectors, None)
+                    form = BaseForm(4, one, True, True)
                     out, state = fused_base.forward(x, None, (), (), weights, None, None, form)
                     back = fused_base.backward(
                         x, None, None, (), x, None, (), (), weights, state, None, form, batch_statistics=True, wanted=()

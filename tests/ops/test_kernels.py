@@ -15,9 +15,8 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils.flop_counter import FlopCounterMode
 
 from mrla.ops import METHODS, ChainPlace, LayerMemory, LayerMixer, MRLABase, MRLALight, use
+from mrla.ops.calls import BaseForm, BaseWeights, LightWeights
 from mrla.ops.kernels.base import base
-from mrla.ops.kernels.cpu.fused_base import BaseForm, BaseWeights
-from mrla.ops.kernels.cpu.fused_light import LightWeights
 
 pytest.importorskip("numba")
 
@@ -1017,7 +1016,7 @@ def _light_arguments(shape: tuple[int, ...], *, batch: bool, shortcut: bool, kee
     kept = torch.tensor([0.0, 1.25] * shape[0])[: shape[0]] if keep else None
     x = torch.randn(shape, requires_grad=True)
     carried = torch.randn(shape, requires_grad=True) if shortcut else None
-    return (x, carried, *LightWeights(*weights), *statistics, kept, 2, 1e-5)
+    return (x, carried, *LightWeights(*weights), *statistics, kept, 2, 1e-5, "cpu")
 
 
 def _base_arguments(
@@ -1043,7 +1042,7 @@ def _base_arguments(
 
     patch.setattr(torch.ops, "mrla", Ops)  # what `base` makes of its arguments, without a second list of them here
     try:
-        base(x, keys, values, weights, statistics, None, BaseForm(2, 1e-5, softmax, rectify))
+        base(x, keys, values, weights, statistics, None, BaseForm(2, 1e-5, softmax, rectify), "cpu")
     finally:
         patch.undo()
     return seen[0]

@@ -1,13 +1,17 @@
 """MRLA-light as torch's operator `mrla::light`, and as a function of the tail of a residual block."""
 
+import inspect
+from collections import namedtuple
 from typing import Any
 
 import torch
 from torch import Tensor
 
-from .cpu.fused_light import LightState, LightWeights, backward, forward
-from .cpu.fused_maps import own
-from .residual_epilogue import BlockTail, ResidualNorm, affine_of, begin
+from ..backend import BACKENDS
+from ..calls import BlockTail, LightState, LightWeights, ResidualNorm
+from .operator_outputs import own
+from .residual_epilogue import affine_of
+from .saved import save_groups, saved_groups
 from .second_derivative import once_differentiable
 
 
@@ -26,16 +30,17 @@ def _light(
     keep: Tensor | None,
     heads: int,
     eps: float,
+    backend: str,
 ) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor, Tensor]:
-    """`forward` as torch's operator: the output, then the five parts of the state."""
+    """A backend's `light_forward` as torch's operator: the output, then the five parts of the state."""
     weights = LightWeights(query, key, value, decay, norm_weight, norm_bias)
     statistics = None if running_mean is None or running_var is None else (running_mean.clone(), running_var.clone())
-    out, state = forward(x, shortcut, weights, statistics, keep, heads, eps)
+    out, state = BACKENDS[backend].light_forward(x, shortcut, weights, statistics, keep, heads, eps)
     return out, state.means, state.gates, state.moments, state.mean, state.variance
 
 
 @_light.register_fake
-def _(x, shortcut, query, key, value, decay, norm_weight, norm_bias, running_mean, running_var, keep, heads, eps):
+def _(x, shortcut, query, key, value, decay, norm_weight, norm_bias, running_mean, running_var, keep, heads, *_):
     b, c = x.shape[:2]
     shapes = (b, c + query.numel() - 1), (b, heads), (b, c, 5), (c,), (c,)
     return torch.empty_like(x), *(x.new_empty(shape, dtype=torch.float32) for shape in shapes)
@@ -60,9 +65,10 @@ def _light_backward(
     keep: Tensor | None,
     eps: float,
     batch_statistics: bool,
+    backend: str,
 ) -> list[Tensor]:
-    """`backward` as torch's operator: the gradients of x, the shortcut and the weights, of what is not left out."""
-    of_x, of_shortcut, of_weights, _ = backward(
+    """A backend's `light_backward` as torch's operator: gradients of x, the shortcut and the weights that are there."""
+    of_x, of_shortcut, of_weights, _ = BACKENDS[backend].light_backward(
         gradient,
         x,
         shortcut,
@@ -81,21 +87,28 @@ def _(gradient, x, shortcut, query, key, value, decay, norm_weight, norm_bias, *
     return [torch.empty_like(one) for one in given if one is not None]
 
 
+_Inputs: Any = namedtuple("_Inputs", inspect.signature(_light._init_fn).parameters)
+
+
 def _save(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, ...]) -> None:
-    running_mean, keep = inputs[8], inputs[10]
-    ctx.save_for_backward(*inputs[:8], *output[1:], keep)
-    ctx.rest = inputs[12], running_mean is None
-    ctx.mark_non_differentiable(*output[1:])
+    given = _Inputs(*inputs)
+    weights = LightWeights(*(getattr(given, name) for name in LightWeights._fields))
+    _, *state = output
+    save_groups(ctx, x=given.x, shortcut=given.shortcut, weights=weights, state=LightState(*state), keep=given.keep)
+    ctx.rest = given.eps, given.running_mean is None, given.backend
+    ctx.mark_non_differentiable(*state)
     ctx.set_materialize_grads(False)
 
 
 @once_differentiable
 def _differentiate(ctx: Any, gradient: Tensor | None, *_: Any) -> tuple[Any, ...]:
     if gradient is None:
-        return (None,) * 13
-    saved = ctx.saved_tensors
-    found = iter(torch.ops.mrla.light_backward(gradient, *saved, *ctx.rest))
-    return *(None if one is None else next(found) for one in saved[:8]), *(None,) * 5
+        return (None,) * len(_Inputs._fields)
+    saved = saved_groups(ctx)
+    given = (saved["x"], saved["shortcut"], *saved["weights"])
+    found = iter(torch.ops.mrla.light_backward(gradient, *given, *saved["state"], saved["keep"], *ctx.rest))
+    gradients = [None if one is None else next(found) for one in given]
+    return *gradients, *(None,) * (len(_Inputs._fields) - len(gradients))
 
 
 _light.register_autograd(_differentiate, setup_context=_save)
@@ -109,10 +122,11 @@ def light(
     keep: Tensor | None,
     heads: int,
     eps: float,
+    backend: str,
 ) -> tuple[Tensor, Tensor, Tensor]:
-    """The mixer's output, and mean and biased variance that its norm went by; arguments as of `forward`."""
+    """The mixer's output, and mean and biased variance that its norm went by; see `Backend.light_forward`."""
     out, _, _, _, mean, variance = torch.ops.mrla.light(
-        x, shortcut, *weights, *(statistics or (None, None)), keep, heads, eps
+        x, shortcut, *weights, *(statistics or (None, None)), keep, heads, eps, backend
     )
     return out, mean, variance
 
@@ -124,14 +138,24 @@ def light_behind(
     keep: Tensor | None,
     heads: int,
     eps: float,
+    backend: str,
 ) -> tuple[Tensor, Tensor, Tensor]:
     """Like `light`, of the block's output and shortcut that a tail stands for."""
     inputs = (tail.branch, tail.shortcut, *affine_of(tail), *weights)
     if torch.is_grad_enabled() and any(one is not None and one.requires_grad for one in inputs):
-        return _LightTail.apply(*inputs, tail, statistics, keep, heads, eps)
-    x, rest, _, owned = begin(tail)
-    out, state = forward(
-        x, tail.shortcut, weights, statistics, keep, heads, eps, tail=rest, in_place=owned, keep_state=False
+        return _LightTail.apply(*inputs, tail, statistics, keep, heads, eps, backend)
+    begun = BACKENDS[backend].begin(tail)
+    out, state = BACKENDS[backend].light_forward(
+        begun.map,
+        tail.shortcut,
+        weights,
+        statistics,
+        keep,
+        heads,
+        eps,
+        tail=begun.rest,
+        in_place=begun.owned,
+        keep_state=False,
     )
     return out, state.mean, state.variance
 
@@ -145,13 +169,16 @@ class _LightTail(torch.autograd.Function):
 
     @staticmethod
     def forward(ctx: Any, branch: Tensor, shortcut: Tensor, weight: Any, bias: Any, *rest: Any) -> Any:
-        *given, tail, statistics, keep, heads, eps = rest
+        *given, tail, statistics, keep, heads, eps, backend = rest
         weights = LightWeights(*given)
-        x, rest, norm, _ = begin(tail)
+        x, rest, norm, _ = BACKENDS[backend].begin(tail)
         owned = x is not branch
-        out, state = forward(x, shortcut, weights, statistics, keep, heads, eps, tail=rest, in_place=owned)
-        ctx.save_for_backward(branch, shortcut, *weights, *state, keep, *norm[:4])
-        ctx.rest = eps, statistics is None, norm[4:]
+        out, state = BACKENDS[backend].light_forward(
+            x, shortcut, weights, statistics, keep, heads, eps, tail=rest, in_place=owned
+        )
+        kept_norm = norm._replace(eps=None, training=None)
+        save_groups(ctx, branch=branch, shortcut=shortcut, weights=weights, state=state, keep=keep, norm=kept_norm)
+        ctx.rest = eps, statistics is None, norm.eps, norm.training, backend
         ctx.affine = weight is not None, bias is not None
         ctx.mark_non_differentiable(state.mean, state.variance)
         return out, state.mean, state.variance
@@ -159,18 +186,19 @@ class _LightTail(torch.autograd.Function):
     @staticmethod
     @once_differentiable
     def backward(ctx: Any, gradient: Tensor, *_: Any) -> Any:
-        branch, shortcut, *saved = ctx.saved_tensors
-        eps, batch_statistics, rest_of_norm = ctx.rest
-        of_branch, of_shortcut, of_weights, of_norm = backward(
+        saved = saved_groups(ctx)
+        eps, batch_statistics, norm_eps, norm_training, backend = ctx.rest
+        norm: ResidualNorm = saved["norm"]._replace(eps=norm_eps, training=norm_training)
+        of_branch, of_shortcut, of_weights, of_norm = BACKENDS[backend].light_backward(
             gradient,
-            branch,
-            shortcut,
-            LightWeights(*saved[:6]),
-            LightState(*saved[6:11]),
-            saved[11],
+            saved["branch"],
+            saved["shortcut"],
+            saved["weights"],
+            saved["state"],
+            saved["keep"],
             eps,
             batch_statistics=batch_statistics,
-            tail=ResidualNorm(*saved[12:], *rest_of_norm),
+            tail=norm,
         )
         of_affine = (one if there else None for one, there in zip(of_norm or (None, None), ctx.affine, strict=True))
-        return of_branch, of_shortcut, *of_affine, *of_weights, *(None,) * 5
+        return of_branch, of_shortcut, *of_affine, *of_weights, *(None,) * 6

@@ -1,63 +1,12 @@
 """The end of a residual block, relu(norm(branch) + shortcut), left for the mixer behind it to do in one pass."""
 
-import copy
-import functools
 from collections.abc import Sequence
-from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
 
 from ..batch_norm import advance, as_float32, kept_statistics, moves_statistics, norm_fits, takes_batch
-
-
-class BlockTail(NamedTuple):
-    """What a residual block still has to do: relu(norm(branch) + shortcut).
-
-    Attributes:
-        branch: The output of the block's last convolution.
-        norm: A BatchNorm, or the identity where it has been folded into the convolution.
-        shortcut: What the block adds.
-        owned: Whether nobody else holds `branch`, so that it may be overwritten where no gradient is wanted.
-    """
-
-    branch: Tensor
-    norm: nn.Module
-    shortcut: Tensor
-    owned: bool
-
-
-class ResidualNorm(NamedTuple):
-    """The norm of a tail as kernels read it: weight * (branch - mean) / deviation + bias, in float32.
-
-    Attributes:
-        weight: Per channel; None for ones.
-        bias: Per channel; None for zeros.
-        mean: Per channel; None where there is no norm.
-        spread: The norm's variance; with `training` one over the batch's deviation.
-        eps: The norm's.
-        training: Whether mean and deviation are those of the batch.
-    """
-
-    weight: Tensor | None = None
-    bias: Tensor | None = None
-    mean: Tensor | None = None
-    spread: Tensor | None = None
-    eps: float = 0.0
-    training: bool = False
-
-
-def rest_of(tail: ResidualNorm | None) -> int:
-    """What is left of a tail, as `_kernels.norms.line_of_branch` counts."""
-    if tail is None:
-        return 0
-    return 1 if tail.mean is None else 3 if tail.training else 2
-
-
-def fields_of(tail: ResidualNorm | None) -> tuple[Tensor | float | None, ...]:
-    """Weight, bias, mean, spread and eps of a tail's norm as kernels find them in their table."""
-    weight, bias, mean, spread, eps, _ = tail or ResidualNorm()
-    return weight, bias, mean, spread, float(eps)
+from ..calls import Begun, BlockTail, ResidualNorm
 
 
 def tail_parameters(tail: BlockTail) -> tuple[Tensor | None, ...] | None:
@@ -82,108 +31,35 @@ def affine_of(tail: BlockTail) -> tuple[Tensor | None, Tensor | None]:
     return getattr(tail.norm, "weight", None), getattr(tail.norm, "bias", None)
 
 
-class Begun(NamedTuple):
-    """A tail as far as torch has to compute it before the kernels go on.
-
-    Attributes:
-        map: What the kernels read: the branch, or what torch's norm has made of it.
-        rest: The norm that is still to be applied to that.
-        norm: The norm behind the branch.
-        owned: Whether nobody else holds `map`, see `BlockTail`.
-    """
-
-    map: Tensor
-    rest: ResidualNorm
-    norm: ResidualNorm
-    owned: bool
-
-
-def begin(tail: BlockTail) -> Begun:
-    """Finds the numbers of a tail's norm, and applies it where only torch's operator gives the same to the last bit.
-
-    The running statistics of a norm in training move on, as by calling it.
-    """
+def begin_by_torch(tail: BlockTail) -> Begun:
+    """A tail whose norm torch's own operator has applied; the running statistics of a norm in training move on."""
     norm, branch = tail.norm, tail.branch
     if not isinstance(norm, nn.BatchNorm2d):
         return Begun(branch, ResidualNorm(), ResidualNorm(), tail.owned)
     statistics = kept_statistics(norm)
-    if _is_float32(branch, norm) and kernels_norm_as_torch():
-        numbers = _numbers(norm, statistics or _batch_statistics(norm, branch))
-        return Begun(branch, numbers, numbers, tail.owned)
     normed, *of_batch = torch.native_batch_norm(
         branch,
         norm.weight,
         norm.bias,
-        *_moved(norm, statistics),
+        *tracked_statistics(norm, statistics),
         takes_batch(norm),
         advance(norm),
         float(norm.eps),
     )
-    return Begun(normed, ResidualNorm(), _numbers(norm, statistics or of_batch), owned=True)
+    return Begun(normed, ResidualNorm(), norm_numbers(norm, statistics or of_batch), owned=True)
 
 
-@functools.cache
-def kernels_norm_as_torch() -> bool:
-    """Whether torch's BatchNorm on this machine rounds as the kernels do: sums in float64, one rounding at the end.
-
-    torch's own depends on the instructions that it was built for, so both are run once on a small map.
-    """
-    from .cpu import launch, norms
-
-    # said aloud: a program may have set other defaults
-    factory: Any = {"dtype": torch.float32, "device": "cpu"}
-    generator = torch.Generator("cpu").manual_seed(0)
-    b, c, h, w = 3, 64, 5, 7  # enough channels for a difference in rounding to show
-    x = torch.randn((b, c, h, w), generator=generator, **factory) * 3 + 1
-    shortcut, found = torch.randn((b, c, h, w), generator=generator, **factory), torch.empty_like(x)
-    theirs = nn.BatchNorm2d(c, **factory).requires_grad_(False)
-    for one in theirs.state_dict().values():
-        if one.is_floating_point():
-            one.uniform_(0.5, 2, generator=generator)
-    ours = copy.deepcopy(theirs)
-    for training in (True, False):
-        ours.train(training)
-        normed, *_ = torch.native_batch_norm(
-            x, theirs.weight, theirs.bias, theirs.running_mean, theirs.running_var, training, 0.1, theirs.eps
-        )
-        numbers = _numbers(ours, kept_statistics(ours) or _batch_statistics(ours, x))
-        launch.run(
-            norms.finish(), b * c, 0, c, h * w, 0, 0, 0, rest_of(numbers), x, shortcut, found, *fields_of(numbers)
-        )
-        if not torch.equal(found, torch.relu(normed + shortcut)):
-            return False
-    tracked = theirs.state_dict()
-    return all(torch.equal(one, tracked[name]) for name, one in ours.state_dict().items() if one.is_floating_point())
-
-
-def _is_float32(branch: Tensor, norm: nn.BatchNorm2d) -> bool:
-    if branch.is_contiguous(memory_format=torch.channels_last):
-        return False  # maps of one pixel or one channel are, and torch then sums in float32
-    parts = (branch, norm.weight, norm.bias, norm.running_mean, norm.running_var)
-    return all(one is None or (one.dtype == torch.float32 and one.is_contiguous()) for one in parts)
-
-
-def _batch_statistics(norm: nn.BatchNorm2d, branch: Tensor) -> tuple[Tensor, Tensor]:
-    """Mean and 1 / deviation of a batch, by kernel; moves the running statistics on."""
-    from .cpu import launch, norms
-
-    b, c, h, w = branch.shape
-    mean, rstd = (torch.empty(c, dtype=torch.float32, device=branch.device) for _ in range(2))
-    tracked = _moved(norm, None)
-    launch.run(
-        norms.statistics(), c, branch.numel(), b, c, h * w, branch, mean, rstd, *tracked, advance(norm), float(norm.eps)
-    )
-    return mean, rstd
-
-
-def _moved(norm: nn.BatchNorm2d, statistics: Sequence[Tensor] | None) -> tuple[Tensor | None, Tensor | None]:
+def tracked_statistics(
+    norm: nn.BatchNorm2d, statistics: Sequence[Tensor] | None
+) -> tuple[Tensor | None, Tensor | None]:
     """The running statistics that torch's operator is given: those the norm goes by, or that the batch moves on."""
     if statistics is None and not moves_statistics(norm):
         return None, None
     return norm.running_mean, norm.running_var
 
 
-def _numbers(norm: nn.BatchNorm2d, statistics: Sequence[Tensor]) -> ResidualNorm:
+def norm_numbers(norm: nn.BatchNorm2d, statistics: Sequence[Tensor]) -> ResidualNorm:
+    """A norm as backends read it, of the mean and variance (in training 1 / deviation) that it goes by."""
     weight, bias = (None if one is None else as_float32(one.detach()) for one in (norm.weight, norm.bias))
     mean, spread = (as_float32(one) for one in statistics)
     return ResidualNorm(weight, bias, mean, spread, float(norm.eps), takes_batch(norm))

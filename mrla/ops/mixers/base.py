@@ -7,10 +7,10 @@ from torch import Tensor, nn
 
 from ..base import LayerMemory, asked_memory, base_update, layer_weights, recent
 from ..batch_norm import as_float32, kept_statistics, track
+from ..calls import BaseForm, BaseWeights, BlockTail
 from ..contributions import Heard
 from ..kernels.base import base, base_behind
-from ..kernels.cpu.fused_base import BaseForm, BaseWeights
-from ..kernels.residual_epilogue import BlockTail, tail_parameters
+from ..kernels.residual_epilogue import tail_parameters
 from ..layouts import Grid
 from ..projections import pool, slide
 from .branch import runs_its_class
@@ -57,6 +57,8 @@ class MRLABase(LayerQueryMixer):
         2
     """
 
+    operator = "base"
+
     def __init__(self, channels: int, **options: Unpack[LayerQueryOptions]):
         options.setdefault("out_act", "relu")
         super().__init__(channels, default_head_dim=16, **options)
@@ -101,7 +103,7 @@ class MRLABase(LayerQueryMixer):
         return as_here and self.value_act is None and self.out_act in (None, "relu") and self.plain_norm is not None
 
     def _fused(
-        self, x: Tensor, shortcut: Tensor | None, memory: Any, more: tuple[Tensor | None, ...] = ()
+        self, x: Tensor, shortcut: Tensor | None, memory: Any, epilogue: tuple[Tensor | None, ...] | None = None
     ) -> tuple[Any, ...] | None:
         """Norm, memory that is asked, and what else the kernels take, where they can do all of the mixer's work."""
         if not self._has_kernels or x.ndim != 4 or x.shape[1] != self.channels or x.numel() == 0:
@@ -109,14 +111,15 @@ class MRLABase(LayerQueryMixer):
         before = fitting_memory(expected_memory(memory, LayerMemory, self), self.place)
         before = asked_memory(x, before, self.heads, self.last)
         query, key, value, scale = self.query_weight, self.key_weight, self.value_weight, self.scale
-        norm = self.fused_norm(x, shortcut, (query, key, value), scale, more, before.values, before.keys)
-        if norm is None:
+        fused = self.fused_by(x, shortcut, (query, key, value), scale, epilogue, before.values, before.keys)
+        if fused is None:
             return None
+        backend, norm = fused
         scale = None if scale is None else as_float32(scale)
         own = as_float32(query), as_float32(key), as_float32(value)
         weights = BaseWeights(*own, as_float32(norm.weight), as_float32(norm.bias), scale)
         form = BaseForm(self.heads, float(norm.eps), self.weighting == "softmax", self.out_act == "relu")
-        return norm, before, weights, kept_statistics(norm), self.kept(x), form
+        return norm, before, weights, kept_statistics(norm), self.kept(x), form, backend
 
     def _remember(
         self,

@@ -2,7 +2,7 @@
 
 from abc import abstractmethod
 from collections.abc import Sequence
-from typing import Any, Literal, TypedDict, get_args
+from typing import Any, ClassVar, Literal, NamedTuple, TypedDict, get_args
 
 import torch
 from jaxtyping import Float
@@ -10,15 +10,29 @@ from timm.layers import DropPath, LayerNorm2d
 from torch import Tensor, nn
 from torch.nn.functional import pad
 
-from ..backend import kernels_apply
+from ..backend import select
 from ..batch_norm import norm_fits, takes_batch
+from ..calls import MixerCall
 from ..checks import check_like
 from ..contributions import Heard, Terms
 from ..layouts import Grid, Layout, from_map, to_map
 from ..projections import ACTIVATIONS, Activation
+from ..torch_internals import unobserved
 from .contract import ChainPlace, Init, LayerMixer, check_deaf
 
 Norm = Literal["batch", "layer", "pre_layer"]
+
+
+class Fused(NamedTuple):
+    """Who does all of a mixer's work.
+
+    Attributes:
+        backend: The name of a backend.
+        norm: The mixer's norm, which is then not called.
+    """
+
+    backend: str
+    norm: nn.BatchNorm2d
 
 
 class BranchOptions(TypedDict, total=False):
@@ -55,6 +69,9 @@ class BranchMixer(LayerMixer):
     gamma is there only where the mixer is to start as the identity and no norm stands last: a zero norm weight under
     a ReLU would have a zero gradient for ever.
     """
+
+    operator: ClassVar[Literal["light", "base"]]
+    """The operator of `mrla.ops.backend.Backend` that does the mixer's work, of a class that asks for one."""
 
     def __init__(
         self,
@@ -275,27 +292,28 @@ class BranchMixer(LayerMixer):
             return norm
         return None
 
-    def fused_norm(
+    def fused_by(
         self,
         x: Tensor,
         shortcut: Tensor | None,
         taps: tuple[Tensor, Tensor, Tensor],
         vector: Tensor | None,
-        more: tuple[Tensor | None, ...] = (),
+        epilogue: tuple[Tensor | None, ...] | None = None,
         values: Sequence[Tensor] = (),
         keys: Sequence[Tensor] = (),
-    ) -> nn.BatchNorm2d | None:
-        """The mixer's norm, where the kernels can work on these maps and all around the update is what they know.
+    ) -> Fused | None:
+        """The backend that does the mixer's call, where one can and all around the update is what backends know.
 
         Args:
             x: The block's output, or the branch of a tail.
-            shortcut: What the block added, where the kernels read it.
+            shortcut: What the block added, where it is read.
             taps: The mixer's kernels: query, key and value. Where torch would refuse the type of the value's beside the
-                maps', so do the kernels.
+                maps', so does this.
             vector: What else the mixer owns, one number a channel.
-            more: Other parameters and statistics that are read, of norms whose shapes have been looked at.
+            epilogue: The parameters and statistics of the norm behind the branch, where the block's end is left to the
+                mixer.
             values: Those of the memory.
-            keys: Likewise.
+            keys: Those of the memory.
         """
         norm = self.plain_norm
         if norm is None or x.ndim != 4 or x.shape[1] != self.channels:
@@ -309,12 +327,16 @@ class BranchMixer(LayerMixer):
             return None
         if value.shape != (self.channels, 1, 3, 3):
             return None
-        if value.dtype != x.dtype and not torch.is_autocast_enabled("cpu"):
+        if value.dtype != x.dtype and not torch.is_autocast_enabled(x.device.type):
             return None
-        read = (*taps, vector, norm.weight, norm.bias, norm.running_mean, norm.running_var, *more)
-        if not kernels_apply(x, shortcut, *values, parameters=read, exact=keys) or not norm_fits(norm, x):
+        of_norms = (norm.weight, norm.bias, norm.running_mean, norm.running_var, *(epilogue or ()))
+        call = MixerCall(
+            self.operator, x, shortcut, (*taps, vector, *of_norms), norm, epilogue is not None, values, keys
+        )
+        backend = select(call)
+        if backend is None or not norm_fits(norm, x):
             return None
-        return norm
+        return Fused(backend, norm)
 
     def kept(self, x: Tensor) -> Tensor | None:
         """What DropPath multiplies the branch of each image with, (b,); None where it does nothing."""
@@ -395,27 +417,6 @@ def _normed(norm: nn.Module, branch: Tensor) -> Tensor:
 def _has_one_value(branch: Tensor) -> bool:
     images, _, rows, columns = branch.shape
     return images == 1 and rows == 1 and columns == 1  # one by one: dynamic sizes are not compared with one another
-
-
-def unobserved(*modules: nn.Module) -> bool:
-    """Whether nothing waits for these modules to be called, so that their work may be done without calling them.
-
-    What waits may be a hook, or a ``forward`` of the module's own.
-    """
-    everywhere: Any = torch.nn.modules.module
-    if (
-        everywhere._global_forward_hooks
-        or everywhere._global_forward_pre_hooks
-        or everywhere._global_backward_hooks
-        or everywhere._global_backward_pre_hooks
-    ):
-        return False
-    for module in modules:
-        if module._forward_hooks or module._forward_pre_hooks or module._backward_hooks or module._backward_pre_hooks:
-            return False
-        if "forward" in module.__dict__:
-            return False
-    return True
 
 
 def one_of(name: str, given: Any, allowed: tuple[Any, ...]) -> Any:

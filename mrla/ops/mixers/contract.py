@@ -7,8 +7,9 @@ from typing import Any, Literal, NamedTuple
 from jaxtyping import Float
 from torch import Tensor, nn
 
+from ..calls import BlockTail
 from ..contributions import Heard, Terms
-from ..kernels.residual_epilogue import BlockTail, finish
+from ..kernels.residual_epilogue import finish
 from ..layouts import Grid, Layout
 
 Init = Literal["identity", "released", "notebook"]

@@ -8,11 +8,11 @@ from jaxtyping import Float
 from torch import Tensor, nn
 
 from ..batch_norm import as_float32, kept_statistics, track
+from ..calls import BlockTail, LightWeights
 from ..contributions import Heard, Terms
 from ..heads import resolve_heads
-from ..kernels.cpu.fused_light import LightWeights
 from ..kernels.light import light, light_behind
-from ..kernels.residual_epilogue import BlockTail, tail_parameters
+from ..kernels.residual_epilogue import tail_parameters
 from ..layouts import Grid
 from ..light import light_gate, light_update
 from ..projections import ACTIVATIONS, Activation, depthwise_value
@@ -64,6 +64,8 @@ class MRLALight(BranchMixer):
         True
     """
 
+    operator = "light"
+
     def __init__(
         self,
         channels: int,
@@ -95,12 +97,13 @@ class MRLALight(BranchMixer):
         carried = shortcut if self.uses_shortcut else None
         fits = self._is_released_form and (shortcut is None or shortcut.shape == x.shape)
         taps, decay = self._taps, self.decay if carried is not None else None
-        norm = self.fused_norm(x, carried, taps, decay) if fits else None
-        if norm is None:
+        fused = self.fused_by(x, carried, taps, decay) if fits else None
+        if fused is None:
             return super().forward(x, shortcut, memory, grid=grid)
+        backend, norm = fused
         weights = _light_weights(taps, decay, norm)
         kept, eps = self.kept(x), float(norm.eps)
-        out, mean, variance = light(x, carried, weights, kept_statistics(norm), kept, self.heads, eps)
+        out, mean, variance = light(x, carried, weights, kept_statistics(norm), kept, self.heads, eps, backend)
         track(norm, mean, variance, x.numel() // self.channels)
         return out, None
 
@@ -118,13 +121,15 @@ class MRLALight(BranchMixer):
         """The block's new output, of a residual block that has left its last norm, add and ReLU to the mixer."""
         takes = self._is_released_form and self.uses_shortcut
         of_tail, taps, decay = tail_parameters(tail), self._taps, self.decay
-        norm = None
+        fused = None
         if takes and of_tail is not None:
-            norm = self.fused_norm(tail.branch, tail.shortcut, taps, decay, of_tail)
-        if norm is None:
+            fused = self.fused_by(tail.branch, tail.shortcut, taps, decay, of_tail)
+        if fused is None:
             return super().behind(tail, memory)
+        backend, norm = fused
         weights, kept = _light_weights(taps, decay, norm), self.kept(tail.branch)
-        out, mean, variance = light_behind(tail, weights, kept_statistics(norm), kept, self.heads, float(norm.eps))
+        statistics, eps = kept_statistics(norm), float(norm.eps)
+        out, mean, variance = light_behind(tail, weights, statistics, kept, self.heads, eps, backend)
         track(norm, mean, variance, tail.branch.numel() // self.channels)
         return out, None
 

@@ -1,55 +1,13 @@
 """MRLA-base by compiled kernels: x + scale * act(norm(base_update(x, memory))) as one operator, with its gradient."""
 
 from collections.abc import Sequence
-from typing import NamedTuple
 
 import torch
 from torch import Tensor
 
-from ..residual_epilogue import ResidualNorm, fields_of, rest_of
+from ...calls import BaseForm, BaseState, BaseWeights, Letter, ResidualNorm
+from .epilogue import fields_of, rest_of
 from .fused_maps import PARTS, addresses, as_read, chunks_of, kind_of, norm_gradients, packed
-
-
-class BaseWeights(NamedTuple):
-    """What MRLA-base, the BatchNorm behind it and its scale own, in float32."""
-
-    query: Tensor
-    key: Tensor
-    value: Tensor
-    norm_weight: Tensor
-    norm_bias: Tensor
-    scale: Tensor | None
-
-
-class BaseForm(NamedTuple):
-    """What kind of MRLA-base it is."""
-
-    heads: int
-    eps: float
-    softmax: bool
-    rectify: bool
-
-
-class BaseState(NamedTuple):
-    """The block's own value and key for the memory, and what else the gradient needs beside the maps.
-
-    Attributes:
-        value: v_t.
-        key: k_t, one row an image.
-        query: q_t, likewise.
-        weights: What each head takes from each block, (b, g, t).
-        means: Means of x over space, with zeros on both sides of the channels.
-        mean: The norm's.
-        variance: The norm's, biased.
-    """
-
-    value: Tensor
-    key: Tensor
-    query: Tensor
-    weights: Tensor
-    means: Tensor
-    mean: Tensor
-    variance: Tensor
 
 
 def forward(
@@ -82,7 +40,7 @@ def forward(
         keep_value: Whether anybody reads the block's value later, where the norm goes by its own statistics; an empty
             tensor stands for it otherwise.
     """
-    from ..cpu import base, base_numbers, launch
+    from . import base, base_numbers, launch
 
     weights = packed(weights)
     form = form._replace(eps=float(form.eps))
@@ -117,20 +75,6 @@ def forward(
             x, shortcut, out, *norm, weights.scale, keep, form.rectify, *branch_norm,
         )  # fmt: skip
     return out, BaseState(value, key, query, taken, means, *statistics)
-
-
-class Letter(NamedTuple):
-    """What a later block leaves to an earlier one: the gradient of its y, and what it took of the earlier one's value.
-
-    Attributes:
-        of_update: The gradient of the later block's y.
-        taken: What the later block's heads take from each block, `BaseState.weights`.
-        block: The place of the earlier block among those.
-    """
-
-    of_update: Tensor
-    taken: Tensor
-    block: int
 
 
 def backward(
@@ -172,7 +116,7 @@ def backward(
         of_update: Where the gradient of y goes for letters; the place of the block's own value may be given.
         tail: The norm behind the branch.
     """
-    from ..cpu import base, base_numbers, launch
+    from . import base, base_numbers, launch
 
     weights = packed(weights)
     form = form._replace(eps=float(form.eps))

@@ -1,33 +1,11 @@
 """MRLA-light by compiled kernels: x + norm(light_update(x, s)) as one operator, with its gradient."""
 
-from typing import NamedTuple
-
 import torch
 from torch import Tensor
 
-from ..residual_epilogue import ResidualNorm, fields_of, rest_of
+from ...calls import LightState, LightWeights, ResidualNorm
+from .epilogue import fields_of, rest_of
 from .fused_maps import PARTS, as_read, chunks_of, kind_of, norm_gradients, packed
-
-
-class LightWeights(NamedTuple):
-    """What MRLA-light and the BatchNorm behind it own, in float32."""
-
-    query: Tensor
-    key: Tensor
-    value: Tensor
-    decay: Tensor | None
-    norm_weight: Tensor
-    norm_bias: Tensor
-
-
-class LightState(NamedTuple):
-    """What the gradient needs beside the maps: some numbers for each plane, and the norm's mean and variance."""
-
-    means: Tensor
-    gates: Tensor
-    moments: Tensor
-    mean: Tensor
-    variance: Tensor
 
 
 def forward(
@@ -57,7 +35,7 @@ def forward(
         in_place: Whether `x` may be overwritten.
         keep_state: Whether there will be a gradient.
     """
-    from ..cpu import launch, light, light_numbers
+    from . import launch, light, light_numbers
 
     weights = packed(weights)
     eps = float(eps)
@@ -117,7 +95,7 @@ def backward(
         batch_statistics: Whether the mixer's norm took those of the batch.
         tail: The norm behind the branch.
     """
-    from ..cpu import launch, light, light_numbers
+    from . import launch, light, light_numbers
 
     weights = packed(weights)
     eps = float(eps)

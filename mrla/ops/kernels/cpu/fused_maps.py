@@ -7,7 +7,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from ..residual_epilogue import ResidualNorm
+from ...calls import ResidualNorm
 
 PARTS = 16
 """How many parts the channels are cut into where only numbers are worked on: a fixed number, for the same sums."""
@@ -16,11 +16,6 @@ PARTS = 16
 def kind_of(x: Tensor) -> Any:
     """The type that kernels know a map's elements by; bfloat16 goes by its bits."""
     return np.uint16 if x.dtype == torch.bfloat16 else np.float32
-
-
-def own(tensor: Tensor) -> Tensor:
-    """The tensor itself, or a copy where it is a part of another: what an operator returns may share no memory."""
-    return tensor.clone() if tensor._is_view() else tensor
 
 
 def packed(weights: Any) -> Any:
@@ -51,7 +46,7 @@ def norm_gradients(
 
     `sums` holds for each plane the sums of the gradient behind the norm, and of its product with branch - mean.
     """
-    from ..cpu import launch, norms
+    from . import launch, norms
 
     if tail is None or tail.mean is None or tail.spread is None:
         return None
