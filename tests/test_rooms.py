@@ -10,6 +10,7 @@ import pytest
 PACKAGE = Path(__file__).parents[1] / "mrla"
 ORDER = ["files", "messages", "ops", "models", "data", "dense", "deploy", "train", "analysis", "cli"]
 INSIDE = {
+    "data": ["", "sources"],
     "models": ["", "zoo", "checkpoints"],
     "analysis": ["", "report", "benchmarking", "comparison", "evaluation", "explanation"],
 }

@@ -16,14 +16,14 @@ import torch
 from torch import Tensor, nn
 from torch.utils.data import DataLoader, SequentialSampler
 
-from mrla.data.sources import loader
+from mrla.data.samples import loader
 from mrla.files.atomic_write import room_for, write_json
 from mrla.models import is_attached
 from mrla.models.checkpoints.descriptions import describe
 from mrla.ops import METHODS
 from mrla.train.arms import attach_arm, settled
 from mrla.train.fitting import count_classes, fit
-from mrla.train.loaders import RecipeImages, collate_of, first_batch, open_part
+from mrla.train.loaders import RecipeImages, first_batch
 from mrla.train.recipe_tasks import build_network
 from mrla.train.recipes import Recipe, as_dict
 from mrla.train.run_progress import LOG
@@ -66,9 +66,8 @@ class RecipeRuns:
 
     def images(self) -> Tensor:
         """A batch for validation; of images that differ in size, those that are as large as the first."""
-        part = open_part(self.recipe.data, "val")
-        batches = loader(part, batch_size=min(self.recipe.batch_size, len(part)), collate=collate_of(self.recipe.data))
-        images, _ = next(iter(batches))
+        part = self.recipe.data.open("val")
+        images, _ = next(iter(loader(part, batch_size=min(self.recipe.batch_size, len(part)))))
         if isinstance(images, list):
             images = torch.stack([image for image in images if image.shape == images[0].shape])
         return images
