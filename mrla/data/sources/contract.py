@@ -206,8 +206,8 @@ def source_class(kind: str) -> type[DataSource]:
         Digits(kind='digits', workers=0)
     """
     if kind not in DATA_KINDS:
-        hint = nearest(kind, DATA_KINDS) or "; a kind of your own must be registered first, see register_source"
-        raise ValueError(f"data.kind must be one of {', '.join(DATA_KINDS)}: got {kind!r}{hint}")
+        known = f"{', '.join(DATA_KINDS)}, or a kind of your own that is registered (see mrla.data.register_source)"
+        raise ValueError(f"data.kind must be one of {known}: got {kind!r}{nearest(kind, DATA_KINDS)}")
     return DATA_KINDS[kind]
 
 
