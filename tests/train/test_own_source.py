@@ -63,6 +63,11 @@ def test_commands_train_on_it_score_it_and_read_its_run_again(stripes, capsys):
     with torch.no_grad():
         assert model(recipe.data.open("val")[SampleKey(0, 0)][0][None]).shape == (1, 2)
 
+    del DATA_KINDS["stripes"]
+    assert main(["eval", "run"]) == 2
+    said = capsys.readouterr().err
+    assert "or a kind of your own that is registered (see mrla.data.register_source): got 'stripes'" in said
+
 
 def test_its_fields_are_flags_with_the_help_of_its_docstring(stripes, capsys):
     assert main(["train", "--data.kind", "stripes", "--help"]) == 0
@@ -79,17 +84,6 @@ def test_it_learns(stripes, tmp_path):
     recipe = tiny(data=stripes(images=32), epochs=2, batch_size=8, optim=replace(OPTIM, lr=0.01), machine=CPU)
     run = mrla.train.train(recipe, tmp_path / "learns", progress=False)
     assert run.result["last"]["train_accuracy"] == 1.0  # in validation BatchNorm's means lag behind so few steps
-
-
-def test_a_run_of_a_kind_that_is_not_registered_says_so(stripes, capsys):
-    assert main([*TRAIN]) == 0
-    del DATA_KINDS["stripes"]
-    capsys.readouterr()
-    assert main(["eval", "run"]) == 2
-    assert (
-        "or a kind of your own that is registered (see mrla.data.register_source): got 'stripes'"
-        in capsys.readouterr().err
-    )
 
 
 def test_a_recipe_takes_images_of_its_task_alone(stripes):
