@@ -61,10 +61,10 @@ def _check_data_flags(words: Sequence[str], kind: str, recipe: str) -> None:
             continue
         having = [other for other, make in RECIPES.items() if make().data.kind in others]
         chosen = "" if word_after(words, "--recipe") else ", which is taken where none is named"
-        raise ValueError(
-            f"the images of the recipe {recipe}{chosen}, are {kind} and have no {flag}: name the recipe with --recipe, "
-            f"one of {', '.join(having)} (finetune for your own images)"
-        )
+        remedy = f"say --data.kind {' or '.join(others)}"
+        if having:
+            remedy = f"name the recipe with --recipe, one of {', '.join(having)} (finetune for your own images)"
+        raise ValueError(f"the images of the recipe {recipe}{chosen}, are {kind} and have no {flag}: {remedy}")
 
 
 def _field_names(source: Any) -> set[str]:

@@ -18,7 +18,7 @@ from mrla.train.recipes import as_dict, from_dict
 from mrla.train.trained import load_trained
 
 README = Path(mrla.__file__).parent / "data" / "sources" / "README.md"
-TRAIN = ["train", "--data.kind", "stripes", "--data.images", "8", "--model_args", '{"channels": [8, 8, 8, 8]}']
+TRAIN = ["train", "--data.kind", "stripes", "--data.per_class", "8", "--model_args", '{"channels": [8, 8, 8, 8]}']
 TRAIN += ["--epochs", "1", "--batch_size", "8", "--progress", "false", "--out", "run"]
 
 
@@ -41,9 +41,9 @@ def stripes(tmp_path, monkeypatch):
 def test_commands_train_on_it_score_it_and_read_its_run_again(stripes, capsys):
     assert main([*TRAIN]) == 0, capsys.readouterr().err
     settings = json.loads(Path("run/run.json").read_text())["settings"]
-    assert settings["data"] == {"kind": "stripes", "workers": 0, "images": 8}
+    assert settings["data"] == {"kind": "stripes", "workers": 0, "per_class": 8}
     recipe = from_dict(settings)
-    assert recipe.data == stripes(images=8)
+    assert recipe.data == stripes(per_class=8)
     assert from_dict(json.loads(json.dumps(as_dict(recipe)))) == recipe
     config = json.loads(Path("run/config.json").read_text())
     assert config["pretrained_cfg"]["input_size"] == [1, 8, 8]
@@ -51,7 +51,7 @@ def test_commands_train_on_it_score_it_and_read_its_run_again(stripes, capsys):
 
     assert main(["eval", "run"]) == 0
     assert "val part, 16 images" in capsys.readouterr().out
-    assert main(["eval", "run", "--data.kind", "stripes", "--data.images", "3", "--split", "test"]) == 0
+    assert main(["eval", "run", "--data.kind", "stripes", "--data.per_class", "3", "--split", "test"]) == 0
     assert "test part, 6 images" in capsys.readouterr().out
     assert main(["eval", "run", "--data.root", "elsewhere"]) == 2
     assert "stripes lie in no folder" in capsys.readouterr().err
@@ -73,15 +73,17 @@ def test_its_fields_are_flags_with_the_help_of_its_docstring(stripes, capsys):
     assert main(["train", "--data.kind", "stripes", "--help"]) == 0
     said = " ".join(capsys.readouterr().out.split())
     assert "Images of horizontal and vertical stripes" in said
-    assert "--data.images IMAGES How many of each class there are in each part. (type: int, default: 32)" in said
+    assert "--data.per_class PER_CLASS How many there are of each class in each part. (type: int, default: 32)" in said
     assert main(["eval", "--help"]) == 0
     assert "shapes, stripes" in " ".join(capsys.readouterr().out.split())
     assert main(["train", "--data.kind", "stripe"]) == 2
     assert "did you mean 'stripes'?" in capsys.readouterr().err
+    assert main(["train", "--data.per_class", "8"]) == 2
+    assert "are digits and have no --data.per_class: say --data.kind stripes" in capsys.readouterr().err
 
 
 def test_it_learns(stripes, tmp_path):
-    recipe = tiny(data=stripes(images=32), epochs=2, batch_size=8, optim=replace(OPTIM, lr=0.01), machine=CPU)
+    recipe = tiny(data=stripes(per_class=32), epochs=2, batch_size=8, optim=replace(OPTIM, lr=0.01), machine=CPU)
     run = mrla.train.train(recipe, tmp_path / "learns", progress=False)
     assert run.result["last"]["train_accuracy"] == 1.0  # in validation BatchNorm's means lag behind so few steps
 
