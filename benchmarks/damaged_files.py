@@ -91,17 +91,17 @@ def _paddle(folder: Path) -> Path:
 
 
 def _annotations(folder: Path) -> Path:
-    from mrla.data.detection_sources import Shapes, write_coco
+    from mrla.data.sources import Shapes, write_coco
 
     write_coco(Shapes(images=2, val_images=2, image_size=32), folder / "coco")
     return folder / "coco" / "annotations" / "instances_val2017.json"
 
 
 def _targets(path: Path) -> Any:
-    from mrla.data.detection_sources import Coco, open_detection_split
     from mrla.data.sampling import SampleKey
+    from mrla.data.sources import Coco
 
-    samples = open_detection_split(Coco(root=str(path.parent.parent), workers=0), "val", augment=False)
+    samples = Coco(root=str(path.parent.parent), workers=0).open("val", augment=False)
     return {str(index): samples[SampleKey(index, 0)][0] for index in range(len(samples))}
 
 

@@ -27,11 +27,10 @@ import numpy as np
 from torch.nn.functional import cross_entropy
 
 from mrla.data.randomness import derive_seed
-from mrla.data.sources import loader
+from mrla.data.samples import loader
 from mrla.files.atomic_write import write_json
 from mrla.train import Recipe, fitting, get_recipe
 from mrla.train.history import History
-from mrla.train.loaders import open_part
 from mrla.train.recipe_tasks import build_network
 from mrla.train.recipes import as_dict
 from mrla.train.schedule import make_optimizer, make_schedule
@@ -66,7 +65,7 @@ class Bare:
     def __init__(self, recipe: Recipe):
         self.smoothing, self.epoch = recipe.label_smoothing, 0
         self.batches: Any = loader(
-            open_part(recipe.data, "train", seed=recipe.seed),
+            recipe.data.open("train", seed=recipe.seed),
             batch_size=recipe.batch_size,
             seed=derive_seed(recipe.seed, "train"),
             shuffle=True,
@@ -207,7 +206,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
             for clock, parts in time_round(recipes[arm]).items():
                 for part, values in parts.items():
                     samples[arm][clock][part] += values
-    steps = len(open_part(recipe.data, "train")) // recipe.batch_size
+    steps = len(recipe.data.open("train")) // recipe.batch_size
     results = {arm: summarise(samples[arm], steps) for arm in ARMS}
     slug = re.sub(r"[^a-z0-9]+", "-", hardware().lower()).strip("-")
     out = options.out or Path(__file__).parent / "results" / f"training_loop_{slug}_{started:%Y-%m-%d}.json"

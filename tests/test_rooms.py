@@ -11,6 +11,7 @@ PACKAGE = Path(__file__).parents[1] / "mrla"
 ORDER = ["files", "messages", "ops", "models", "data", "dense", "deploy", "train", "analysis", "cli"]
 INSIDE = {
     "ops": ["", "kernels", "mixers"],
+    "data": ["", "sources"],
     "models": ["", "zoo", "checkpoints"],
     "analysis": ["", "report", "benchmarking", "comparison", "evaluation", "explanation"],
 }

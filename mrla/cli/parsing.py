@@ -10,10 +10,11 @@ from typing import Any
 
 from jsonargparse import ArgumentError, ArgumentParser
 
+from mrla.data.sources import DATA_KINDS, source_class
 from mrla.messages.one_line import one_line
 from mrla.messages.suggestions import nearest
 from mrla.train.plugins import load_plugins
-from mrla.train.recipes import ALL_DATA_KINDS, RECIPES, DetectorOptions, Machine, Recipe, as_dict, from_dict, get_recipe
+from mrla.train.recipes import RECIPES, DetectorOptions, Machine, Recipe, as_dict, from_dict, get_recipe
 
 DEFAULT_RECIPE = "digits_resnet18"
 PLUGINS = "--plugins"
@@ -44,7 +45,7 @@ def recipe_parser(
     data = given.get("data")
     kind = word_after(words, "--data.kind") or (data.get("kind") if isinstance(data, dict) else None)
     if kind is not None and kind != recipe.data.kind:
-        defaults["data"] = vars(data_class(kind)())
+        defaults["data"] = vars(source_class(kind)())
     _check_data_flags(words, defaults["data"]["kind"], recipe.recipe)
     parser.add_argument("--recipe", type=str, default=recipe.recipe, help=f"One of {', '.join(RECIPES)}")
     parser.add_class_arguments(Recipe, None, skip={"recipe", "data", "detector", *(skip or ())})
@@ -52,7 +53,7 @@ def recipe_parser(
         parser.add_class_arguments(DetectorOptions, "detector")
     else:
         del defaults["detector"]
-    parser.add_class_arguments(data_class(defaults["data"]["kind"]), "data")
+    parser.add_class_arguments(source_class(defaults["data"]["kind"]), "data")
     parser.set_defaults({key: value for key, value in defaults.items() if key not in (skip or ())})
     return parser
 
@@ -62,19 +63,19 @@ def _check_data_flags(words: Sequence[str], kind: str, recipe: str) -> None:
     for word in words:
         flag = word.partition("=")[0]
         name = flag.removeprefix("--data.")
-        others = [other for other, data in ALL_DATA_KINDS.items() if name in _field_names(data)]
+        others = [other for other, source in DATA_KINDS.items() if name in _field_names(source)]
         if not flag.startswith("--data.") or kind in others or not others:
             continue
         having = [other for other, make in RECIPES.items() if make().data.kind in others]
         chosen = "" if word_after(words, "--recipe") else ", which is taken where none is named"
-        raise ValueError(
-            f"the images of the recipe {recipe}{chosen}, are {kind} and have no {flag}: name the recipe with --recipe, "
-            f"one of {', '.join(having)} (finetune for your own images)"
-        )
+        remedy = f"say --data.kind {' or '.join(others)}"
+        if having:
+            remedy = f"name the recipe with --recipe, one of {', '.join(having)} (finetune for your own images)"
+        raise ValueError(f"the images of the recipe {recipe}{chosen}, are {kind} and have no {flag}: {remedy}")
 
 
-def _field_names(data: Any) -> set[str]:
-    return {field.name for field in fields(data)}
+def _field_names(source: Any) -> set[str]:
+    return {field.name for field in fields(source)}
 
 
 def recipe_from(options: Mapping[str, Any]) -> Recipe:
@@ -89,15 +90,16 @@ def recipe_from(options: Mapping[str, Any]) -> Recipe:
     Raises:
         ValueError: If a field is out of range, or a network for small images is given a folder of any.
     """
-    usual, data = get_recipe(options["recipe"]), options["data"]
-    small = usual.detector is None and usual.data.kind != "folder"
-    if small and data["kind"] == "folder" and data["size"] is None and options["model"] == usual.model:
+    usual = get_recipe(options["recipe"])
+    recipe = from_dict({name: options.get(name) for name in as_dict(usual)})
+    small = usual.detector is None and not usual.data.own_images
+    if small and recipe.data.size_from_network and recipe.model == usual.model:
         raise ValueError(
             f"the recipe {usual.recipe} trains {usual.model}, a network for the small images of {usual.data.kind}, "
             f"from random weights: for a folder of yours take --recipe finetune (a trained network) or --recipe "
             f"imagenet_resnet50 (random weights), or give the small size that is meant, such as --data.size 32"
         )
-    return from_dict({name: options.get(name) for name in as_dict(get_recipe(DEFAULT_RECIPE))})
+    return recipe
 
 
 def fitting_epochs(options: dict[str, Any], words: Sequence[str]) -> dict[str, Any]:
@@ -182,14 +184,6 @@ def word_after(words: Sequence[str], flag: str) -> str | None:
     return None
 
 
-def data_class(kind: str) -> Any:
-    """The data description of a kind of images."""
-    if kind not in ALL_DATA_KINDS:
-        known = ", ".join(ALL_DATA_KINDS)
-        raise ValueError(f"data.kind must be one of {known}: got {kind!r}{nearest(kind, ALL_DATA_KINDS)}")
-    return ALL_DATA_KINDS[kind]
-
-
 def whole_numbers(flag: str, text: str) -> list[int]:
     """Whole numbers between commas."""
     try:
@@ -234,10 +228,10 @@ def add_data_flags(parser: ArgumentParser, words: Sequence[str]) -> None:
     parser.add_argument("--split", type=str, default="val", help="val, test or train")
     parser.add_argument("--batch_size", type=int, default=64, help="Images in one batch")
     if kind is not None:
-        parser.add_class_arguments(data_class(kind), "data")
+        parser.add_class_arguments(source_class(kind), "data")
     else:
         parser.add_argument("--data.root", type=str, default=None, help="Where the images are, if they have moved")
-        parser.add_argument("--data.kind", type=str, default=None, help=f"Other images: {', '.join(ALL_DATA_KINDS)}")
+        parser.add_argument("--data.kind", type=str, default=None, help=f"Other images: {', '.join(DATA_KINDS)}")
         text = "Processes that load images (as many as in training)"
         parser.add_argument("--data.workers", type=int | None, default=None, help=text)
 
@@ -246,7 +240,7 @@ def shown_data(options: Mapping[str, Any], words: Sequence[str]) -> dict[str, An
     """The images that `add_data_flags` asks for, as keywords of what shows them to a network."""
     kind = word_after(words, "--data.kind")
     return {
-        "data": data_class(kind)(**options["data"]) if kind is not None else None,
+        "data": source_class(kind)(**options["data"]) if kind is not None else None,
         "root": None if kind is not None else options["data"]["root"],
         "workers": None if kind is not None else options["data"]["workers"],
         "split": options["split"],

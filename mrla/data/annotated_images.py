@@ -4,6 +4,7 @@ import pickle
 from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass, field
+from hashlib import sha256
 from os import listdir
 from pathlib import Path
 from typing import Any
@@ -14,6 +15,7 @@ from torch import Tensor
 
 from .coco_masks import decode_mask
 from .images import Photo, UndecodableImageError, read_photo, read_sizes
+from .orientation import upright_boxes, upright_masks
 
 _SAID = {
     "crowd_ignored": "crowd regions in which detections are not counted",
@@ -154,7 +156,7 @@ class AnnotatedImages:
         pixels, orientation = np.array(photo.image), _orientation_of_annotations(photo, record)
         boxes = torch.tensor(record.boxes, dtype=torch.float32).reshape(-1, 4)
         target: dict[str, Any] = {
-            "boxes": turned_boxes(boxes, (record.width, record.height), orientation),
+            "boxes": upright_boxes(boxes, (record.width, record.height), orientation),
             "labels": torch.tensor(record.labels, dtype=torch.int64),
             "image_id": record.image_id,
             "area": torch.tensor(record.areas, dtype=torch.float32),
@@ -163,8 +165,12 @@ class AnnotatedImages:
         if self.masks:
             decoded = [decode_mask(entry, record.height, record.width) for entry in record.segmentations]
             masks = np.stack(decoded) if decoded else np.zeros((0, record.height, record.width), np.uint8)
-            target["masks"] = torch.from_numpy(turned_masks(masks, orientation))
+            target["masks"] = torch.from_numpy(upright_masks(masks, orientation))
         return torch.from_numpy(pixels).permute(2, 0, 1).contiguous(), target
+
+    def fingerprint(self) -> str:
+        """A hash of all annotations, the files' names with them."""
+        return sha256(self.pickled.data).hexdigest()
 
     def record(self, index: int) -> ImageRecord:
         """What is known of the image of an index, from 0."""
@@ -262,45 +268,8 @@ def kept_records(records: Sequence[ImageRecord], report: DataReport, *, skip_emp
     return kept
 
 
-def turned_boxes(boxes: Tensor, size: tuple[int, int], orientation: int) -> Tensor:
-    """Boxes on a stored image, on the upright one.
-
-    Args:
-        boxes: (n, 4): x1, y1, x2, y2 in pixels of the stored image.
-        size: Its width and height.
-        orientation: EXIF's: 5 to 8 for images that lie on their side; 1 changes nothing.
-
-    Returns:
-        (n, 4), likewise in pixels of the upright image.
-
-    Example:
-        >>> turned_boxes(torch.tensor([[0.0, 0.0, 2.0, 1.0]]), (6, 4), 6)  # the top edge becomes the right one
-        tensor([[3., 0., 4., 2.]])
-    """
-    if orientation == 1:
-        return boxes
-    width, height = size
-    x1, y1, x2, y2 = boxes.unbind(1)
-    if orientation in (6, 7):  # rows from below
-        y1, y2 = height - y2, height - y1
-    if orientation in (7, 8):  # columns from the right
-        x1, x2 = width - x2, width - x1
-    return torch.stack((y1, x1, y2, x2), 1)
-
-
-def turned_masks(masks: np.ndarray, orientation: int) -> np.ndarray:
-    """Masks (n, h, w) of a stored image, as those of the upright one; see `turned_boxes`."""
-    if orientation == 1:
-        return masks
-    if orientation in (6, 7):
-        masks = masks[:, ::-1]
-    if orientation in (7, 8):
-        masks = masks[:, :, ::-1]
-    return np.ascontiguousarray(masks.transpose(0, 2, 1))
-
-
 def _orientation_of_annotations(photo: Photo, record: ImageRecord) -> int:
-    """How annotations are to be turned; not at all where the size that they say is that of the upright image."""
+    """The orientation that annotations lie in: 1 where the size that they say is that of the upright image."""
     return 1 if photo.image.size == (record.width, record.height) else photo.orientation
 
 

@@ -12,6 +12,8 @@ from typing import Any, BinaryIO, NamedTuple
 
 from mrla.messages.one_line import one_line
 
+from .orientation import orientation_of, swapped_if_lying, upright_image
+
 EXTENSIONS = (".jpg", ".jpeg", ".png", ".ppm", ".bmp", ".pgm", ".tif", ".tiff", ".webp", ".avif")
 """The files of a class folder that are read, whatever the case of their letters."""
 
@@ -31,8 +33,6 @@ SYSTEM_FOLDERS = (
     "lost+found",
 )
 """Folders that file systems and file servers put beside those of a user."""
-
-_ORIENTATION = 0x0112  # EXIF's tag
 
 
 class UndecodableImageError(ValueError):
@@ -92,11 +92,10 @@ def read_photo(path: str | Path) -> Photo:
 
     try:
         with _regular_file(path) as file, Image.open(file, formats=_formats()) as image:
-            orientation = _orientation(image)
+            orientation = orientation_of(image)
             image.load()  # which turns a TIFF, and says so
-            upright = _turned(_three_channels(image), _orientation(image))
-            width, height = upright.size
-            return Photo(upright, (height, width) if orientation >= 5 else (width, height), orientation)
+            upright = upright_image(_three_channels(image), orientation_of(image))
+            return Photo(upright, swapped_if_lying(upright.size, orientation), orientation)
     except UndecodableImageError:
         raise
     except _UnknownRangeError as error:
@@ -123,8 +122,7 @@ def read_sizes(path: str | Path) -> tuple[tuple[int, int], tuple[int, int]]:
 
     try:
         with _regular_file(path) as file, Image.open(file, formats=_formats()) as image:
-            width, height = image.size
-            return ((height, width) if _orientation(image) >= 5 else (width, height)), (width, height)
+            return swapped_if_lying(image.size, orientation_of(image)), image.size
     except UndecodableImageError:
         raise
     except Exception as error:  # as in read_photo
@@ -249,29 +247,6 @@ def _formats() -> tuple[str, ...]:
 @lru_cache(maxsize=1)
 def _extensions() -> tuple[str, ...]:
     return EXTENSIONS + (HEIF_EXTENSIONS if find_spec("pillow_heif") is not None else ())
-
-
-def _orientation(image: Any) -> int:
-    try:
-        found = image.getexif().get(_ORIENTATION, 1)
-    except Exception:  # EXIF that is broken says nothing; what shows photos shows them as they are stored
-        return 1
-    return found if found in range(1, 9) else 1
-
-
-def _turned(image: Any, orientation: int) -> Any:
-    from PIL.Image import Transpose
-
-    how = {
-        2: Transpose.FLIP_LEFT_RIGHT,
-        3: Transpose.ROTATE_180,
-        4: Transpose.FLIP_TOP_BOTTOM,
-        5: Transpose.TRANSPOSE,
-        6: Transpose.ROTATE_270,
-        7: Transpose.TRANSVERSE,
-        8: Transpose.ROTATE_90,
-    }.get(orientation)
-    return image if how is None else image.transpose(how)
 
 
 def _three_channels(image: Any) -> Any:

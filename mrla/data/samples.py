@@ -1,9 +1,11 @@
-"""Samples that are asked by key, and loaders over them."""
+"""Samples that are asked by key, what is known of their images, and loaders over them."""
 
 import os
 import warnings
+from abc import ABC, abstractmethod
 from collections import Counter
 from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 from functools import partial
 from hashlib import sha256
 from typing import Any
@@ -20,8 +22,57 @@ IGNORE_LABEL = -100
 """The label of a padding sample, which `torch.nn.functional.cross_entropy` ignores."""
 
 
-class Samples(Dataset[tuple[Tensor, int]]):
-    """One part of a data set, asked by key, so that an augmentation is a function of seed, epoch and index.
+@dataclass(frozen=True, kw_only=True)
+class ImageFacts:
+    """What a network must know of its images.
+
+    Attributes:
+        class_names: Names of the classes, in the order of the labels; of objects that of label n is at n - 1, for
+            label 0 is the background.
+        in_chans: Channels of an image.
+        size: Its height and width, in pixels; None where images differ and the network brings them to its size.
+        mean: Mean of each channel that it is normalised with; empty where the network normalises.
+        std: Standard deviation, likewise.
+        category_ids: Of objects, the data's own id of each class; results in COCO's form are written with them.
+    """
+
+    class_names: tuple[str, ...]
+    in_chans: int = 3
+    size: int | None = None
+    mean: tuple[float, ...] = ()
+    std: tuple[float, ...] = ()
+    category_ids: tuple[int, ...] = ()
+
+
+class KeyedSamples(Dataset[Any], ABC):
+    """One part of a source's images, asked by `SampleKey`.
+
+    What a key gives is a function of the key and the seed that the part was opened with, so that a resumed run and any
+    number of workers see the same. A key of `PADDING` gives a sample that losses and scores do not count.
+    """
+
+    @abstractmethod
+    def __len__(self) -> int: ...
+
+    @abstractmethod
+    def __getitem__(self, key: SampleKey) -> Any: ...
+
+    def fingerprint(self) -> str | None:
+        """A hash by which a resumed run knows that its images have changed; None for images that never do."""
+        return None
+
+    def by_turns(self) -> "KeyedSamples":
+        """The same samples with the classes in turn, where each has one class."""
+        return self
+
+    @staticmethod
+    def collate(batch: Any) -> Any:
+        """Makes a batch of samples, as the network takes it."""
+        return default_collate(batch)
+
+
+class Samples(KeyedSamples):
+    """Images with one label each; an augmentation is a function of seed, epoch and index.
 
     Args:
         images: Opens the image of an index.
@@ -93,9 +144,14 @@ class TensorSamples(Samples):
         places = places.clamp(min=0)
         return images[places], labels[places].masked_fill(padding, IGNORE_LABEL)
 
+    @staticmethod
+    def collate(batch: tuple[Tensor, Tensor]) -> tuple[Tensor, Tensor]:
+        """The batch as it is: `__getitems__` gives whole ones."""
+        return batch
+
 
 def loader(
-    samples: Dataset[Any],
+    samples: KeyedSamples,
     *,
     batch_size: int,
     seed: int = 0,
@@ -105,7 +161,6 @@ def loader(
     rank: int = 0,
     world_size: int = 1,
     pin_memory: bool = False,
-    collate: Callable[[Any], Any] | None = None,
 ) -> DataLoader:
     """A DataLoader over this process's part of every batch.
 
@@ -119,7 +174,6 @@ def loader(
         rank: This process.
         world_size: Number of processes.
         pin_memory: Whether batches are put in page-locked memory, for a GPU.
-        collate: Makes a batch of samples; torch's own way if not given.
 
     Returns:
         The loader; its sampler has `set_epoch`.
@@ -128,7 +182,7 @@ def loader(
         ValueError: If there is not one batch, or it does not divide by the processes.
     """
     sampler = EpochSampler(
-        size=len(samples),  # type: ignore[arg-type]
+        size=len(samples),
         batch_size=batch_size,
         seed=seed,
         shuffle=shuffle,
@@ -145,14 +199,10 @@ def loader(
             batch_size=sampler.local_batch_size,
             sampler=sampler,
             num_workers=workers,
-            collate_fn=collate or _collate,
+            collate_fn=samples.collate,
             persistent_workers=workers > 0,
             pin_memory=pin_memory,
         )
-
-
-def _collate(batch: Any) -> Any:
-    return batch if isinstance(batch, tuple) else default_collate(batch)  # TensorSamples gives whole batches
 
 
 def turns(labels: Sequence[int]) -> list[int]:

@@ -5,11 +5,11 @@ Recipes and data descriptions load at once; what needs Lightning loads when firs
 
 from typing import TYPE_CHECKING, Any
 
-from mrla.data.sources import DATA_KINDS as DATA_KINDS
-from mrla.data.sources import Cifar10 as Cifar10
-from mrla.data.sources import Cifar100 as Cifar100
-from mrla.data.sources import Digits as Digits
-from mrla.data.sources import Folder as Folder
+from mrla.data import DATA_KINDS as DATA_KINDS
+from mrla.data import Cifar10 as Cifar10
+from mrla.data import Cifar100 as Cifar100
+from mrla.data import Digits as Digits
+from mrla.data import Folder as Folder
 
 from .arm_names import known_arms as known_arms
 from .recipes import RECIPES as RECIPES

@@ -9,9 +9,8 @@ import timm
 from torch import nn
 from torchvision.models import list_models
 
-from mrla.data.detection_sources import DetectionFacts
 from mrla.data.randomness import derive_seed, seeded
-from mrla.data.sources import Data, ImageFacts, completed
+from mrla.data.samples import ImageFacts
 from mrla.messages.one_line import one_line
 from mrla.messages.suggestions import nearest
 from mrla.models import attach, build, initialise_as_notebook, is_attached, is_saved, load, read_config
@@ -36,14 +35,14 @@ def settled(recipe: Recipe) -> Recipe:
     Raises:
         ValueError: If its network is a folder that cannot be read.
     """
-    if not isinstance(recipe.data, Data):
-        return recipe  # a detector brings images to its size, and normalises them, itself
+    if recipe.detector is not None:
+        return recipe  # it brings images to its size, and normalises them, itself
     if _is_saved(recipe.model):
         trained_with = read_config(recipe.model).get("pretrained_cfg")
     else:
         config = timm.models.get_pretrained_cfg(recipe.model) if timm.is_model(_base_name(recipe.model)) else None
         trained_with = config.to_dict() if config is not None else None
-    return replace(recipe, data=completed(recipe.data, trained_with))
+    return replace(recipe, data=recipe.data.completed(trained_with))
 
 
 def build_arm(recipe: Recipe, facts: ImageFacts) -> nn.Module:
@@ -81,7 +80,7 @@ def build_arm(recipe: Recipe, facts: ImageFacts) -> nn.Module:
         return other
 
 
-def build_detector(recipe: Recipe, facts: DetectionFacts) -> nn.Module:
+def build_detector(recipe: Recipe, facts: ImageFacts) -> nn.Module:
     """The detector of a recipe's arm, at its start: the arm's network, and on it the same parts in every arm.
 
     Args:
@@ -98,14 +97,13 @@ def build_detector(recipe: Recipe, facts: DetectionFacts) -> nn.Module:
 
     options = recipe.detector
     assert options is not None
-    images = ImageFacts(in_chans=3, size=options.min_size, mean=(), std=(), class_names=facts.class_names)
-    backbone = build_arm(recipe, images)
+    backbone = build_arm(recipe, facts)
     with seeded(derive_seed(recipe.seed, "weights", "detector")):
         try:
             made = detector(
                 options.name,
                 backbone,
-                facts.num_classes,
+                len(facts.class_names) + 1,  # with the background, as torchvision's detectors count
                 min_size=options.min_size,
                 max_size=options.max_size,
                 freeze_stages=options.freeze_stages,

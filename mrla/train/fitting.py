@@ -235,7 +235,7 @@ def evaluate_detector(
 
     Args:
         model: A detector of torchvision's kind, such as `mrla.dense.detector` makes.
-        batches: Batches of lists of images and of targets, as `collate_detection` makes them for evaluation.
+        batches: Batches of lists of images and of targets, as `mrla.data.DetectionSamples` are collated for evaluation.
         masks: Whether masks are measured too.
         machine: Where it is computed, `mrla.train.Machine`.
 

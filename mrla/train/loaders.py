@@ -8,10 +8,10 @@ import lightning as L
 import torch
 from torch.utils.data import DataLoader
 
-from mrla.data.detection_sources import DetectionData, collate_detection, open_detection_split
 from mrla.data.randomness import derive_seed, seed_generators
+from mrla.data.samples import KeyedSamples, loader
 from mrla.data.sampling import EpochSampler
-from mrla.data.sources import Data, Split, loader, open_split
+from mrla.data.sources import Split
 
 from .recipes import Recipe
 
@@ -84,18 +84,6 @@ def first_batch(loader: DataLoader) -> Any:
         return next(iter(batches), None)
 
 
-def open_part(data: Data | DetectionData, part: Split, *, seed: int = 0) -> Any:
-    """One part of the images, for classification or detection: `open_split` or `open_detection_split`."""
-    if isinstance(data, Data):
-        return open_split(data, part, seed=seed)
-    return open_detection_split(data, part, seed=seed)
-
-
-def collate_of(data: Data | DetectionData) -> Callable[[Any], Any] | None:
-    """How `loader` makes batches of such samples."""
-    return None if isinstance(data, Data) else collate_detection
-
-
 class OwnLoaders(L.LightningDataModule):
     """The caller's loaders, the one for training so that a resumed run has the order that it would have had."""
 
@@ -133,7 +121,10 @@ class RecipeImages(L.LightningDataModule):
         super().__init__()
         self.recipe = recipe
         # Opened and sampled here, so that what does not fit is refused before a process is launched.
-        self.parts: dict[str, Any] = {part: open_part(recipe.data, part, seed=recipe.seed) for part in ("train", "val")}
+        self.parts: dict[str, KeyedSamples] = {
+            "train": recipe.data.open("train", seed=recipe.seed),
+            "val": recipe.data.open("val", seed=recipe.seed),
+        }
         EpochSampler(size=len(self.parts["train"]), batch_size=recipe.batch_size, drop_last=True)
         self.made: list[Batches] = []
 
@@ -170,7 +161,6 @@ class RecipeImages(L.LightningDataModule):
             rank=self.trainer.global_rank,
             world_size=self.trainer.world_size,
             pin_memory=self.trainer.strategy.root_device.type == "cuda",
-            collate=collate_of(self.recipe.data),
         )
         self.made.append(Batches(of_part))
         return self.made[-1]

@@ -9,14 +9,24 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
-from mrla.data.detection_sources import DETECTION_KINDS, Coco, DetectionData, Shapes, has_masks
-from mrla.data.sources import DATA_KINDS, IMAGENET_MEAN, IMAGENET_STD, MOST_PROCESSES, Cifar10, Data, Digits, Folder
+from mrla.data.sources import (
+    IMAGENET_MEAN,
+    IMAGENET_STD,
+    Cifar10,
+    Coco,
+    DataSource,
+    Digits,
+    Folder,
+    Shapes,
+    kinds_for,
+    source_class,
+)
 from mrla.messages.suggestions import nearest
 
 from .arm_names import parse_arm
 
-ALL_DATA_KINDS: dict[str, Any] = {**DATA_KINDS, **DETECTION_KINDS}
-"""What a recipe's images can be, by `kind`."""
+MOST_PROCESSES = 1024
+"""Of devices, machines, threads or runs at once: a slip of the pen would start them all."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -186,7 +196,7 @@ class Recipe:
     arm: str = "light"
     init: Literal["released", "notebook", "identity"] = "released"
     mixer: MixerOptions = field(default_factory=MixerOptions)
-    data: Data | DetectionData
+    data: DataSource
     detector: DetectorOptions | None = None
     optim: Optim = field(default_factory=Optim)
     epochs: int
@@ -208,11 +218,16 @@ class Recipe:
         _check("batch_size", self.batch_size, self.batch_size > 0, "positive")
         parse_arm(self.arm)
         _check_choice("init", self.init, ("released", "notebook", "identity"))
-        kinds = DATA_KINDS if self.detector is None else DETECTION_KINDS
         what = "for classification" if self.detector is None else "for a detector"
-        _check("data.kind", self.data.kind, self.data.kind in kinds, f"one of {', '.join(kinds)} {what}")
+        kinds = ", ".join(kinds_for(self.task))
+        _check("data.kind", self.data.kind, self.data.task == self.task, f"one of {kinds} {what}")
         if self.detector is not None and self.detector.has_masks:
-            _check("data", self.data.kind, has_masks(self.data), "images whose objects have masks, for mask_rcnn")
+            _check("data", self.data.kind, self.data.has_masks, "images whose objects have masks, for mask_rcnn")
+
+    @property
+    def task(self) -> str:
+        """What is trained for: ``classification``, or ``detection`` where there is a detector."""
+        return "classification" if self.detector is None else "detection"
 
 
 def digits_resnet18() -> Recipe:
@@ -462,7 +477,7 @@ def from_dict(settings: Mapping[str, Any]) -> Recipe:
     """
     parts: dict[str, Any] = {"mixer": MixerOptions, "optim": Optim, "machine": Machine, "detector": DetectorOptions}
     try:
-        parts["data"] = ALL_DATA_KINDS[settings["data"]["kind"]]
+        parts["data"] = source_class(settings["data"]["kind"])
         fields: dict[str, Any] = {
             name: _rebuild(parts[name], value) if name in parts and value is not None else value
             for name, value in settings.items()

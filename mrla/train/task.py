@@ -12,7 +12,7 @@ from torch.nn.functional import cross_entropy
 from torchmetrics import Metric
 
 from mrla.data.randomness import derive_seed, seed_generators
-from mrla.data.sources import IGNORE_LABEL
+from mrla.data.samples import IGNORE_LABEL
 from mrla.models import save
 
 from .recipes import Optim

@@ -12,7 +12,7 @@ from mrla.models.checkpoints.config_files import checked_config
 from mrla.models.checkpoints.descriptions import build_from, differences
 from mrla.models.checkpoints.tensor_files import check_tensors, check_values, read_torch
 
-from .recipe_tasks import build_network, class_names_of
+from .recipe_tasks import build_network
 from .recipes import Recipe, from_dict
 from .runs import CONFIG, load_any
 
@@ -57,7 +57,7 @@ def load_trained(checkpoint: str | Path) -> tuple[nn.Module, Recipe | None, tupl
         model = build_from(checked_config(settings["network"], run / CONFIG))
     else:
         recipe = from_dict(settings)
-        model, names = build_network(recipe), class_names_of(recipe)
+        model, names = build_network(recipe), recipe.data.facts().class_names
     if found := differences(model.state_dict(), weights):
         raise ValueError(f"{path} is of another network than {run / CONFIG} says ({found}); take it from its own run")
     check_values(weights, path)

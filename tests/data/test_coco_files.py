@@ -20,9 +20,10 @@ from torchmetrics.detection import MeanAveragePrecision
 
 from mrla.data.annotated_images import OBJECTS_LEFT_OUT, DataReport, settled_box
 from mrla.data.coco_masks import decode_mask, encode_mask, run_lengths
-from mrla.data.detection_sources import Coco, collate_detection, detection_facts, open_detection_split
+from mrla.data.detection_samples import DetectionSamples
 from mrla.data.images import UndecodableImageError
 from mrla.data.sampling import SampleKey
+from mrla.data.sources import Coco
 
 HEIGHT, WIDTH = 20, 30
 PIXELS = np.random.default_rng(0).integers(0, 256, (HEIGHT, WIDTH, 3), dtype=np.uint8)
@@ -74,7 +75,7 @@ def folder(tmp_path):
 
 
 def opened(data: Coco, split="val"):
-    return open_detection_split(data, split, augment=False)
+    return data.open(split, augment=False)
 
 
 def first(data: Coco, split="val") -> dict:
@@ -105,8 +106,8 @@ def test_labels_are_contiguous_in_the_order_of_category_ids(folder):
     samples = opened(data)
     assert samples.facts.class_names == ("car", "cat", "bottle")
     assert samples.facts.category_ids == (3, 17, 44)
-    assert samples.facts.num_classes == 4
-    assert samples.facts == detection_facts(data)
+    assert len(samples.facts.class_names) == 3  # without the background
+    assert samples.facts == data.facts()
     labels = samples[SampleKey(0, 0)][1]["labels"]
     assert labels.tolist() == [3, 1, 2]
     assert [samples.facts.category_ids[label - 1] for label in labels] == [44, 3, 17]
@@ -140,7 +141,7 @@ def test_images_without_an_object_stay_in_validation_and_leave_training(folder):
     assert "image 1 in" in str(samples.report)
     kept = replace(data, skip_empty=False)
     assert (len(opened(kept, "train")), counts(kept, "train")) == (3, {})
-    nothing = open_detection_split(kept, "train", augment=True)[SampleKey(0, 0)][1]
+    nothing = kept.open("train", augment=True)[SampleKey(0, 0)][1]
     assert nothing["boxes"].shape == (0, 4)
     assert nothing["masks"].shape == (0, HEIGHT, WIDTH)
     assert nothing["boxes"].dtype == torch.float32
@@ -187,7 +188,7 @@ def test_an_area_that_is_not_given_is_computed(folder):
     boxes = replace(data, masks=False)
     assert first(boxes)["area"].item() == 48
     assert "masks" not in first(boxes)
-    assert not detection_facts(boxes).has_masks
+    assert not boxes.has_masks
 
 
 def test_the_given_area_is_kept(folder):
@@ -430,7 +431,7 @@ def test_images_that_cannot_be_are_refused(folder, images, message):
 def test_categories_that_cannot_be_are_refused(folder, categories, message):
     refused(folder(categories=categories), message)
     with pytest.raises(ValueError, match=message):
-        detection_facts(folder(categories=categories))
+        folder(categories=categories).facts()
 
 
 @pytest.mark.parametrize("content", [b'{"images": [', b"", b"\xff\xfe\x00", b"[" * 100_000])
@@ -542,7 +543,9 @@ def test_an_image_of_another_size_than_described_is_refused(folder):
 def test_an_image_that_does_not_decode_is_named(folder, content, workers):
     data = folder()
     (Path(data.root) / "val2017" / "1.png").write_bytes(content)
-    batches = DataLoader(opened(data), sampler=[SampleKey(0, 0)], num_workers=workers, collate_fn=collate_detection)
+    batches = DataLoader(
+        opened(data), sampler=[SampleKey(0, 0)], num_workers=workers, collate_fn=DetectionSamples.collate
+    )
     iterator = iter(batches)
     with pytest.raises(UndecodableImageError, match=r"1\.png does not decode .* \[image 1 in .*json\]$") as caught:
         next(iterator)

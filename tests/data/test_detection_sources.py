@@ -23,20 +23,11 @@ from torchvision import tv_tensors
 from torchvision.transforms.v2 import functional
 
 from mrla.data.coco_masks import encode_mask
-from mrla.data.detection_sources import (
-    DETECTION_KINDS,
-    Coco,
-    Shapes,
-    Voc,
-    _flipped_or_not,
-    collate_detection,
-    detection_facts,
-    open_detection_split,
-    write_coco,
-)
+from mrla.data.detection_samples import DetectionSamples, _flipped_or_not
+from mrla.data.drawn_shapes import LEAST_VISIBLE, SHAPE_NAMES, DrawnShapes, tight_boxes
 from mrla.data.randomness import derive_seed, seeded
 from mrla.data.sampling import PADDING, EpochSampler, SampleKey
-from mrla.data.shapes import LEAST_VISIBLE, SHAPE_NAMES, DrawnShapes, tight_boxes
+from mrla.data.sources import Coco, Shapes, Voc, kinds_for, write_coco
 
 SMALL = Shapes(images=6, val_images=3, image_size=(40, 56), max_objects=4)
 
@@ -60,7 +51,7 @@ def loaded(samples, workers: int, epochs: int = 2) -> list:
         batch_size=2,
         sampler=sampler,
         num_workers=workers,
-        collate_fn=collate_detection,
+        collate_fn=DetectionSamples.collate,
         persistent_workers=workers > 0,
     )
     found = []
@@ -104,7 +95,7 @@ def test_shapes_have_the_boxes_of_what_is_visible_of_them(height, width, most, s
 
 
 def test_a_quarter_of_every_shape_is_visible(monkeypatch):
-    from mrla.data import shapes
+    from mrla.data import drawn_shapes as shapes
 
     placed, seen = shapes._placed, []
 
@@ -133,27 +124,27 @@ def test_a_quarter_of_every_shape_is_visible(monkeypatch):
 
 
 def test_seed_part_and_index_decide_a_drawing_and_nothing_else_does():
-    samples = open_detection_split(SMALL, "val", seed=5)
+    samples = SMALL.open("val", seed=5)
     np.random.seed(7)
     forwards = [samples[SampleKey(0, index)] for index in range(3)]
     torch.manual_seed(8)
-    backwards = [open_detection_split(SMALL, "val", seed=6)[SampleKey(4, index)] for index in (2, 1, 0)]
+    backwards = [SMALL.open("val", seed=6)[SampleKey(4, index)] for index in (2, 1, 0)]
     for sample, other in zip(forwards, reversed(backwards), strict=True):
         assert_same(sample, other)
     images = [samples[SampleKey(0, 0)][0], samples[SampleKey(0, 1)][0]]
-    images += [open_detection_split(SMALL, part, augment=False)[SampleKey(0, 0)][0] for part in ("train", "test")]
-    images.append(open_detection_split(replace(SMALL, seed=1), "val")[SampleKey(0, 0)][0])
+    images += [SMALL.open(part, augment=False)[SampleKey(0, 0)][0] for part in ("train", "test")]
+    images.append(replace(SMALL, seed=1).open("val")[SampleKey(0, 0)][0])
     for number, image in enumerate(images):
         assert not any(torch.equal(image, other) for other in images[:number])
-    assert [len(open_detection_split(SMALL, part)) for part in ("train", "val", "test")] == [6, 3, 3]
+    assert [len(SMALL.open(part)) for part in ("train", "val", "test")] == [6, 3, 3]
 
 
 def test_another_process_draws_the_same():
     code = (
         "import hashlib, torch\n"
-        "from mrla.data.detection_sources import *\n"
+        "from mrla.data.sources import *\n"
         "from mrla.data.sampling import SampleKey\n"
-        "samples = open_detection_split(Shapes(image_size=(40, 56)), 'train', seed=2)\n"
+        "samples = Shapes(image_size=(40, 56)).open('train', seed=2)\n"
         "image, target = samples[SampleKey(3, 4)]\n"
         "print(hashlib.md5(image.numpy().tobytes() + target['masks'].numpy().tobytes()).hexdigest())"
     )
@@ -182,7 +173,7 @@ def test_colour_and_place_do_not_give_the_class_away():
 
 
 def test_a_sample_is_what_detectors_and_metrics_take():
-    samples = open_detection_split(SMALL, "train")
+    samples = SMALL.open("train")
     image, target = samples[SampleKey(0, 1)]
     count = len(target["labels"])
     assert (image.shape, image.dtype) == ((3, 40, 56), torch.float32)
@@ -201,8 +192,8 @@ def test_a_sample_is_what_detectors_and_metrics_take():
 
 
 def test_targets_as_predictions_have_an_average_precision_of_one():
-    samples = open_detection_split(SMALL, "val")
-    _, targets = collate_detection([samples[SampleKey(0, index)] for index in range(3)])
+    samples = SMALL.open("val")
+    _, targets = DetectionSamples.collate([samples[SampleKey(0, index)] for index in range(3)])
     measure = MeanAveragePrecision(iou_type=("bbox", "segm"))
     predictions = [target | {"scores": torch.ones(len(target["labels"]))} for target in targets]
     predictions = [{**entry, "masks": entry["masks"].bool()} for entry in predictions]
@@ -215,10 +206,10 @@ def test_targets_as_predictions_have_an_average_precision_of_one():
 def test_torchvisions_detector_learns_from_a_batch():
     from torchvision.models.detection import maskrcnn_resnet50_fpn
 
-    classes = detection_facts(SMALL).num_classes
+    classes = len(SMALL.facts().class_names) + 1
     model = maskrcnn_resnet50_fpn(weights=None, weights_backbone=None, num_classes=classes, min_size=64, max_size=96)
-    samples = open_detection_split(SMALL, "train")
-    losses = model(*collate_detection([samples[SampleKey(0, index)] for index in range(2)]))
+    samples = SMALL.open("train")
+    losses = model(*DetectionSamples.collate([samples[SampleKey(0, index)] for index in range(2)]))
     assert all(loss.isfinite() for loss in losses.values())
     assert "loss_mask" in losses
 
@@ -242,33 +233,33 @@ def test_a_flip_moves_image_boxes_and_masks_together(index, seed, width):
 
 
 def test_flips_are_a_function_of_seed_epoch_and_index():
-    samples = open_detection_split(SMALL, "train", seed=1)
+    samples = SMALL.open("train", seed=1)
     keys = [SampleKey(epoch, index) for epoch in range(8) for index in range(6)]
     before = torch.get_rng_state()
     forwards = {key: samples[key] for key in keys}
     assert torch.equal(torch.get_rng_state(), before)
     for key in reversed(keys):
-        assert_same(forwards[key], open_detection_split(SMALL, "train", seed=1)[key])
-    plain = open_detection_split(SMALL, "train", augment=False)
+        assert_same(forwards[key], SMALL.open("train", seed=1)[key])
+    plain = SMALL.open("train", augment=False)
     flipped = [not torch.equal(forwards[key][0], plain[SampleKey(0, key.index)][0]) for key in keys]
     assert 14 < sum(flipped) < 34
     for index in range(6):  # some epochs flip an image and some do not
         assert {flip for key, flip in zip(keys, flipped, strict=True) if key.index == index} == {True, False}
-    others = open_detection_split(SMALL, "train", seed=2)
+    others = SMALL.open("train", seed=2)
     assert any(not torch.equal(forwards[key][0], others[key][0]) for key in keys)
-    val = open_detection_split(SMALL, "val")
+    val = SMALL.open("val")
     assert torch.equal(val[SampleKey(0, 0)][0], val[SampleKey(5, 0)][0])
     assert derive_seed(1, "sample", 0, 0) != derive_seed(2, "sample", 0, 0)
 
 
 def test_workers_change_nothing():
-    samples = pickle.loads(pickle.dumps(open_detection_split(SMALL, "train", seed=1)))
+    samples = pickle.loads(pickle.dumps(SMALL.open("train", seed=1)))
     for sample, other in zip(loaded(samples, 0), loaded(samples, 2), strict=True):
         assert_same(sample, other)
 
 
 def test_padding_is_the_first_image_with_nothing_in_it():
-    samples = open_detection_split(SMALL, "val")
+    samples = SMALL.open("val")
     image, target = samples[SampleKey(0, PADDING)]
     assert torch.equal(image, samples[SampleKey(0, 0)][0])
     assert target["image_id"] == PADDING
@@ -278,8 +269,8 @@ def test_padding_is_the_first_image_with_nothing_in_it():
 
 
 def test_images_of_different_sizes_are_collated():
-    samples = [open_detection_split(replace(SMALL, image_size=size), "val")[SampleKey(0, 0)] for size in (16, (20, 30))]
-    images, targets = pickle.loads(pickle.dumps(collate_detection))(samples)
+    samples = [replace(SMALL, image_size=size).open("val")[SampleKey(0, 0)] for size in (16, (20, 30))]
+    images, targets = pickle.loads(pickle.dumps(DetectionSamples.collate))(samples)
     assert [tuple(image.shape) for image in images] == [(3, 16, 16), (3, 20, 30)]
     assert [target["image_id"] for target in targets] == [1, 1]
 
@@ -294,20 +285,21 @@ def written(tmp_path_factory) -> Coco:
 
 @pytest.mark.parametrize("split", ["train", "val"])
 def test_what_is_written_is_read_back_as_it_was(written, split, caplog):
-    drawn, read = (open_detection_split(data, split, seed=4) for data in (SMALL, written))
+    drawn, read = (data.open(split, seed=4) for data in (SMALL, written))
     assert len(drawn) == len(read)
     for epoch in (0, 1):
         for index in range(len(drawn)):
             assert_same(drawn[SampleKey(epoch, index)], read[SampleKey(epoch, index)])
     assert_same(drawn[SampleKey(0, PADDING)], read[SampleKey(0, PADDING)])
-    assert detection_facts(written) == detection_facts(SMALL) == read.facts == drawn.facts
+    assert written.facts() == SMALL.facts() == read.facts == drawn.facts
+    assert written.has_masks == SMALL.has_masks
     assert not caplog.records
     assert not read.report.counts
     assert read.report.objects == read.report.objects_read > len(read) - 1
 
 
 def test_the_samples_of_files_are_pickled_for_workers(written):
-    samples = open_detection_split(written, "train", seed=1)
+    samples = written.open("train", seed=1)
     again = pickle.loads(pickle.dumps(samples))
     assert again.report.counts == samples.report.counts
     for sample, other in zip(loaded(samples, 0), loaded(again, 1), strict=True):
@@ -317,7 +309,7 @@ def test_the_samples_of_files_are_pickled_for_workers(written):
 def test_cocos_own_tools_load_what_is_written(written):
     with contextlib.redirect_stdout(io.StringIO()):
         coco = COCO(str(Path(written.root) / written.train_annotations))
-    samples = open_detection_split(written, "train", augment=False)
+    samples = written.open("train", augment=False)
     assert sorted(coco.imgs) == [1, 2, 3, 4, 5, 6]
     assert [entry["name"] for entry in coco.loadCats(coco.getCatIds())] == list(SHAPE_NAMES)
     for index in range(6):
@@ -338,7 +330,7 @@ def test_a_folder_with_something_in_it_is_not_written_to(tmp_path):
         write_coco(SMALL, tmp_path / "kept.txt")
     assert [path.name for path in tmp_path.iterdir()] == ["kept.txt"]
     (tmp_path / "empty").mkdir()
-    assert len(open_detection_split(write_coco(SMALL, tmp_path / "empty"), "val")) == 3
+    assert len(write_coco(SMALL, tmp_path / "empty").open("val")) == 3
 
 
 def test_a_folder_is_written_whole_or_not_at_all(tmp_path, monkeypatch):
@@ -357,7 +349,10 @@ def test_a_folder_is_written_whole_or_not_at_all(tmp_path, monkeypatch):
 @pytest.mark.parametrize(
     ("kind", "options", "message"),
     [
-        *((kind, {"workers": -1}, "data.workers must be zero to 1024 processes: got -1") for kind in DETECTION_KINDS),
+        *(
+            (kind, {"workers": -1}, "data.workers must be zero to 1024 processes: got -1")
+            for kind in kinds_for("detection")
+        ),
         ("voc", {"year": "2013"}, "data.year must be one of 2007, .*: got '2013'"),
         ("shapes", {"images": 0}, "data.images must be a positive number: got 0"),
         ("shapes", {"val_images": -2}, "data.val_images must be a positive number: got -2"),
@@ -369,26 +364,26 @@ def test_a_folder_is_written_whole_or_not_at_all(tmp_path, monkeypatch):
 )
 def test_a_description_that_cannot_be_is_refused(kind, options, message):
     with pytest.raises(ValueError, match=message):
-        DETECTION_KINDS[kind](**options)
+        kinds_for("detection")[kind](**options)
 
 
 def test_descriptions_name_their_kind():
-    assert {kind: describe().kind for kind, describe in DETECTION_KINDS.items()} == {
-        kind: kind for kind in DETECTION_KINDS
+    assert {kind: describe().kind for kind, describe in kinds_for("detection").items()} == {
+        kind: kind for kind in kinds_for("detection")
     }
-    assert {type(describe()) for describe in DETECTION_KINDS.values()} == {Coco, Voc, Shapes}
+    assert {type(describe()) for describe in kinds_for("detection").values()} == {Coco, Voc, Shapes}
 
 
 @pytest.mark.parametrize("data", [SMALL, Voc(), Coco()])
 def test_an_unknown_split_is_refused(data):
     with pytest.raises(ValueError, match="'train', 'val' or 'test': got 'valid'"):
-        open_detection_split(data, "valid")
+        data.open("valid")
 
 
 def test_descriptions_load_without_what_they_do_not_need():
     code = (
-        "import sys; import mrla.data.detection_sources as data\n"
-        "data.detection_facts(data.Shapes()); data.open_detection_split(data.Shapes(), 'train')\n"
+        "import sys; import mrla.data.sources as data\n"
+        "data.Shapes().facts(); data.Shapes().open('train')\n"
         "print(*{name.split('.')[0] for name in sys.modules})"
     )
     found = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
@@ -401,6 +396,6 @@ def test_a_report_is_logged_where_something_was_left_out(written, tmp_path, capl
     content["annotations"][0]["bbox"] = [-3.0, 1.0, 10.0, 10.0]
     (tmp_path / "val.json").write_text(json.dumps(content))
     with caplog.at_level(logging.WARNING):
-        samples = open_detection_split(replace(written, val_annotations=str(tmp_path / "val.json")), "val")
+        samples = replace(written, val_annotations=str(tmp_path / "val.json")).open("val")
     assert caplog.messages == [str(samples.report)]
     assert "1 boxes clipped to the image: annotation 1" in caplog.text

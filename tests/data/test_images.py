@@ -13,7 +13,7 @@ from PIL import Image, ImageOps
 
 from mrla.data.images import EXTENSIONS, UndecodableImageError, class_names_in, labelled_files, read_image, read_photo
 from mrla.data.sampling import SampleKey
-from mrla.data.sources import Folder, image_facts, open_split
+from mrla.data.sources import Folder
 
 CLASSES = ("cat", "dog")
 # Quadrants of four greys and a bright corner: each of the eight ways to turn it is another image, JPEG's too.
@@ -233,10 +233,8 @@ def test_training_and_prediction_read_the_same(tmp_path):
                     path = tmp_path / kind / split / name / f"{orientation}.png"
                     saved_turned(path, orientation) if kind == "turned" else Image.fromarray(SIGN).save(path)
     for split in ("train", "val"):
-        turned, upright = (
-            open_split(Folder(root=str(tmp_path / kind), size=32), split) for kind in ("turned", "upright")
-        )
-        assert image_facts(Folder(root=str(tmp_path / "turned"))).class_names == CLASSES
+        turned, upright = (Folder(root=str(tmp_path / kind), size=32).open(split) for kind in ("turned", "upright"))
+        assert Folder(root=str(tmp_path / "turned")).facts().class_names == CLASSES
         for index in range(6):
             assert torch.equal(turned[SampleKey(0, index)][0], upright[SampleKey(0, index)][0])
 

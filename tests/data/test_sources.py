@@ -14,19 +14,10 @@ from PIL import Image, PngImagePlugin
 from torchvision import datasets
 
 from mrla.data.images import UndecodableImageError
+from mrla.data.samples import IGNORE_LABEL, loader
 from mrla.data.sampling import PADDING, SampleKey
-from mrla.data.sources import (
-    DATA_KINDS,
-    IGNORE_LABEL,
-    Cifar10,
-    Cifar100,
-    Digits,
-    Folder,
-    _cifar,
-    image_facts,
-    loader,
-    open_split,
-)
+from mrla.data.sources import Cifar10, Cifar100, Digits, Folder, kinds_for
+from mrla.data.sources.cifar import _read
 
 PER_FILE = 3
 """Images in each file of a made-up CIFAR archive."""
@@ -70,9 +61,9 @@ def cifar(request, tmp_path, monkeypatch):
         request.param
     ]
     make_cifar(tmp_path / "data", dataset, monkeypatch)
-    _cifar.cache_clear()
+    _read.cache_clear()
     yield describe(root=str(tmp_path / "data"), workers=0), dataset
-    _cifar.cache_clear()
+    _read.cache_clear()
 
 
 def remove_folder(folder: Path) -> None:
@@ -126,14 +117,14 @@ def one_line(caught) -> str:
 def test_digits_are_split_once_stratified_disjoint_and_whole():
     from sklearn.datasets import load_digits
 
-    parts = {split: open_split(Digits(), split) for split in ("train", "val", "test")}
+    parts = {split: Digits().open(split) for split in ("train", "val", "test")}
     assert [len(part) for part in parts.values()] == [898, 449, 450]
     everything = Counter(load_digits().target.tolist())
     for part, share in zip(parts.values(), (0.5, 0.25, 0.25), strict=True):
         for label, count in Counter(part.labels).items():
             assert abs(count - share * everything[label]) <= 1
     found = torch.cat([part.tensors[0].flatten(1) for part in parts.values()])
-    facts = image_facts(Digits())
+    facts = Digits().facts()
     images = torch.tensor(load_digits().data, dtype=torch.float32) / 16
     expected = (images - facts.mean[0]) / facts.std[0]
     assert Counter(map(tuple, (found * 1000).round().int().tolist())) == Counter(
@@ -142,8 +133,8 @@ def test_digits_are_split_once_stratified_disjoint_and_whole():
 
 
 def test_digits_constants_are_those_of_the_training_part():
-    images = open_split(Digits(), "train").tensors[0]
-    facts = image_facts(Digits())
+    images = Digits().open("train").tensors[0]
+    facts = Digits().facts()
     measured = images * facts.std[0] + facts.mean[0]
     assert round(measured.mean().item(), 4) == facts.mean[0]
     assert round(measured.std().item(), 4) == facts.std[0]
@@ -151,7 +142,7 @@ def test_digits_constants_are_those_of_the_training_part():
 
 
 def test_digits_give_the_same_one_by_one_as_in_batches():
-    samples = open_split(Digits(), "val")
+    samples = Digits().open("val")
     keys = [SampleKey(0, index) for index in (5, 448, PADDING, 0)]
     images, labels = samples.__getitems__(keys)
     assert images.shape == (4, 1, 8, 8)
@@ -163,14 +154,14 @@ def test_digits_give_the_same_one_by_one_as_in_batches():
 
 
 def test_more_workers_than_cores_are_no_warning(recwarn):
-    loader(open_split(Digits(), "train"), batch_size=8, workers=1000)
+    loader(Digits().open("train"), batch_size=8, workers=1000)
     assert not recwarn.list
 
 
 def test_digits_with_workers_equal_those_without():
-    samples = pickle.loads(pickle.dumps(open_split(Digits(), "train")))
+    samples = pickle.loads(pickle.dumps(Digits().open("train")))
     options = {"batch_size": 256, "shuffle": True, "drop_last": True}
-    alone = all_batches(open_split(Digits(), "train"), **options)
+    alone = all_batches(Digits().open("train"), **options)
     assert [len(labels) for _, labels in alone] == [256] * 3
     assert_same(alone, all_batches(samples, workers=2, **options))
 
@@ -181,7 +172,7 @@ def test_digits_with_workers_equal_those_without():
 @pytest.mark.parametrize("kind", ["digits", "folder"])
 def test_padding_is_sample_0_with_the_ignored_label(kind, folder):
     data = Digits() if kind == "digits" else folder
-    samples = open_split(data, "val")
+    samples = data.open("val")
     image, label = samples[SampleKey(0, PADDING)]
     assert label == IGNORE_LABEL == torch.nn.CrossEntropyLoss().ignore_index
     assert torch.equal(image, samples[SampleKey(0, 0)][0])
@@ -191,7 +182,7 @@ def test_padding_is_sample_0_with_the_ignored_label(kind, folder):
 @pytest.mark.parametrize("shuffle", [False, True])
 def test_the_batches_of_two_processes_are_those_of_one(kind, shuffle, folder):
     data, size = (Digits(), 256) if kind == "digits" else (folder, 6)
-    samples = open_split(data, "train", seed=1)
+    samples = data.open("train", seed=1)
     options = {"batch_size": size, "shuffle": shuffle, "drop_last": shuffle, "seed": 1, "epochs": 2}
     one = all_batches(samples, **options)
     ranks = [all_batches(samples, rank=rank, world_size=2, **options) for rank in (0, 1)]
@@ -199,7 +190,7 @@ def test_the_batches_of_two_processes_are_those_of_one(kind, shuffle, folder):
 
 
 def test_processes_share_a_last_batch_that_does_not_divide():
-    samples = open_split(Digits(), "val")
+    samples = Digits().open("val")
     ranks = [all_batches(samples, batch_size=256, rank=rank, world_size=2)[-1] for rank in (0, 1)]
     labels = torch.cat([labels for _, labels in ranks])
     assert len(labels) == 194
@@ -211,17 +202,17 @@ def test_processes_share_a_last_batch_that_does_not_divide():
 
 
 def test_a_key_gives_the_same_image_in_any_order(folder):
-    samples = open_split(folder, "train", seed=1)
+    samples = folder.open("train", seed=1)
     keys = [SampleKey(epoch, index) for epoch in (0, 1) for index in range(len(samples))]
     forwards = {key: samples[key][0] for key in keys}
     backwards = {key: samples[key][0] for key in reversed(keys)}
     assert all(torch.equal(forwards[key], backwards[key]) for key in keys)
     assert not torch.equal(forwards[SampleKey(0, 0)], forwards[SampleKey(1, 0)])
-    assert not torch.equal(open_split(folder, "train", seed=2)[keys[0]][0], forwards[keys[0]])
+    assert not torch.equal(folder.open("train", seed=2)[keys[0]][0], forwards[keys[0]])
 
 
 def test_a_sample_leaves_the_random_state_alone(folder):
-    samples = open_split(folder, "train")
+    samples = folder.open("train")
     before = torch.get_rng_state()
     samples[SampleKey(0, 0)]
     assert torch.equal(torch.get_rng_state(), before)
@@ -229,7 +220,7 @@ def test_a_sample_leaves_the_random_state_alone(folder):
 
 @pytest.mark.parametrize("auto_augment", [None, "rand-m9-mstd0.5-inc1"])
 def test_workers_change_nothing(folder, auto_augment):
-    samples = open_split(replace(folder, auto_augment=auto_augment), "train", seed=1)
+    samples = replace(folder, auto_augment=auto_augment).open("train", seed=1)
     options = {"batch_size": 4, "shuffle": True, "drop_last": True, "epochs": 2}
     alone = all_batches(samples, **options)
     assert not torch.equal(alone[0][0], alone[2][0])
@@ -241,22 +232,22 @@ def count_threads(image) -> torch.Tensor:
 
 
 def test_a_worker_takes_one_thread(folder):
-    samples = open_split(folder, "val")
+    samples = folder.open("val")
     samples.transform = count_threads
     assert all_batches(samples, batch_size=4, workers=1)[0][0].tolist() == [1] * 4
 
 
 def test_augment_chooses_between_the_two_transforms(folder):
     key = SampleKey(0, 1)
-    plain = open_split(folder, "train", augment=False)
+    plain = folder.open("train", augment=False)
     assert torch.equal(plain[key][0], plain[SampleKey(1, 1)][0])
-    assert not torch.equal(plain[key][0], open_split(folder, "train")[key][0])
-    assert not torch.equal(open_split(folder, "val", augment=True)[key][0], open_split(folder, "val")[key][0])
+    assert not torch.equal(plain[key][0], folder.open("train")[key][0])
+    assert not torch.equal(folder.open("val", augment=True)[key][0], folder.open("val")[key][0])
 
 
 def test_classes_in_turn(folder):
     """The same samples, so that any first part of them is of all classes, in memory and in files."""
-    for samples in (open_split(Digits(), "val"), open_split(folder, "val")):
+    for samples in (Digits().open("val"), folder.open("val")):
         in_turn = samples.by_turns()
         assert type(in_turn) is type(samples)
         assert in_turn.class_names == samples.class_names
@@ -285,7 +276,7 @@ def test_cifar_reads_archive_and_folder_alike_and_leaves_root_as_it_was(cifar, t
     archived = replace(data, root=str(alone))
     before = (alone / dataset.filename).read_bytes()
     for split, files in (("train", len(dataset.train_list)), ("val", len(dataset.test_list)), ("test", 1)):
-        unpacked, packed = open_split(data, split, seed=1), open_split(archived, split, seed=1)
+        unpacked, packed = data.open(split, seed=1), archived.open(split, seed=1)
         assert len(unpacked) == len(packed) == PER_FILE * files
         options = {"batch_size": PER_FILE, "shuffle": True}
         assert_same(all_batches(unpacked, **options), all_batches(packed, **options))
@@ -295,17 +286,17 @@ def test_cifar_reads_archive_and_folder_alike_and_leaves_root_as_it_was(cifar, t
     assert not list(for_the_while.iterdir())
     named = replace(data, root=str(alone / dataset.filename), download=True)  # the file itself: nothing to fetch
     itself = replace(data, root=str(root / dataset.base_folder))  # the unpacked folder likewise
-    assert open_split(itself, "val").labels == open_split(data, "val").labels
-    one, other = (all_batches(open_split(where, "val"), batch_size=PER_FILE) for where in (named, data))
+    assert itself.open("val").labels == data.open("val").labels
+    one, other = (all_batches(where.open("val"), batch_size=PER_FILE) for where in (named, data))
     assert_same(one, other)
-    assert image_facts(named) == image_facts(archived) == image_facts(data)
-    assert image_facts(data).class_names[:2] == ("class0", "class1")
+    assert named.facts() == archived.facts() == data.facts()
+    assert data.facts().class_names[:2] == ("class0", "class1")
 
 
 def test_cifar_pixels_are_those_of_the_file_normalised_to_minus_one_and_one(cifar):
     data, dataset = cifar
     stored = pickle.loads((Path(data.root) / dataset.base_folder / dataset.test_list[0][0]).read_bytes())
-    samples = open_split(data, "val")
+    samples = data.open("val")
     for index in range(PER_FILE):
         image, label = samples[SampleKey(0, index)]
         expected = torch.tensor(stored["data"][index].reshape(3, 32, 32)) / 255 * 2 - 1
@@ -328,7 +319,7 @@ def test_cifar_train_transforms_are_the_notebooks(cifar):
         ]
     )
     theirs = dataset(data.root, train=True, transform=notebook)
-    samples = open_split(data, "train", seed=4)
+    samples = data.open("train", seed=4)
     for key in [SampleKey(epoch, index) for epoch in range(5) for index in range(len(samples))]:
         with seeded(derive_seed(4, "sample", *key)):
             expected, label = theirs[key.index]
@@ -341,7 +332,7 @@ def test_cifar_that_is_not_there_is_refused(tmp_path):
     with pytest.raises(
         ValueError, match=r"must hold cifar-10-python\.tar\.gz or cifar-10-batches-py: .*nothing"
     ) as caught:
-        open_split(Cifar10(root=str(tmp_path / "nothing")), "train")
+        Cifar10(root=str(tmp_path / "nothing")).open("train")
     one_line(caught)
     assert not (tmp_path / "nothing").exists()
 
@@ -354,7 +345,7 @@ def test_a_damaged_cifar_archive_is_refused(cifar, damage):
     archive.write_bytes(content[:-20] if damage == "truncated" else content[:-1] + b"x")
     remove_folder(Path(data.root) / dataset.base_folder)
     with pytest.raises(ValueError, match="truncated or not the standard archive") as caught:
-        open_split(data, "train")
+        data.open("train")
     text = one_line(caught)
     assert all(part in text for part in (str(archive), dataset.tgz_md5, md5(archive.read_bytes())))
     assert [path.name for path in Path(data.root).iterdir()] == [dataset.filename]
@@ -369,7 +360,7 @@ def test_a_damaged_cifar_folder_is_refused(cifar, table, damage):
     path = Path(data.root) / dataset.base_folder / name
     path.unlink() if damage == "missing" else path.write_bytes(b"x")
     with pytest.raises(ValueError, match="must be the standard file") as caught:
-        open_split(data, "train")
+        data.open("train")
     text = one_line(caught)
     assert str(path) in text
     assert "missing" in text if damage == "missing" else expected in text and md5(b"x") in text
@@ -385,7 +376,7 @@ def test_cifar_is_fetched_only_when_asked(tmp_path, monkeypatch, asked):
 
     monkeypatch.setattr(datasets.CIFAR10, "download", fetch)
     with pytest.raises(ValueError, match=r"could not be fetched .*no network" if asked else "has neither") as caught:
-        open_split(Cifar10(root=str(tmp_path), download=asked), "val")
+        Cifar10(root=str(tmp_path), download=asked).open("val")
     one_line(caught)
     assert len(calls) == asked
 
@@ -394,10 +385,10 @@ def test_cifar_is_fetched_only_when_asked(tmp_path, monkeypatch, asked):
 
 
 def test_a_folder_gives_images_and_class_names(folder):
-    facts = image_facts(folder)
+    facts = folder.facts()
     assert (facts.in_chans, facts.size, facts.class_names) == (3, 16, ("cat", "dog"))
     for split, size in (("train", 8), ("val", 4)):
-        samples = open_split(folder, split)
+        samples = folder.open(split)
         images, labels = all_batches(samples, batch_size=size)[0]
         assert images.shape == (size, 3, 16, 16)
         assert images.dtype == torch.float32
@@ -412,7 +403,7 @@ def test_an_image_is_resized_cropped_at_its_centre_and_normalised(folder):
     pixels = torch.tensor(np.asarray(image)[2:18, 4:20]).permute(2, 0, 1) / 255
     data = replace(folder, crop_pct=0.8, mean=(0.1, 0.2, 0.3), std=(1.0, 2.0, 4.0))
     mean, std = torch.tensor(data.mean)[:, None, None], torch.tensor(data.std)[:, None, None]
-    torch.testing.assert_close(open_split(data, "val")[SampleKey(0, 0)][0], (pixels - mean) / std)
+    torch.testing.assert_close(data.open("val")[SampleKey(0, 0)][0], (pixels - mean) / std)
 
 
 IN_OTHER_MODES = {
@@ -433,7 +424,7 @@ def test_an_image_of_any_mode_has_the_pixels_of_its_three_channels(folder, name)
         assert stored.mode == path.stem[1:]
     plain = replace(folder, crop_pct=0.8, mean=(0.0,) * 3, std=(1.0,) * 3)
     (path.parent / "1.png").unlink()
-    image, label = open_split(plain, "val")[SampleKey(0, 1)]
+    image, label = plain.open("val")[SampleKey(0, 1)]
     assert label == 0
     # The centre, as in the test above.
     torch.testing.assert_close(image, torch.tensor(pixels[2:18, 4:20]).expand(3, -1, -1) / 255)
@@ -486,7 +477,7 @@ def test_greys_of_more_than_8_bits_are_scaled(folder, name, monkeypatch):
     DEEP_GREYS[name](path)
     with Image.open(path) as stored:
         assert stored.mode == mode
-    image, _ = open_split(with_one_image(folder, path), "val")[SampleKey(0, 0)]
+    image, _ = with_one_image(folder, path).open("val")[SampleKey(0, 0)]
     expected = torch.tensor(GREY[:, 2:22]).expand(3, -1, -1).double()
     assert (image.double() * 255 - expected).abs().max() < (1 if "12" in suffix else 0.01)
 
@@ -496,7 +487,7 @@ def test_greys_of_more_than_8_bits_are_scaled(folder, name, monkeypatch):
 def test_greys_of_an_unknown_range_are_refused(folder, dtype, workers):
     path = Path(folder.root) / "val" / "cat" / "0.tiff"
     Image.fromarray(GREY.astype(dtype)).save(path)
-    samples = open_split(with_one_image(folder, path), "val")
+    samples = with_one_image(folder, path).open("val")
     with pytest.raises(UndecodableImageError, match=r"must have values of a known range: its mode is [IF] ") as caught:
         all_batches(samples, batch_size=3, workers=workers)
     text = one_line(caught)
@@ -515,7 +506,7 @@ def test_a_palette_with_transparency_shows_its_colours(folder, transparency):
         assert opened.mode == "P"
         assert opened.info["transparency"] == transparency
     # Warnings are errors here, and would be called an image that does not decode.
-    image, _ = open_split(with_one_image(folder, path), "val")[SampleKey(0, 0)]
+    image, _ = with_one_image(folder, path).open("val")[SampleKey(0, 0)]
     torch.testing.assert_close(image, torch.tensor(colours[GREY[:, 2:22]]).permute(2, 0, 1) / 255)
 
 
@@ -527,31 +518,31 @@ def test_classes_are_sorted_by_name_and_labels_follow(tmp_path):
             Image.new("RGB", (4, 4), (number, 0, 0)).save(tmp_path / split / name / "a.png")
         (tmp_path / split / "notes.txt").write_text("not a class")
     data = Folder(root=str(tmp_path), size=4, mean=(0.0,) * 3, std=(1.0,) * 3, crop_pct=1.0, workers=0)
-    assert image_facts(data).class_names == ("10", "9", "Date", "Fig", "apple", "kiwi", "lime", "pear")
-    images, labels = all_batches(open_split(data, "val"), batch_size=8)[0]
+    assert data.facts().class_names == ("10", "9", "Date", "Fig", "apple", "kiwi", "lime", "pear")
+    images, labels = all_batches(data.open("val"), batch_size=8)[0]
     for image, label in zip(images, labels, strict=True):
-        assert names[round(image[0].mean().item() * 255)] == image_facts(data).class_names[label]
+        assert names[round(image[0].mean().item() * 255)] == data.facts().class_names[label]
 
 
 def test_a_test_part_is_opened_if_there_is_one(folder):
     root = Path(folder.root)
     with pytest.raises(ValueError, match=r"has no test/, only train/ and val/") as caught:
-        open_split(folder, "test")
+        folder.open("test")
     one_line(caught)
     (root / "val").rename(root / "test")
-    assert len(open_split(folder, "test")) == 4
+    assert len(folder.open("test")) == 4
 
 
 def test_a_missing_folder_is_refused(folder, tmp_path):
     with pytest.raises(ValueError, match=r"there is no folder .*absent") as caught:
-        open_split(replace(folder, root=str(tmp_path / "absent")), "train")
+        replace(folder, root=str(tmp_path / "absent")).open("train")
     one_line(caught)
 
 
 def test_a_root_that_is_a_file_is_refused(folder, tmp_path):
     (tmp_path / "file").write_text("no folder")
     with pytest.raises(ValueError, match=r"there is no folder .*file") as caught:
-        open_split(replace(folder, root=str(tmp_path / "file")), "train")
+        replace(folder, root=str(tmp_path / "file")).open("train")
     one_line(caught)
 
 
@@ -561,10 +552,10 @@ def test_a_missing_part_is_refused(folder, missing, there, asked):
     root = Path(folder.root)
     (root / missing).rename(root / "elsewhere")
     if (missing, asked) == ("val", "train"):
-        assert len(open_split(folder, "train")) == 8  # asks nothing of val
+        assert len(folder.open("train")) == 8  # asks nothing of val
         return
     with pytest.raises(ValueError, match=f"has {there}/, {missing}/ is needed") as caught:
-        open_split(folder, asked)
+        folder.open(asked)
     text = one_line(caught)
     assert folder.root in text
 
@@ -572,7 +563,7 @@ def test_a_missing_part_is_refused(folder, missing, there, asked):
 def test_a_part_without_classes_is_refused(folder, tmp_path):
     (tmp_path / "empty" / "train").mkdir(parents=True)
     with pytest.raises(ValueError, match="must have a folder of images for every class: it has none") as caught:
-        open_split(replace(folder, root=str(tmp_path / "empty")), "train")
+        replace(folder, root=str(tmp_path / "empty")).open("train")
     one_line(caught)
 
 
@@ -584,7 +575,7 @@ def test_a_class_without_an_image_is_refused(folder, split):
         Image.new("RGB", (4, 4)).save(bird / "a.png")
     (Path(folder.root) / split / "bird" / "a.png").rename(Path(folder.root) / split / "bird" / "notes.txt")
     with pytest.raises(ValueError, match=r"every class needs an image: .*bird") as caught:
-        open_split(folder, split)
+        folder.open(split)
     assert str(Path(folder.root) / split) in one_line(caught)
 
 
@@ -595,7 +586,7 @@ def test_other_classes_in_val_than_in_train_are_refused(folder, where):
     with pytest.raises(
         ValueError, match=f"val must have the classes of train: .*'extra0' is only in {where}"
     ) as caught:
-        open_split(folder, "val")
+        folder.open("val")
     text = one_line(caught)
     assert "'extra4'" in text
     assert "'extra5'" not in text
@@ -610,7 +601,7 @@ def test_an_image_that_does_not_decode_is_named_in_one_line(folder, content, suf
     Image.open(path.with_name("1.png")).save(path, quality=95)
     whole = path.read_bytes()
     path.write_bytes({"text": b"not an image", "truncated": whole[: len(whole) * 2 // 3], "empty": b""}[content])
-    samples = open_split(folder, "val")
+    samples = folder.open("val")
     with pytest.raises(UndecodableImageError) as caught:
         all_batches(samples, batch_size=2, workers=workers)
     assert one_line(caught).startswith(f"{path} does not decode as an image (")
@@ -622,7 +613,10 @@ def test_an_image_that_does_not_decode_is_named_in_one_line(folder, content, suf
 @pytest.mark.parametrize(
     ("kind", "options", "message"),
     [
-        *((kind, {"workers": -1}, "data.workers must be zero to 1024 processes: got -1") for kind in DATA_KINDS),
+        *(
+            (kind, {"workers": -1}, "data.workers must be zero to 1024 processes: got -1")
+            for kind in kinds_for("classification")
+        ),
         ("folder", {"size": 0}, "data.size must be a positive number of pixels: got 0"),
         ("folder", {"size": -32}, "data.size must be a positive number of pixels: got -32"),
         ("folder", {"crop_pct": 0.0}, "data.crop_pct must be in"),
@@ -637,20 +631,22 @@ def test_an_image_that_does_not_decode_is_named_in_one_line(folder, content, suf
 )
 def test_a_description_that_cannot_be_is_refused(kind, options, message):
     with pytest.raises(ValueError, match=message) as caught:
-        DATA_KINDS[kind](**options)
+        kinds_for("classification")[kind](**options)
     one_line(caught)
 
 
 def test_descriptions_name_their_kind():
-    assert {kind: describe().kind for kind, describe in DATA_KINDS.items()} == {kind: kind for kind in DATA_KINDS}
+    assert {kind: describe().kind for kind, describe in kinds_for("classification").items()} == {
+        kind: kind for kind in kinds_for("classification")
+    }
 
 
 def test_an_unknown_augmentation_is_refused(folder):
     with pytest.raises(ValueError, match=r"data\.auto_augment must be .* got 'nonsense'") as caught:
-        open_split(replace(folder, auto_augment="nonsense"), "train")
+        replace(folder, auto_augment="nonsense").open("train")
     one_line(caught)
 
 
 def test_an_unknown_split_is_refused():
     with pytest.raises(ValueError, match="'train', 'val' or 'test': got 'valid'"):
-        open_split(Digits(), "valid")
+        Digits().open("valid")

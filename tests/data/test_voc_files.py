@@ -10,8 +10,8 @@ from PIL import Image
 from torchvision.datasets import VOCDetection
 
 from mrla.data.annotated_images import OBJECTS_LEFT_OUT
-from mrla.data.detection_sources import Voc, detection_facts, open_detection_split
 from mrla.data.sampling import SampleKey
+from mrla.data.sources import Voc
 
 HEIGHT, WIDTH = 20, 30
 
@@ -48,7 +48,7 @@ def voc(tmp_path):
 
 
 def opened(data: Voc, split="val"):
-    return open_detection_split(data, split, augment=False)
+    return data.open(split, augment=False)
 
 
 def first(data: Voc, split="val") -> dict:
@@ -74,15 +74,15 @@ def test_boxes_count_from_0_and_hold_their_last_pixels(voc):
     image, target = opened(data)[SampleKey(0, 0)]
     assert target["boxes"].tolist() == [[0, 0, WIDTH, HEIGHT], [4, 5, 12, 10], [2, 2, 3, 3]]
     assert target["area"].tolist() == [WIDTH * HEIGHT, 40, 1]
-    names = detection_facts(data).class_names
+    names = data.facts().class_names
     assert [names[label - 1] for label in target["labels"]] == ["dog", "person", "cat"]
     assert "masks" not in target
     assert (image.shape, target["image_id"], counts(data)) == ((3, HEIGHT, WIDTH), 1, {})
 
 
 def test_there_are_20_classes_in_vocs_order():
-    facts = detection_facts(Voc())
-    assert (len(facts.class_names), facts.num_classes, facts.has_masks) == (20, 21, False)
+    facts = Voc().facts()
+    assert (len(facts.class_names), Voc().has_masks) == (20, False)
     assert facts.class_names == tuple(sorted(facts.class_names))
     assert facts.category_ids == tuple(range(1, 21))
 
@@ -92,7 +92,7 @@ def test_classes_of_ones_own_are_those_that_the_annotations_of_both_lists_name(v
     lists = tmp_path / "VOCdevkit" / "VOC2012" / "ImageSets" / "Main"
     (lists / "train.txt").write_text("2008_000000\n2008_000001\n")
     (lists / "val.txt").write_text("2008_000002\n")
-    facts = detection_facts(data)
+    facts = data.facts()
     assert (facts.class_names, facts.category_ids) == (("cat", "dragon", "unicorn"), (1, 2, 3))
     assert first(data, "train")["labels"].tolist() == [3, 2]
     assert first(data, "val")["labels"].tolist() == [1]

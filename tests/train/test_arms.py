@@ -6,13 +6,13 @@ import pytest
 import torch
 from conftest import randomise_norms
 
-from mrla.data.sources import ImageFacts, image_facts
+from mrla.data.samples import ImageFacts
 from mrla.models import is_attached
 from mrla.ops import METHODS
 from mrla.train import Digits, MixerOptions, get_recipe
 from mrla.train.arms import build_arm, count_parameters
 
-FACTS = image_facts(Digits())
+FACTS = Digits().facts()
 TINY = replace(get_recipe("digits_resnet18"), model_args={"channels": [8, 8, 16, 16]})
 
 

@@ -10,7 +10,7 @@ from PIL import Image
 from tiny_runs import OPTIM, tiny
 
 from mrla.analysis import compare
-from mrla.data.detection_sources import Shapes, open_detection_split, write_coco
+from mrla.data.sources import Shapes, write_coco
 from mrla.train import Folder
 from mrla.train.fitting import train
 from mrla.train.loaders import RecipeImages
@@ -105,14 +105,14 @@ def test_a_comparison(photos, tmp_path):
 
 def test_annotations_that_change(tmp_path):
     written = write_coco(Shapes(images=3, val_images=2, image_size=32), tmp_path / "coco")
-    before = open_detection_split(written, "train").fingerprint()
-    assert before == open_detection_split(written, "train").fingerprint()
+    before = written.open("train").fingerprint()
+    assert before == written.open("train").fingerprint()
     annotations = tmp_path / "coco" / written.train_annotations
     shutil.copy(annotations, tmp_path / "kept.json")
     content = json.loads(annotations.read_text())
     content["annotations"][0]["bbox"][2] -= 0.5
     annotations.write_text(json.dumps(content))
-    assert open_detection_split(written, "train").fingerprint() != before
+    assert written.open("train").fingerprint() != before
     shutil.copy(tmp_path / "kept.json", annotations)
-    assert open_detection_split(written, "train").fingerprint() == before
-    assert open_detection_split(Shapes(), "train").fingerprint() is None
+    assert written.open("train").fingerprint() == before
+    assert Shapes().open("train").fingerprint() is None

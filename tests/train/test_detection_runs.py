@@ -22,9 +22,10 @@ from torch import Tensor
 
 import mrla
 from mrla.cli import main
-from mrla.data.detection_sources import DetectionSamples, Shapes, collate_detection, open_detection_split, write_coco
+from mrla.data.detection_samples import DetectionSamples
 from mrla.data.samples import loader
 from mrla.data.sampling import PADDING, SampleKey
+from mrla.data.sources import Shapes, write_coco
 from mrla.dense import detector, load, save, segmenter
 from mrla.models import read_config
 from mrla.models.checkpoints.config_files import is_dense
@@ -44,7 +45,9 @@ def _wide_console(monkeypatch):
 
 
 def samples(number: int = 6) -> DetectionSamples:
-    return open_detection_split(Shapes(images=1, val_images=number, image_size=64), "val")
+    opened = Shapes(images=1, val_images=number, image_size=64).open("val")
+    assert isinstance(opened, DetectionSamples)
+    return opened
 
 
 def guesses(of: DetectionSamples, seed: int = 0) -> list[dict[str, Tensor]]:
@@ -150,7 +153,7 @@ def test_average_precision_of_files_is_that_of_pycocotools_on_the_files(tmp_path
         entry["area"] *= (1, 20)[at % 2]  # those that the file has decide on small, medium and large
     content["annotations"] = [entry for entry in content["annotations"] if entry["image_id"] != 5]  # nothing is there
     path.write_text(json.dumps(content))
-    of = open_detection_split(data, "val")
+    of = data.open("val")
     assert of.report.counts["crowd_ignored"] > 5
     predictions = guesses(of)
     predictions[4] = guesses(samples(1))[0]
@@ -212,8 +215,8 @@ def test_what_a_run_leaves_behind(finished):
 
 
 def test_the_saved_detector_scores_what_the_history_says(finished):
-    of = open_detection_split(tiny_detection().data, "val")  # type: ignore[arg-type]
-    batches = loader(of, batch_size=4, collate=collate_detection)
+    of = tiny_detection().data.open("val")  # type: ignore[arg-type]
+    batches = loader(of, batch_size=4)
     scores = evaluate_detector(load(finished), batches, masks=True, machine=CPU)
     last = result(finished)["last"]
     assert scores == pytest.approx({name.removeprefix("val_"): last[name] for name in last if name.startswith("val_")})
@@ -226,8 +229,8 @@ def test_the_average_of_a_detectors_weights_is_saved_and_scored(finished, tmp_pa
     assert not torch.equal(weights["roi_heads.box_head.fc6.weight"], last_step["roi_heads.box_head.fc6.weight"])
     losses = [[row["train_loss"] for row in result(folder)["epochs"]] for folder in (tmp_path, finished)]
     assert losses[0] == losses[1]
-    of = open_detection_split(averaged.data, "val")  # type: ignore[arg-type]
-    scores = evaluate_detector(load(tmp_path), loader(of, batch_size=4, collate=collate_detection), machine=CPU)
+    of = averaged.data.open("val")  # type: ignore[arg-type]
+    scores = evaluate_detector(load(tmp_path), loader(of, batch_size=4), machine=CPU)
     last = result(tmp_path)["last"]
     assert {name: last[f"val_{name}"] for name in scores} == pytest.approx(scores)
 
@@ -292,7 +295,7 @@ def test_images_that_do_not_fit_the_task(changes, rule):
 
 
 def test_masks_need_images_that_have_them():
-    from mrla.data.detection_sources import Coco
+    from mrla.data.sources import Coco
 
     with pytest.raises(ValueError, match="objects have masks, for mask_rcnn"):
         tiny_detection(data=Coco(masks=False))
@@ -486,8 +489,8 @@ def test_a_recipe_without_a_detector_has_no_such_flag(capsys):
 
 
 def test_batches_of_lists_go_through_workers():
-    of = open_detection_split(Shapes(images=6, val_images=2, image_size=64, workers=1), "train")
-    batches = Batches(loader(of, batch_size=2, workers=1, shuffle=True, collate=collate_detection))
+    of = Shapes(images=6, val_images=2, image_size=64, workers=1).open("train")
+    batches = Batches(loader(of, batch_size=2, workers=1, shuffle=True))
     try:
         images, targets = next(iter(batches))
     finally:

@@ -19,7 +19,7 @@ from torch import Tensor, nn
 from torch.utils.data import DataLoader, TensorDataset
 
 import mrla
-from mrla.data.sources import ImageFacts, completed, image_facts
+from mrla.data.samples import ImageFacts
 from mrla.models import is_attached
 from mrla.models.parameter_groups import new_parameters
 from mrla.train import Digits, Folder, Optim, fitting, get_recipe
@@ -31,7 +31,7 @@ from mrla.train.task import Classification
 TINY = {"channels": (8, 8, 8, 8), "num_classes": 4}
 OPTIM = Optim(name="adamw", lr=0.01, weight_decay=0.1, frozen_epochs=2, old_lr_scale=0.1, clip_grad_norm=1.0)
 FACTS = ImageFacts(in_chans=3, size=32, mean=(0.5,) * 3, std=(0.5,) * 3, class_names=("a", "b", "c", "d"))
-DIGITS = image_facts(Digits())
+DIGITS = Digits().facts()
 
 
 def network(method: str | None = None) -> nn.Module:
@@ -303,7 +303,7 @@ def test_what_the_images_leave_open_is_as_the_network_was_trained(tmp_path):
     given = settled(tuned(model="vit_tiny_patch16_224", data=Folder(size=32, mean=(0.0, 0.0, 0.0)))).data
     assert isinstance(given, Folder)
     assert (given.size, given.mean, given.std) == (32, (0.0,) * 3, (0.5,) * 3)
-    usual = completed(Folder())
+    usual = Folder().completed()
     assert isinstance(usual, Folder)
     assert (usual.size, usual.interpolation, usual.crop_pct) == (224, "bilinear", 0.875)
     assert usual.mean == (0.485, 0.456, 0.406)
@@ -388,12 +388,12 @@ def test_a_whole_run_from_a_folder(tmp_path):
     assert config["pretrained_cfg"]["label_names"] == ["left", "right"]
     assert config["pretrained_cfg"]["mean"] == [0.2] * 3
     assert config["mrla"]["attach"]["method"] == "light"
-    assert image_facts(data).mean == (0.485, 0.456, 0.406)  # the description itself is as it was
+    assert data.facts().mean == (0.485, 0.456, 0.406)  # the description itself is as it was
     settings = json.loads((tmp_path / "run" / "run.json").read_text())["settings"]
     assert settings["data"]["mean"] == [0.2] * 3
     assert settings["data"]["size"] == 32
     assert run.epochs[0]["lr"] == pytest.approx(1e-5)  # a hundredth, in the warm-up
     # And what came of it can be the start of the next.
-    again = build_arm(replace(recipe, model=str(tmp_path / "run"), arm="plain"), image_facts(data)).eval()
+    again = build_arm(replace(recipe, model=str(tmp_path / "run"), arm="plain"), data.facts()).eval()
     image = torch.randn(1, 3, 32, 32)
     assert torch.equal(again(image), run.model(image))

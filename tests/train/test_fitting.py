@@ -21,7 +21,7 @@ from torch.utils.data import DataLoader, Dataset, TensorDataset
 
 import mrla
 from mrla.data.images import UndecodableImageError
-from mrla.data.sources import loader, open_split
+from mrla.data.samples import loader
 from mrla.train import Digits, Folder, Machine, MixerOptions, Optim, engine, fitting
 from mrla.train.fitting import train
 from mrla.train.history import History, write_csv
@@ -56,7 +56,7 @@ def finished(tmp_path_factory):
 
 
 def digits_val() -> DataLoader:
-    return loader(open_split(Digits(), "val"), batch_size=64, seed=0, shuffle=False, drop_last=False)
+    return loader(Digits().open("val"), batch_size=64, seed=0, shuffle=False, drop_last=False)
 
 
 def test_what_a_run_leaves_behind(finished):
@@ -622,12 +622,11 @@ def test_evaluate_needs_an_image():
 
 
 def test_a_frozen_norm_stays_frozen_through_evaluate():
-    from mrla.data.sources import image_facts
     from mrla.train.arms import build_arm
 
-    model = build_arm(tiny(), image_facts(Digits())).train()
+    model = build_arm(tiny(), Digits().facts()).train()
     model.bn1.eval()
-    mrla.evaluate(model, loader(open_split(Digits(), "val"), batch_size=64))
+    mrla.evaluate(model, loader(Digits().open("val"), batch_size=64))
     assert not model.bn1.training
     assert model.layer1.training
 

@@ -12,8 +12,8 @@ import torch
 from safetensors.torch import load_file
 from tiny_runs import CPU, SMALL, result, rows, tiny, tiny_detection
 
-from mrla.data.detection_sources import Shapes, collate_detection, open_detection_split
 from mrla.data.samples import loader
+from mrla.data.sources import Shapes
 from mrla.dense import load
 from mrla.train import Machine, MixerOptions, Optim
 from mrla.train.fitting import evaluate_detector, train
@@ -121,8 +121,8 @@ def test_two_processes_count_a_detectors_hits_as_one(tmp_path):
     done = run_two(DETECTION, two)
     assert done.returncode == 0, done.stderr
     assert "Warning" not in done.stderr
-    samples = open_detection_split(DETECTION.data, "val")
-    batches = loader(samples, batch_size=3, collate=collate_detection)
+    samples = DETECTION.data.open("val")
+    batches = loader(samples, batch_size=3)
     found = evaluate_detector(load(two), batches, masks=True, machine=CPU)
     last = result(two)["last"]
     assert found["box_ap"] > 0

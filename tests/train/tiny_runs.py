@@ -9,7 +9,7 @@ from typing import Any
 import torch
 from safetensors.torch import load_file
 
-from mrla.data.detection_sources import Shapes
+from mrla.data.sources import Shapes
 from mrla.train import Machine, Optim, Recipe, get_recipe
 from mrla.train.recipes import DetectorOptions
 

@@ -11,7 +11,6 @@ import torch
 from torch import nn
 from torch.utils.data import DataLoader
 
-from mrla.data.sources import MOST_PROCESSES
 from mrla.files.atomic_write import read_json, write_json
 from mrla.files.one_writer import alone_in
 from mrla.messages.brief import Brief
@@ -23,7 +22,7 @@ from mrla.train.history import write_csv
 from mrla.train.packages import need
 from mrla.train.progress_lines import CountedLines
 from mrla.train.recipe_tasks import packages_of
-from mrla.train.recipes import Recipe
+from mrla.train.recipes import MOST_PROCESSES, Recipe
 from mrla.train.runs import RESULT, finished_run, load_any, open_run, versions
 from mrla.train.stopping import stopped_in_order
 from mrla.train.work_time import WorkTime

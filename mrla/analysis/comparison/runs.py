@@ -16,7 +16,7 @@ import torch
 from torch import Tensor, nn
 from torch.utils.data import DataLoader, SequentialSampler
 
-from mrla.data.sources import loader
+from mrla.data.samples import loader
 from mrla.files.atomic_write import room_for, write_json
 from mrla.models import is_attached
 from mrla.models.checkpoints.descriptions import describe
@@ -24,7 +24,7 @@ from mrla.ops import METHODS, is_method
 from mrla.train.arm_names import parse_arm
 from mrla.train.arms import attach_arm, settled
 from mrla.train.fitting import count_classes, fit
-from mrla.train.loaders import RecipeImages, collate_of, first_batch, open_part
+from mrla.train.loaders import RecipeImages, first_batch
 from mrla.train.plugins import plugins_for
 from mrla.train.recipe_tasks import build_network
 from mrla.train.recipes import Recipe, as_dict
@@ -68,9 +68,8 @@ class RecipeRuns:
 
     def images(self) -> Tensor:
         """A batch for validation; of images that differ in size, those that are as large as the first."""
-        part = open_part(self.recipe.data, "val")
-        batches = loader(part, batch_size=min(self.recipe.batch_size, len(part)), collate=collate_of(self.recipe.data))
-        images, _ = next(iter(batches))
+        part = self.recipe.data.open("val")
+        images, _ = next(iter(loader(part, batch_size=min(self.recipe.batch_size, len(part)))))
         if isinstance(images, list):
             images = torch.stack([image for image in images if image.shape == images[0].shape])
         return images

@@ -7,7 +7,6 @@ from typing import Any
 from torch import Tensor, nn
 
 from mrla.data.images import files_in
-from mrla.data.sources import Folder
 from mrla.deploy.export_facts import preprocessing_of
 from mrla.train.recipes import Recipe
 
@@ -56,8 +55,7 @@ def preparation(model: nn.Module, recipe: Recipe | None) -> dict[str, Any]:
 
 def validation_crop(recipe: Recipe | None) -> dict[str, Any]:
     """How a recipe's validation crops its images, where it says so."""
-    prepared = recipe.data if recipe is not None and isinstance(recipe.data, Folder) else None
-    return {} if prepared is None else {"crop_pct": prepared.crop_pct, "interpolation": prepared.interpolation}
+    return {} if recipe is None else recipe.data.validation_crop()
 
 
 def classifier_input(prepared: Mapping[str, Any]) -> Callable[[Any], Tensor]:

@@ -6,9 +6,8 @@ from typing import Any
 
 from torch import Tensor, nn
 
-from mrla.data.detection_sources import DetectionData
 from mrla.data.sampling import SampleKey
-from mrla.data.sources import Data, Split
+from mrla.data.sources import DataSource, Split
 from mrla.train.arms import count_parameters
 from mrla.train.engine import thread_limit
 from mrla.train.fitting import evaluate, evaluate_detector
@@ -21,7 +20,7 @@ from .study import StudyImages, open_study
 def evaluate_checkpoint(
     checkpoint: str | Path,
     *,
-    data: Data | DetectionData | None = None,
+    data: DataSource | None = None,
     root: str | None = None,
     split: Split = "val",
     batch_size: int = 64,

@@ -1,21 +1,15 @@
 """A trained network and the images that it is shown: what evaluation, explanation and pruning begin with."""
 
-from dataclasses import dataclass, fields, replace
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 from torch import nn
 from torch.utils.data import DataLoader
 
-from mrla.data.detection_sources import (
-    DETECTION_KINDS,
-    DetectionData,
-    collate_detection,
-    detection_facts,
-    open_detection_split,
-)
+from mrla.data.samples import KeyedSamples, loader
 from mrla.data.sampling import SampleKey
-from mrla.data.sources import DATA_KINDS, Data, Split, completed, image_facts, loader, open_split
+from mrla.data.sources import DataSource, Split, kinds_for
 from mrla.models import is_attached
 from mrla.models.dry_run import input_sizes
 from mrla.train.fitting import count_classes
@@ -36,7 +30,7 @@ class StudyImages:
     """
 
     batches: DataLoader
-    samples: Any
+    samples: KeyedSamples
     class_names: tuple[str, ...]
     masks: bool
     source: str
@@ -69,7 +63,7 @@ class Study:
 def open_study(
     checkpoint: str | Path,
     *,
-    data: Data | DetectionData | None = None,
+    data: DataSource | None = None,
     root: str | None = None,
     split: Split = "val",
     batch_size: int = 64,
@@ -116,14 +110,16 @@ def open_study(
     images_of = data if data is not None or recipe is None else recipe.data
     read, images = [str(checkpoint)], None
     if images_of is None and images_needed:
-        kinds = ", ".join(DETECTION_KINDS if _is_detector(model) else DATA_KINDS)
+        kinds = kinds_for(_task_of(model))
+        own = next(kind for kind, source in kinds.items() if source.own_images)
         raise ValueError(
-            f"{checkpoint} does not say what images it was trained with: name them, such as --data.kind "
-            f"{'coco' if _is_detector(model) else 'folder'} --data.root DIR (kinds: {kinds})"
+            f"{checkpoint} does not say what images it was trained with: name them, such as --data.kind {own} "
+            f"--data.root DIR (kinds: {', '.join(kinds)})"
         )
     if images_of is not None:
-        images_of = _placed(images_of, root, workers)
-        read += [images_of.root] if getattr(images_of, "root", None) is not None else []
+        images_of = images_of if root is None else images_of.moved(root)
+        images_of = images_of if workers is None else replace(images_of, workers=workers)
+        read += images_of.paths()
         images = _opened(model, class_names, images_of, split, batch_size, by_turns)
         class_names = class_names or images.class_names
     return Study(model=model, recipe=recipe, class_names=class_names, images=images, read=tuple(read))
@@ -133,35 +129,30 @@ def _is_detector(model: nn.Module) -> bool:
     return hasattr(model, "built_as")
 
 
-def _placed(images_of: Data | DetectionData, root: str | None, workers: int | None) -> Any:
-    """The images at another place, with another number of processes."""
-    if root is not None:
-        if "root" not in {field.name for field in fields(images_of)}:
-            raise ValueError(f"{images_of.kind} lie in no folder: got data.root={root}; leave it out")
-        images_of = replace(images_of, root=root)  # type: ignore[call-arg]
-    return images_of if workers is None else replace(images_of, workers=workers)
+def _task_of(model: nn.Module) -> str:
+    return "detection" if _is_detector(model) else "classification"
 
 
 def _opened(
     model: Any,
     known: tuple[str, ...] | None,
-    images_of: Data | DetectionData,
+    images_of: DataSource,
     split: Split,
     batch_size: int,
     by_turns: bool,
 ) -> StudyImages:
-    """The images, which are of the kind, the classes and the channels that the network takes."""
-    detects = _is_detector(model)
-    if detects == isinstance(images_of, Data):
-        kinds = DETECTION_KINDS if detects else DATA_KINDS
-        raise ValueError(f"the images must be of {', '.join(kinds)} for this network: got {images_of.kind}")
-    masks, collate = False, None
-    if isinstance(images_of, Data):
-        images_of = completed(images_of, getattr(model, "pretrained_cfg", None))
-        facts: Any = image_facts(images_of)
-        _check_classes(known, facts.class_names)
-        samples: Any = open_split(images_of, split)
-        samples = samples.by_turns() if by_turns else samples
+    """The images, which are of the task, the classes and the channels that the network takes."""
+    if images_of.task != _task_of(model):
+        kinds = ", ".join(kinds_for(_task_of(model)))
+        raise ValueError(f"the images must be of {kinds} for this network: got {images_of.kind}")
+    images_of = images_of.completed(getattr(model, "pretrained_cfg", None))
+    facts = images_of.facts()
+    _check_classes(known, facts.class_names)
+    if _is_detector(model):
+        _check_number(model.built_as["arguments"]["num_classes"] - 1, facts.class_names)
+    samples = images_of.open(split)
+    samples = samples.by_turns() if by_turns else samples
+    if not _is_detector(model):
         channels = input_sizes(model)[0][0]
         if channels != facts.in_chans:
             raise ValueError(
@@ -169,17 +160,11 @@ def _opened(
             )
         if known is None:  # else their number is the network's
             _check_number(count_classes(model, samples[SampleKey(0, 0)][0][None]), facts.class_names)
-    else:
-        facts = detection_facts(images_of)
-        _check_classes(known, facts.class_names)
-        _check_number(model.built_as["arguments"]["num_classes"] - 1, facts.class_names)
-        samples, collate = open_detection_split(images_of, split), collate_detection
-        masks = facts.has_masks and model.built_as["name"] == "mask_rcnn"
     return StudyImages(
-        batches=loader(samples, batch_size=min(batch_size, len(samples)), workers=images_of.workers, collate=collate),
+        batches=loader(samples, batch_size=min(batch_size, len(samples)), workers=images_of.workers),
         samples=samples,
         class_names=facts.class_names,
-        masks=masks,
+        masks=_is_detector(model) and images_of.has_masks and model.built_as["name"] == "mask_rcnn",
         source=f"{images_of.kind}, {split} part",
     )
 

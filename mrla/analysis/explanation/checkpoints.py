@@ -4,9 +4,8 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
-from mrla.data.detection_sources import DetectionData
 from mrla.data.images import read_image
-from mrla.data.sources import Data, Split
+from mrla.data.sources import DataSource, Split
 from mrla.train.engine import thread_limit
 from mrla.train.packages import need
 from mrla.train.recipes import Machine
@@ -24,7 +23,7 @@ def explain_checkpoint(
     images: Sequence[str | Path] = (),
     *,
     out: str | Path | None = None,
-    data: Data | DetectionData | None = None,
+    data: DataSource | None = None,
     root: str | None = None,
     split: Split = "val",
     batch_size: int = 64,

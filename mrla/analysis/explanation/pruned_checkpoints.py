@@ -6,7 +6,7 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
-from mrla.data.sources import Data, Split, image_facts
+from mrla.data.sources import DataSource, Split
 from mrla.files.atomic_write import write_json, written_folder
 from mrla.models import save
 from mrla.models.checkpoints.hub_transfer import hub_name
@@ -33,7 +33,7 @@ def prune_checkpoint(
     keep: int | Sequence[str] | None = None,
     margin: float = MARGIN,
     out: str | Path | None = None,
-    data: Data | None = None,
+    data: DataSource | None = None,
     root: str | None = None,
     split: Split = "val",
     batch_size: int = 64,
@@ -125,6 +125,6 @@ def _beside(checkpoint: str | Path) -> Path:
 def _facts(checkpoint: str | Path, study: Study) -> dict[str, Any]:
     """What a ``.ckpt`` does not say of the images and a saved folder does."""
     recipe = study.recipe
-    if Path(checkpoint).suffix == ".ckpt" and recipe is not None and isinstance(recipe.data, Data):
-        return saved_facts(image_facts(recipe.data))
+    if Path(checkpoint).suffix == ".ckpt" and recipe is not None:
+        return saved_facts(recipe.data.facts())
     return {"class_names": study.class_names}

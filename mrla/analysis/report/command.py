@@ -6,7 +6,8 @@ import shlex
 from collections.abc import Mapping
 from typing import Any
 
-from mrla.train.recipes import ALL_DATA_KINDS, RECIPES, Recipe, as_dict, from_dict, get_recipe
+from mrla.data.sources import source_class
+from mrla.train.recipes import RECIPES, Recipe, as_dict, from_dict, get_recipe
 
 _OF_THE_CALLER = ("data", "detector", "batch_size", "model", "model_args", "pretrained")
 
@@ -36,7 +37,7 @@ def repeat_comparison(content: Mapping[str, Any]) -> str:
     data = defaults["data"]
     if kind != data["kind"]:
         words += ["--data.kind", kind]
-        data = json.loads(json.dumps(dataclasses.asdict(ALL_DATA_KINDS[kind]())))  # lists in place of tuples
+        data = json.loads(json.dumps(dataclasses.asdict(source_class(kind)())))  # lists in place of tuples
     words += _flags("data.", settings["data"], data)
     # The arms are given by their own flag, and the data's flags depend on their kind.
     rest = {name: value for name, value in settings.items() if name not in ("recipe", "arm", "data")}

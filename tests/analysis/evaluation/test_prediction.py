@@ -13,7 +13,7 @@ from PIL import Image
 import mrla
 from mrla.analysis.evaluation.prediction import predict, preparation
 from mrla.cli import main
-from mrla.data.detection_sources import Shapes, write_coco
+from mrla.data.sources import Shapes, write_coco
 from mrla.dense import detector, load, save
 from mrla.deploy import export
 from mrla.train import Machine

@@ -21,7 +21,7 @@ from mrla.analysis.explanation.checkpoints import explain_checkpoint
 from mrla.analysis.explanation.explaining import Origin
 from mrla.analysis.explanation.retrieval_maps import draw_retrieval
 from mrla.cli import main
-from mrla.data.detection_sources import Shapes
+from mrla.data.sources import Shapes
 from mrla.dense import detector
 from mrla.dense import save as save_detector
 from mrla.models import mixed_chains, recording

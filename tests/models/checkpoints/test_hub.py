@@ -17,7 +17,7 @@ from huggingface_hub import errors
 
 import mrla
 from mrla.cli import main
-from mrla.data.sources import ImageFacts
+from mrla.data.samples import ImageFacts
 from mrla.models.checkpoints.hub import model_card
 from mrla.models.checkpoints.hub_transfer import hub_name
 from mrla.train import Folder, get_recipe
