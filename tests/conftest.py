@@ -5,7 +5,7 @@ import os
 import resource
 import signal
 import sys
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from types import SimpleNamespace
@@ -82,7 +82,7 @@ def one_process() -> Iterator[None]:
     from mrla.train.fitting import train
     from mrla.train.recipes import Recipe, as_dict, from_dict
 
-    def start(folder: Path, recipe: Recipe) -> SimpleNamespace:
+    def start(folder: Path, recipe: Recipe, plugins: Sequence[str]) -> SimpleNamespace:
         write_json(folder / "recipe.json", as_dict(recipe))
         train(from_dict(json.loads((folder / "recipe.json").read_text())), folder, progress=False)
         return SimpleNamespace(poll=lambda: 0, communicate=lambda: None, returncode=0)

@@ -366,7 +366,7 @@ REFUSED = {
     "unknown recipe": (["train", "--recipe", "digit_resnet18"], r"recipe must be .*did you mean 'digits_resnet18'\?"),
     "unknown model": (["train", "--model", "resnet18_cifr"], r"model must be .*did you mean 'resnet18_cifar'\?"),
     "unknown arm": (["train", "--arm", "lihgt"], r"arm must be one of .*got 'lihgt'; did you mean 'light'\?"),
-    "unknown arms": (["compare", "--arms", "plain,lihgt"], r"arms must be .*got 'lihgt'; did you mean 'light'\?"),
+    "unknown arms": (["compare", "--arms", "plain,lihgt"], r"arm must be .*got 'lihgt'; did you mean 'light'\?"),
     "unknown flag": (["train", "--optm.lr", "3"], r"mrla train has no flag --optm.lr; did you mean '--optim.lr'\?"),
     "unknown data": (["train", "--data.kind", "flder"], r"data.kind must be .*did you mean 'folder'\?"),
     "unknown names": (["models", "xyz*"], r"no network of mrla fits 'xyz\*'"),

@@ -4,7 +4,7 @@ import json
 from typing import Any, NamedTuple
 
 from mrla.messages.suggestions import nearest
-from mrla.ops import METHODS, NO_METHODS, is_method, method_named, options_of
+from mrla.ops import METHODS, NO_METHODS, OWN_METHOD, is_method, method_named, options_of
 
 OF_ATTACH = ("chain_length",)
 """Arguments of `mrla.attach` that are no option of a method and may stand in an arm's name."""
@@ -47,10 +47,8 @@ def parse_arm(text: str) -> ArmName:
     network, *parts = text.split(":")
     if network not in NO_METHODS and not is_method(network):
         known = known_arms()
-        raise ValueError(
-            f"arm must be one of {', '.join(known)}: got {network!r}; a method of your own is known once its file is "
-            f"imported, by a command's --plugins FILE.py{nearest(network, known)}"
-        )
+        hint = nearest(network, known) or OWN_METHOD
+        raise ValueError(f"arm must be one of {', '.join(known)}: got {network!r}{hint}")
     if not parts:
         return ArmName(network, {})
     if network in NO_METHODS:

@@ -20,6 +20,9 @@ ENTRY_POINTS = "mrla.methods"
 NO_METHODS = ("plain", "eca", "se")
 """Names of arms that are no methods: the network without mixers, and timm's attention inside blocks."""
 
+OWN_METHOD = "; a method of your own is known once its file is imported, by a command's --plugins FILE.py"
+"""What is said of an unknown name that is near to none."""
+
 
 def register_method(name: str) -> Callable[[MixerT], MixerT]:
     """Makes a class of mixers a method that `mrla.attach` and every command know by name.
@@ -89,10 +92,8 @@ def method_named(name: str) -> type[LayerMixer]:
     if name not in METHODS:
         _load_entry_points()
     if name not in METHODS:
-        raise ValueError(
-            f"method must be one of {', '.join(map(repr, METHODS))}: got {name!r}; one of your own is known once its "
-            f"file is imported, by a command's --plugins FILE.py{nearest(name, METHODS)}"
-        )
+        hint = nearest(name, METHODS) or OWN_METHOD
+        raise ValueError(f"method must be one of {', '.join(map(repr, METHODS))}: got {name!r}{hint}")
     return METHODS[name]
 
 

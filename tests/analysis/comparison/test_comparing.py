@@ -333,7 +333,7 @@ def test_a_run_that_fails(tmp_path):
         ({"recipe": "digits_resnet81"}, "did you mean 'digits_resnet18'"),
         (
             {"arms": ("plain", "ligth")},
-            "arms must be of plain, light, base, exact, dw, eca, se: got 'ligth'; did you mean 'light'",
+            "arm must be one of plain, light, base, exact, dw, eca, se: got 'ligth'; did you mean 'light'",
         ),
         ({"arms": ("plain",)}, "arms must be at least two different ones: got plain"),
         ({"arms": ()}, "at least two different ones: got none"),

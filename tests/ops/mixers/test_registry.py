@@ -137,7 +137,7 @@ def test_a_package_whose_module_does_not_import_is_named(monkeypatch):
 
 
 def test_an_unknown_method_is_refused_with_the_nearest():
-    with pytest.raises(ValueError, match=r"'light', 'base', 'exact', 'dw': got 'ligth'; .*; did you mean 'light'"):
+    with pytest.raises(ValueError, match=r"'light', 'base', 'exact', 'dw': got 'ligth'; did you mean 'light'"):
         registry.method_named("ligth")
 
 
