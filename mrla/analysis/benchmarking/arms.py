@@ -15,19 +15,15 @@ from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
 from mrla.data.randomness import derive_seed, seeded
+from mrla.deploy import FORMATS
 from mrla.messages.suggestions import nearest
 from mrla.models import attach, build, is_attached, is_saved, load
 from mrla.models.checkpoints.config_files import TORCHVISION
 from mrla.models.dry_run import input_sizes
 from mrla.ops import METHODS, LayerMixer, MRLABase, MRLALight
 
-STATES = ("fused", "reference", "compiled", "onnx", "openvino")
-INFERENCE_ONLY = ("fused", "onnx", "openvino")
-"""States that cannot be trained."""
-PACKAGES = {"onnx": ("onnx", "onnxscript", "onnxruntime"), "openvino": ("onnx", "onnxscript", "openvino")}
-"""What a state needs beyond torch."""
-_EXCLUSIVE = (("onnx", "openvino"), ("compiled", "onnx"), ("compiled", "openvino"))
-_REMEDIES = {"openvino": "pip install openvino"}
+STATES = ("fused", "reference", "compiled")
+"""What may be done with a network in torch; the name of a format of export is a state, too."""
 NO_NUMBA = "numba is not installed: light and base run on the reference path; pip install 'mrla[fast]'"
 
 
@@ -48,7 +44,12 @@ class Arm:
     @property
     def trains(self) -> bool:
         """Whether there is a training step to time."""
-        return not set(self.states) & set(INFERENCE_ONLY)
+        return "fused" not in self.states and self.engine is None
+
+    @property
+    def engine(self) -> str | None:
+        """The format of export whose engine runs the network; None where torch does."""
+        return next((state for state in self.states if state in FORMATS), None)
 
     @property
     def of_model(self) -> bool:
@@ -74,20 +75,30 @@ def read_arm(text: str) -> Arm:
     """
     network, *states = (text,) if Path(text).is_dir() else text.split("+")  # a folder may have a plus in its name
     for state in states:
-        if state not in STATES:
+        if state not in known_states():
+            known = known_states()
             raise ValueError(
-                f"an arm's states must be of {', '.join(STATES)}: got {state!r} in {text!r}{nearest(state, STATES)}"
+                f"an arm's states must be of {', '.join(known)}: got {state!r} in {text!r}{nearest(state, known)}"
             )
     if len(set(states)) != len(states):
         raise ValueError(f"the states of an arm must differ: got {text!r}; name each once")
-    for one, other in _EXCLUSIVE:
-        if one in states and other in states:
-            raise ValueError(f"an arm runs in one engine: got {text!r}; make {one} and {other} two arms")
+    engines = [state for state in states if state == "compiled" or state in FORMATS]
+    if len(engines) > 1:
+        raise ValueError(f"an arm runs in one engine: got {text!r}; make {' and '.join(engines)} arms of their own")
     if network != "plain" and network not in METHODS:
         check_network(network)
     for state in states:
-        _check_installed(state)
+        if state in FORMATS and (missing := FORMATS[state].missing_packages()):
+            raise ValueError(
+                f"an arm with the state {state!r} needs {', '.join(missing)}, not installed here; "
+                f"pip install 'mrla[{FORMATS[state].extra}]'"
+            )
     return Arm(text, network, tuple(states))
+
+
+def known_states() -> tuple[str, ...]:
+    """Every state that an arm may have: those of torch, and the formats of export."""
+    return (*STATES, *FORMATS)
 
 
 def check_network(name: str) -> None:
@@ -194,7 +205,8 @@ def wants_numba(arms: Sequence[Arm], networks: Sequence[nn.Module]) -> bool:
     if find_spec("numba") is not None:
         return False
     return any(
-        not set(arm.states) & {"reference", "onnx", "openvino"}
+        "reference" not in arm.states
+        and arm.engine is None
         and any(isinstance(module, (MRLALight, MRLABase)) for module in network.modules())
         for arm, network in zip(arms, networks, strict=True)
     )
@@ -273,17 +285,4 @@ def _check_channels(network: nn.Module, in_chans: int | None) -> None:
     if in_chans not in (None, own):
         raise ValueError(
             f"in_chans must be the {own} channels that this {type(network).__name__} takes: got {in_chans}"
-        )
-
-
-def _missing(state: str) -> tuple[str, ...]:
-    return tuple(package for package in PACKAGES.get(state, ()) if find_spec(package) is None)
-
-
-def _check_installed(state: str) -> None:
-    if missing := _missing(state):
-        remedies = ["pip install 'mrla[export]'"] if set(missing) - set(_REMEDIES) else []
-        remedies += [_REMEDIES[package] for package in missing if package in _REMEDIES]
-        raise ValueError(
-            f"an arm with the state {state!r} needs {', '.join(missing)}, not installed here; {' and '.join(remedies)}"
         )

@@ -16,6 +16,7 @@ from mrla.data.detection_sources import (
 )
 from mrla.data.sampling import SampleKey
 from mrla.data.sources import DATA_KINDS, Data, Split, completed, image_facts, loader, open_split
+from mrla.deploy import ExportedNetwork, is_exported, open_exported
 from mrla.models import is_attached
 from mrla.models.dry_run import input_sizes
 from mrla.train.fitting import count_classes
@@ -78,11 +79,13 @@ def open_study(
     images_needed: bool = True,
     mixers_needed: bool = False,
     classifiers_only: bool = False,
+    exported_too: bool = False,
 ) -> Study:
     """Loads a trained network, opens images for it, and checks that they fit one another.
 
     Args:
-        checkpoint: A run's folder, a folder of `mrla.save` or `mrla.dense.save`, ``hf-hub:owner/name``, or a ``.ckpt``.
+        checkpoint: A run's folder, a folder of `mrla.save` or `mrla.dense.save`, ``hf-hub:owner/name``, a ``.ckpt``, or
+            a file of `mrla.export`.
         data: The images; those that it was trained with if not given.
         root: Where those images are, if they have moved.
         split: Which part of them.
@@ -92,6 +95,7 @@ def open_study(
         images_needed: Whether it is an error that nothing is known of the images.
         mixers_needed: Whether it is an error that the network has no mixers.
         classifiers_only: Whether it is an error that the network is a detector.
+        exported_too: Whether it is no error that the network is a file of `mrla.export`.
 
     Returns:
         The network and its images.
@@ -102,7 +106,7 @@ def open_study(
     """
     if batch_size < 1:
         raise ValueError(f"batch_size must be positive: got {batch_size}")
-    model, recipe, class_names = load_trained(checkpoint)
+    model, recipe, class_names = _network(checkpoint, exported_too)
     if classifiers_only and _is_detector(model):
         raise ValueError(
             f"the network must be a classifier: {checkpoint} is a detector; to take mixers off it by hand: "
@@ -127,6 +131,18 @@ def open_study(
         images = _opened(model, class_names, images_of, split, batch_size, by_turns)
         class_names = class_names or images.class_names
     return Study(model=model, recipe=recipe, class_names=class_names, images=images, read=tuple(read))
+
+
+def _network(checkpoint: str | Path, exported_too: bool) -> tuple[nn.Module, Recipe | None, tuple[str, ...] | None]:
+    if not is_exported(checkpoint):
+        return load_trained(checkpoint)
+    if not exported_too:
+        raise ValueError(
+            f"a checkpoint must hold a network's weights here: {checkpoint} is an exported file, which mrla eval and "
+            f"mrla predict take; name what it was exported from"
+        )
+    exported = open_exported(checkpoint)
+    return ExportedNetwork(exported), None, exported.facts.class_names
 
 
 def _is_detector(model: nn.Module) -> bool:
