@@ -179,7 +179,7 @@ def checked_classes(num_classes: int) -> int:
 
 
 def noted(model: nn.Module, made_by: str, name: str, arguments: Mapping[str, Any]) -> nn.Module:
-    """The model, which from now on tells by `built_as` how it was made: `mrla.dense.save` asks it."""
+    """The model, which from now on tells by `built_as` how it was made: `mrla.dense.tasks` reads it."""
     model.__dict__["built_as"] = {"made_by": made_by, "name": name, "arguments": dict(arguments)}
     return model
 

@@ -9,6 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from mrla.messages.one_line import one_line
+from mrla.models import task_of
 
 from .export_facts import Facts
 from .exported_files import Exported, open_exported
@@ -216,7 +217,7 @@ def ready_copy(model: nn.Module) -> nn.Module:
     if not isinstance(model, nn.Module):
         raise TypeError(f"a torch.nn.Module is exported: got {type(model).__name__}; load it with mrla.load first")
     kind = type(model).__name__
-    if hasattr(model, "built_as"):
+    if task_of(model).name != "classification":
         raise ValueError(
             f"only networks of one batch of images are exported so far: this {kind} is a detector or segmenter of "
             f"mrla.dense, which takes lists of images or gives a dict; export its backbone"

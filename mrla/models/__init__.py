@@ -15,6 +15,11 @@ from .checkpoints.released import convert as convert
 from .checkpoints.released import load_reference as load_reference
 from .checkpoints.store import load as load
 from .checkpoints.store import save as save
+from .checkpoints.tasks import TASKS as TASKS
+from .checkpoints.tasks import NetworkTask as NetworkTask
+from .checkpoints.tasks import register_task as register_task
+from .checkpoints.tasks import task_of as task_of
+from .checkpoints.tasks import task_of_config as task_of_config
 from .listening import MixedChain as MixedChain
 from .listening import Recording as Recording
 from .listening import cut as cut

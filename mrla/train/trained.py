@@ -7,14 +7,14 @@ from typing import Any
 from torch import Tensor, nn
 
 from mrla.files.atomic_write import read_json
-from mrla.models import is_saved, read_config
+from mrla.models import is_saved, load, read_config, task_of
 from mrla.models.checkpoints.config_files import checked_config
 from mrla.models.checkpoints.descriptions import build_from, differences
 from mrla.models.checkpoints.tensor_files import check_tensors, check_values, read_torch
 
 from .recipe_tasks import build_network, class_names_of
 from .recipes import Recipe, from_dict
-from .runs import CONFIG, load_any
+from .runs import CONFIG
 
 PRUNED = "prune.json"
 """What `mrla prune` writes beside a network; its ``settings`` are those of the run that trained it."""
@@ -35,8 +35,8 @@ def load_trained(checkpoint: str | Path) -> tuple[nn.Module, Recipe | None, tupl
     """
     path = Path(checkpoint)
     if is_saved(checkpoint):
-        model = load_any(checkpoint)
-        if getattr(model, "built_as", {}).get("made_by") == "segmenter":
+        model = load(checkpoint)
+        if task_of(model).name == "segmentation":
             raise ValueError(
                 f"a checkpoint must be of a classifier or a detector here: {checkpoint} is a segmenter's; load it with "
                 f"mrla.dense.load and call it"

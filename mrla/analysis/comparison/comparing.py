@@ -16,6 +16,7 @@ from mrla.files.atomic_write import read_json, write_json
 from mrla.files.one_writer import alone_in
 from mrla.messages.brief import Brief
 from mrla.messages.suggestions import nearest
+from mrla.models import load
 from mrla.train import get_recipe
 from mrla.train.arms import count_parameters
 from mrla.train.engine import thread_limit
@@ -24,7 +25,7 @@ from mrla.train.packages import need
 from mrla.train.progress_lines import CountedLines
 from mrla.train.recipe_tasks import packages_of
 from mrla.train.recipes import ARMS, Recipe
-from mrla.train.runs import RESULT, finished_run, load_any, open_run, versions
+from mrla.train.runs import RESULT, finished_run, open_run, versions
 from mrla.train.stopping import stopped_in_order
 from mrla.train.work_time import WorkTime
 
@@ -223,7 +224,7 @@ def _summarise(
     earlier: Mapping[str, Any] | None,
 ) -> dict[str, Any]:
     seeds = list(dict.fromkeys(seed for _, seed in results))
-    models = {arm: load_any(folders[arm, seeds[-1]]) for arm in arms}
+    models = {arm: load(folders[arm, seeds[-1]]) for arm in arms}
     figure = "val_accuracy" if source.recipe.detector is None else "val_box_ap"
     first = results[arms[0], seeds[0]]["last"]
     # What only some runs have was made by another version.

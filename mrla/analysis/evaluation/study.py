@@ -16,8 +16,9 @@ from mrla.data.detection_sources import (
 )
 from mrla.data.sampling import SampleKey
 from mrla.data.sources import DATA_KINDS, Data, Split, completed, image_facts, loader, open_split
+from mrla.dense import count_objects, finds_masks
 from mrla.deploy import ExportedNetwork, is_exported, open_exported
-from mrla.models import is_attached
+from mrla.models import is_attached, task_of
 from mrla.models.dry_run import input_sizes
 from mrla.train.fitting import count_classes
 from mrla.train.recipes import Recipe
@@ -146,7 +147,7 @@ def _network(checkpoint: str | Path, exported_too: bool) -> tuple[nn.Module, Rec
 
 
 def _is_detector(model: nn.Module) -> bool:
-    return hasattr(model, "built_as")
+    return task_of(model).name == "detection"
 
 
 def _placed(images_of: Data | DetectionData, root: str | None, workers: int | None) -> Any:
@@ -188,9 +189,9 @@ def _opened(
     else:
         facts = detection_facts(images_of)
         _check_classes(known, facts.class_names)
-        _check_number(model.built_as["arguments"]["num_classes"] - 1, facts.class_names)
+        _check_number(count_objects(model), facts.class_names)
         samples, collate = open_detection_split(images_of, split), collate_detection
-        masks = facts.has_masks and model.built_as["name"] == "mask_rcnn"
+        masks = facts.has_masks and finds_masks(model)
     return StudyImages(
         batches=loader(samples, batch_size=min(batch_size, len(samples)), workers=images_of.workers, collate=collate),
         samples=samples,
