@@ -10,6 +10,12 @@ from .checkpoints.config_files import read_config as read_config
 from .checkpoints.descriptions import build as build
 from .checkpoints.descriptions import network_arguments as network_arguments
 from .checkpoints.hub import push as push
+from .checkpoints.names import NETWORKS as NETWORKS
+from .checkpoints.names import CheckpointFile as CheckpointFile
+from .checkpoints.names import SavedNetwork as SavedNetwork
+from .checkpoints.names import TimmModel as TimmModel
+from .checkpoints.names import TorchvisionModel as TorchvisionModel
+from .checkpoints.names import resolve as resolve
 from .checkpoints.released import REFERENCES as REFERENCES
 from .checkpoints.released import convert as convert
 from .checkpoints.released import load_reference as load_reference

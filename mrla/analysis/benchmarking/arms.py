@@ -17,8 +17,17 @@ from torch.nn.modules.batchnorm import _BatchNorm
 from mrla.data.randomness import derive_seed, seeded
 from mrla.deploy import FORMATS
 from mrla.messages.suggestions import nearest
-from mrla.models import attach, build, is_attached, is_saved, load
-from mrla.models.checkpoints.config_files import TORCHVISION
+from mrla.models import (
+    NETWORKS,
+    SavedNetwork,
+    TimmModel,
+    TorchvisionModel,
+    attach,
+    build,
+    is_attached,
+    load,
+    resolve,
+)
 from mrla.models.dry_run import input_sizes
 from mrla.ops import METHODS, LayerMixer, MRLABase, MRLALight
 
@@ -73,7 +82,9 @@ def read_arm(text: str) -> Arm:
         >>> read_arm("light+reference")
         Arm(name='light+reference', network='light', states=('reference',))
     """
-    network, *states = (text,) if Path(text).is_dir() else text.split("+")  # a folder may have a plus in its name
+    network, *states = text.split("+")
+    if Path(text).is_dir() and not set(states) <= set(known_states()):  # a folder may have a plus in its name
+        network, states = text, []
     for state in states:
         if state not in known_states():
             known = known_states()
@@ -105,22 +116,14 @@ def check_network(name: str) -> None:
     """Refuses the name of a network that nobody knows.
 
     Args:
-        name: A name of timm's, torchvision's after ``torchvision/``, or a folder of `mrla.save`.
+        name: See `mrla.models.resolve`.
 
     Raises:
         ValueError: If there is none, with the nearest name.
     """
-    if name.startswith(TORCHVISION):
+    if isinstance(_source(name), TorchvisionModel):
         with torch.device("meta"):  # nothing is drawn
             build(name, {}, None)
-        return
-    if timm.is_model(name.split(".")[0]) or is_saved(name):
-        return
-    known = ["plain", *METHODS, *timm.list_models()]
-    raise ValueError(
-        f"a network must be plain, {', '.join(METHODS)}, a name that `mrla models` or timm lists, torchvision/NAME, or "
-        f"a folder of mrla.save: got {name!r}{nearest(name, known)}"
-    )
 
 
 def build_network(network: str, model: str | nn.Module, *, in_chans: int | None = None, seed: int = 0) -> nn.Module:
@@ -265,17 +268,22 @@ def _draw_norms(network: nn.Module) -> nn.Module:
     return network
 
 
+def _source(name: str) -> TimmModel | TorchvisionModel | SavedNetwork:
+    return resolve(name, NETWORKS, what="a network", known=("plain", *METHODS))
+
+
 def _named(name: str, in_chans: int | None) -> nn.Module:
-    if name.startswith(TORCHVISION):
+    source = _source(name)
+    if isinstance(source, SavedNetwork):
+        network = load(source.place)
+    elif isinstance(source, TorchvisionModel):
         network = build(name, {}, None)
-    elif timm.is_model(name.split(".")[0]):
+    else:
         arguments: dict[str, Any] = {} if in_chans is None else {"in_chans": in_chans}
         try:
-            network = timm.create_model(name, **arguments)  # with the mixers that its name stands for
+            network = timm.create_model(source.name, **arguments)  # with the mixers that its name stands for
         except (TypeError, RuntimeError, ValueError) as error:
             raise ValueError(f"{name} cannot be built with {arguments}: {error}") from error
-    else:
-        network = load(name)
     _check_channels(network, in_chans)
     return network
 

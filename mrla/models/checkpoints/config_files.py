@@ -6,14 +6,13 @@ from pathlib import Path
 from typing import Any
 
 from .hub_transfer import download, hub_name
+from .names import TORCHVISION
 from .network_structure import Ties
 
 WEIGHTS = "model.safetensors"
 CONFIG = "config.json"
 WEIGHTS_HASH = "weights_sha256"
 """The key under which config.json has the hash of the weights that it was written with."""
-TORCHVISION = "torchvision/"
-"""What an architecture's name begins with where it is torchvision's."""
 
 
 def is_saved(place: str | Path) -> bool:

@@ -6,9 +6,10 @@ from typing import Any
 
 from torch import nn
 
-from .config_files import TORCHVISION, read_config
+from .config_files import read_config
 from .descriptions import timm_builds_it
 from .hub_transfer import upload
+from .names import TORCHVISION
 from .store import save
 from .tasks import task_of_config
 
