@@ -13,6 +13,7 @@ import argparse
 import tempfile
 import time
 from datetime import UTC, datetime
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -25,7 +26,8 @@ from torch import Tensor, nn
 import mrla
 from mrla.analysis.benchmarking.record import commit
 from mrla.deploy.engine_form import engine_form
-from mrla.deploy.exported_files import Run, run_in_onnxruntime, run_in_openvino
+from mrla.deploy.exported_files import Run
+from mrla.deploy.formats import OnnxFormat, OpenVinoFormat
 from mrla.deploy.fusing import largest_difference
 from mrla.ops import MRLALight
 
@@ -72,7 +74,7 @@ def write(model: nn.Module, images: Tensor, file: Path) -> None:
     program.save(file)
 
 
-ENGINES = {"onnxruntime": run_in_onnxruntime, "openvino": run_in_openvino}
+ENGINES = {"onnxruntime": OnnxFormat(), "openvino": OpenVinoFormat()}
 
 
 def sessions(options: argparse.Namespace, images: Tensor, engine: str, folder: Path) -> tuple[dict[str, Run], Any]:
@@ -88,7 +90,8 @@ def sessions(options: argparse.Namespace, images: Tensor, engine: str, folder: P
         file = folder / f"{arm}_{len(images)}.onnx"
         if not file.exists():
             write(exported, images, file)
-        _, runs[arm] = ENGINES[engine](file, options.threads)
+        opened = ENGINES[engine].open(file, threads=options.threads)  # OpenVINO reads ONNX, too
+        runs[arm] = partial(ENGINES[engine].values, opened.session)
         with torch.inference_mode():
             expected = model(images)
         differences[arm] = largest_difference(runs[arm](images)[0], expected)

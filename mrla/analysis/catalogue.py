@@ -7,7 +7,7 @@ from typing import Any
 import timm
 import torch
 
-from mrla.models import NAMED, Chain, build, find_chains, is_saved, read_config
+from mrla.models import NAMED, NETWORKS, Chain, SavedNetwork, build, find_chains, read_config, resolve
 
 COUNTS = Path(__file__).parent / "catalogue.json"
 """What `count_network` gives for every network: to build them all takes most of a minute. A test counts anew."""
@@ -84,7 +84,10 @@ def describe_chains(network: str, blocks: str | None = None) -> list[Chain]:
         >>> [(chain.name, chain.blocks) for chain in describe_chains("convnext_atto")][0]
         ('stages.0.blocks', ('0', '1'))
     """
-    config: dict[str, Any] = read_config(network) if is_saved(network) else {"architecture": network}
+    source = resolve(network, NETWORKS, what="a network")
+    config: dict[str, Any] = {"architecture": network}
+    if isinstance(source, SavedNetwork):
+        config = read_config(source.place)
     with torch.device("meta"):  # shapes are all that is needed
         model = build(config["architecture"], config.get("model_args") or {}, None)
     return find_chains(model, blocks)

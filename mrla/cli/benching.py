@@ -12,8 +12,8 @@ _BENCH_FLAGS: tuple[tuple[str, Any, Any, str], ...] = (
         "arms",
         str,
         "plain,light,base",
-        "Baseline first, each NAME[+STATE...]. NAME: plain, light, base, exact, dw or any network's name; STATE: "
-        "fused, reference, compiled, onnx, openvino",
+        "Baseline first, each NAME[+STATE...]. NAME: plain, light, base, exact, dw or any network's name; "
+        "STATE: {states}",
     ),
     ("quantities", str, "inference,training,memory", "What is measured"),
     ("image_size", int | None, None, "Side of the square images (the network's own)"),
@@ -33,10 +33,12 @@ _BENCH_FLAGS: tuple[tuple[str, Any, Any, str], ...] = (
 
 def bench_command(words: Sequence[str]) -> int:
     """Measure what arms cost against the plain network: inference, training step, memory; over a sweep if asked."""
+    from mrla.analysis.benchmarking.arms import known_states
+
     parser = command_parser("bench", bench_command)
     parser.add_argument("--config", action="config", help="A YAML file, as --print_config prints it")
     for flag, kind, default, text in _BENCH_FLAGS:
-        parser.add_argument(f"--{flag}", type=kind, default=default, help=text)
+        parser.add_argument(f"--{flag}", type=kind, default=default, help=text.format(states=", ".join(known_states())))
     add_progress_flag(parser)
     options = parse(parser, words)
     options.pop("config")

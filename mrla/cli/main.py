@@ -37,14 +37,6 @@ COMMANDS: dict[str, Callable[[Sequence[str]], int]] = {
 }
 
 
-_EXTRAS = {
-    **dict.fromkeys(("pycocotools", "faster_coco_eval"), "dense"),
-    **dict.fromkeys(("onnx", "onnxscript", "onnxruntime"), "export"),
-    "openvino": "openvino",
-}
-"""Which extra brings a package, where it is not ``train``."""
-
-
 _GOES_ON = "the same command goes on after the last finished epoch"
 _LEFT = {"train": _GOES_ON, "compare": _GOES_ON, "predict": "what is drawn so far stays"}
 """What a command that is stopped leaves, where it does not say so itself; of the others nothing."""
@@ -88,8 +80,16 @@ def _run(words: list[str]) -> int:
     except OSError as error:
         return _fail(f"{error.strerror or error}: {error.filename}" if error.filename else str(error))
     except ModuleNotFoundError as error:
-        extra = _EXTRAS.get((error.name or "").partition(".")[0], "train")
+        extra = _extra_of((error.name or "").partition(".")[0])
         return _fail(f"{error.name} is not installed, and this command needs it: pip install 'mrla[{extra}]'")
+
+
+def _extra_of(package: str) -> str:
+    """Which extra of ours brings a package."""
+    from mrla.deploy import FORMATS
+
+    extras = {package: format.extra for format in reversed(FORMATS.values()) for package in format.packages}
+    return {**extras, **dict.fromkeys(("pycocotools", "faster_coco_eval"), "dense")}.get(package, "train")
 
 
 def _dispatch(words: list[str]) -> int:

@@ -16,12 +16,14 @@ from .printing import console_of_width, print_pruning, progress_bar
 
 def export_command(words: Sequence[str]) -> int:
     """Write a trained network as a file for another engine, run that file, and compare what it says."""
-    from mrla.deploy.export_formats import FORMS
+    from mrla.deploy.formats import FORMATS
 
     parser = command_parser("export", export_command)
     parser.add_argument("checkpoint", type=str, help="A folder of a run or of mrla.save, hf-hub:owner/name, or a .ckpt")
-    parser.add_argument("--format", type=str, default="onnx", help=f"One of {', '.join(FORMS)}")
-    parser.add_argument("--out", type=str, default=None, help="The file (CHECKPOINT.onnx, .pt2 or .xml, here)")
+    parser.add_argument("--format", type=str, default="onnx", help=f"One of {', '.join(FORMATS)}")
+    *first, last = (format.suffix for format in FORMATS.values())
+    text = f"The file (CHECKPOINT{', '.join(first)} or {last}, here)"
+    parser.add_argument("--out", type=str, default=None, help=text)
     parser.add_argument("--fuse", type=bool, default=False, help="Whether norms are folded first, as by mrla.fuse")
     parser.add_argument(
         "--dynamic_size", type=bool, default=True, help="Whether images may have any size, if the network can take it"
@@ -31,15 +33,15 @@ def export_command(words: Sequence[str]) -> int:
     )
     parser.add_argument("--overwrite", type=bool, default=False, help="Whether a file that is there is replaced")
     options = parse(parser, words)
-    if options["format"] not in FORMS:
-        near = nearest(options["format"], FORMS)
-        raise ValueError(f"--format must be one of {', '.join(FORMS)}: got {options['format']!r}{near}")
+    if options["format"] not in FORMATS:
+        near = nearest(options["format"], FORMATS)
+        raise ValueError(f"--format must be one of {', '.join(FORMATS)}: got {options['format']!r}{near}")
     from mrla.analysis.evaluation.exported_checkpoints import export_checkpoint
     from mrla.deploy import ExportMismatch
 
     checkpoint = Path(options["checkpoint"])
     name = checkpoint.stem if checkpoint.is_file() else checkpoint.name
-    out = options["out"] or f"{name}{FORMS[options['format']].suffix}"
+    out = options["out"] or f"{name}{FORMATS[options['format']].suffix}"
     arguments = {name: options[name] for name in ("format", "fuse", "dynamic_size", "tolerance", "overwrite")}
     try:
         made = export_checkpoint(options["checkpoint"], out, **arguments)

@@ -111,7 +111,8 @@ def compare_command(words: Sequence[str]) -> int:
 def eval_command(words: Sequence[str]) -> int:
     """Accuracy, loss and cost of a trained network, on the data it was trained with or on others."""
     parser = command_parser("eval", eval_command)
-    parser.add_argument("checkpoint", type=str, help="A folder of a run or of mrla.save, hf-hub:owner/name, or a .ckpt")
+    text = "A folder of a run or of mrla.save, hf-hub:owner/name, a .ckpt, or a file of mrla export"
+    parser.add_argument("checkpoint", type=str, help=text)
     add_data_flags(parser, words)
     parser.add_argument("--speed", type=bool, default=False, help="Whether images a second are measured: 33 passes")
     parser.add_class_arguments(Machine, "machine")
@@ -128,14 +129,22 @@ def eval_command(words: Sequence[str]) -> int:
     table = Table(title=f"{options['checkpoint']}: {shown}", show_header=False)
     for name, value in {
         **{words: f"{report[name]:.4f}" for name, words in _SCORES.items() if name in report},
-        "parameters (trainable)": f"{report['parameters']['trainable']:,}",
-        "with BatchNorm statistics": f"{report['parameters']['with_statistics']:,}",
+        **_parameter_rows(report.get("parameters")),
         **({"MACs an image": f"{report['macs'] / 1e6:,.2f} M"} if "macs" in report else {}),
         **_speed_rows(report.get("images_per_second")),
     }.items():
         table.add_row(name, value)
     console_of_width().print(table)
     return 0
+
+
+def _parameter_rows(counts: Mapping[str, int] | None) -> dict[str, str]:
+    if counts is None:  # of an exported file they are not known
+        return {}
+    return {
+        "parameters (trainable)": f"{counts['trainable']:,}",
+        "with BatchNorm statistics": f"{counts['with_statistics']:,}",
+    }
 
 
 def _speed_rows(rate: Mapping[str, Any] | None) -> dict[str, str]:

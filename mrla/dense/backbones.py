@@ -12,8 +12,7 @@ from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 from torchvision.ops import FeaturePyramidNetwork
 
-import mrla.models as _named  # noqa: F401  the networks of ours are in timm's registry from here on
-from mrla.messages.suggestions import nearest
+from mrla.models import TimmModel, resolve
 
 STAGE_STRIDE = 4
 """The stride of the first stage; what comes before it is the stem."""
@@ -109,12 +108,7 @@ def network(backbone: nn.Module | str) -> nn.Module:
         TypeError: If `backbone` is neither a module nor a name.
     """
     if isinstance(backbone, str):
-        if not timm.is_model(backbone):
-            raise ValueError(
-                f"a backbone's name must be one of timm.list_models(): got {backbone!r}"
-                f"{nearest(backbone, timm.list_models())}"
-            )
-        backbone = timm.create_model(backbone)
+        backbone = timm.create_model(resolve(backbone, (TimmModel,), what="a backbone given by name").name)
     if not isinstance(backbone, nn.Module):
         raise TypeError(f"backbone must be a torch.nn.Module or a name that timm knows: got {type(backbone).__name__}")
     kind = type(backbone).__name__
@@ -179,7 +173,7 @@ def checked_classes(num_classes: int) -> int:
 
 
 def noted(model: nn.Module, made_by: str, name: str, arguments: Mapping[str, Any]) -> nn.Module:
-    """The model, which from now on tells by `built_as` how it was made: `mrla.dense.save` asks it."""
+    """The model, which from now on tells by `built_as` how it was made: `mrla.dense.tasks` reads it."""
     model.__dict__["built_as"] = {"made_by": made_by, "name": name, "arguments": dict(arguments)}
     return model
 

@@ -9,18 +9,14 @@ import torch
 from torch import Tensor, nn
 
 from mrla.messages.one_line import one_line
+from mrla.models import task_of
 
 from .export_facts import Facts
 from .exported_files import Exported, open_exported
 from .first_difference import first_difference
+from .formats import ExportFormat, get_format
 from .fusing import WRAPPERS, largest_difference, tensors_in
 
-BOUND = 1e-4
-"""What an exported file may differ by, of the largest output.
-
-Engines add in another order and use other convolution algorithms. With random norms and mixers the networks of
-mrla/deploy/README.md differ by 1.4e-6 at most, and folding norms is allowed 1e-4 by `fuse` itself.
-"""
 _BATCHES = (1, 2, 3)
 _STEP = 32
 """By how much the second and third input are larger: what networks that halve an image five times can take."""
@@ -63,7 +59,7 @@ def check_export(
     Args:
         path: A file that `mrla.deploy.export` wrote; it stays as it is.
         model: The network that it is to be; it is read in eval mode and in float32.
-        tolerance: What may differ, of the largest number that the network gives; None for ``BOUND``.
+        tolerance: What may differ, of the largest number that the network gives; None for the format's own.
         threads: Threads of the engine; None for as many as torch takes.
 
     Returns:
@@ -81,7 +77,8 @@ def check_export(
         >>> len(check_export(path, model))
         3
     """
-    return compare(open_exported(path, threads=threads), ready_copy(model), bound_of(tolerance))
+    exported = open_exported(path, threads=threads)
+    return compare(exported, ready_copy(model), bound_of(get_format(exported.format), tolerance))
 
 
 def compare(exported: Exported, model: nn.Module, bound: float) -> tuple[Comparison, ...]:
@@ -128,11 +125,14 @@ def compare(exported: Exported, model: nn.Module, bound: float) -> tuple[Compari
 def _mismatch(
     exported: Exported, model: nn.Module, image: Tensor, difference: float, bound: float, compared: list[Comparison]
 ) -> ExportMismatch:
-    layer = first_difference(exported.path, exported.format, model, image, bound)
+    format = get_format(exported.format)()
+    layer = first_difference(exported.path, format, model, image, bound)
     if layer is not None:
         place = f"the first layer that differs is {layer}"
-    elif exported.format == "openvino":
-        place = "where it begins is not looked for in files of openvino; the same export with format='onnx' may tell"
+    elif type(format).layer_values is ExportFormat.layer_values:
+        place = (
+            f"where it begins is not looked for in files of {format.name}; the same export with format='onnx' may tell"
+        )
     else:
         place = "no layer was found at which it begins"
     return ExportMismatch(
@@ -217,7 +217,7 @@ def ready_copy(model: nn.Module) -> nn.Module:
     if not isinstance(model, nn.Module):
         raise TypeError(f"a torch.nn.Module is exported: got {type(model).__name__}; load it with mrla.load first")
     kind = type(model).__name__
-    if hasattr(model, "built_as"):
+    if task_of(model).name != "classification":
         raise ValueError(
             f"only networks of one batch of images are exported so far: this {kind} is a detector or segmenter of "
             f"mrla.dense, which takes lists of images or gives a dict; export its backbone"
@@ -238,8 +238,10 @@ def ready_copy(model: nn.Module) -> nn.Module:
         ) from error
 
 
-def bound_of(tolerance: float | None) -> float:
-    """What may differ; raises a ValueError if it is not above 0."""
+def bound_of(format: ExportFormat | type[ExportFormat], tolerance: float | None) -> float:
+    """What may differ in a format; raises a ValueError if it is not above 0."""
     if tolerance is not None and not 0 < tolerance < float("inf"):
-        raise ValueError(f"tolerance must be above 0, of the largest output: got {tolerance}; leave it out for {BOUND}")
-    return BOUND if tolerance is None else tolerance
+        raise ValueError(
+            f"tolerance must be above 0, of the largest output: got {tolerance}; leave it out for {format.bound}"
+        )
+    return format.bound if tolerance is None else tolerance

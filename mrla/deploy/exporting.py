@@ -13,7 +13,6 @@ from mrla.messages.brief import Brief
 from mrla.messages.one_line import one_line
 from mrla.models.dry_run import dry_run
 
-from .engine_form import engine_form
 from .export_check import (
     Comparison,
     ExportMismatch,
@@ -25,8 +24,9 @@ from .export_check import (
     ready_copy,
 )
 from .export_facts import DYNAMIC, Facts, collect_facts
-from .export_formats import Form, Format, check_format, trace
 from .exported_files import open_exported
+from .formats import ExportFormat, checked_format
+from .formats.programs import trace
 from .fusing import fuse as fused_copy
 
 
@@ -64,7 +64,7 @@ def export(
     model: nn.Module,
     path: str | Path,
     *,
-    format: Format = "onnx",
+    format: str | ExportFormat = "onnx",
     fuse: bool = False,
     example: Sequence[int] | None = None,
     class_names: Sequence[str] | None = None,
@@ -87,7 +87,8 @@ def export(
     Args:
         model: A network of one batch of images, in float32; it stays as it is and is read in eval mode.
         path: The file, ending in ``.onnx``, ``.pt2`` or ``.xml`` (beside which OpenVINO's weights lie in ``.bin``).
-        format: ``"onnx"``, ``"torch_export"`` or ``"openvino"``.
+        format: ``"onnx"``, ``"torch_export"``, ``"openvino"`` or the name of another that
+            `mrla.deploy.register_format` was given; or one made with arguments of its own.
         fuse: Whether norms are folded first, see `mrla.fuse`.
         example: Shape of an input, the batch included, where the network does not tell of it.
         class_names: Names of the classes, in the order of the logits; an empty list for none.
@@ -97,7 +98,7 @@ def export(
         crop_pct: Part of an image's side that is cut out and fills the input.
         interpolation: How an image is resized, in timm's words.
         dynamic_size: False to fix height and width even where they need not be.
-        tolerance: What may differ, of the largest output; None for ``mrla.deploy.export_check.BOUND``.
+        tolerance: What may differ, of the largest output; None for the format's own (1e-4).
         overwrite: Whether a file that is there is replaced.
 
     Returns:
@@ -118,9 +119,10 @@ def export(
         >>> made.facts.dynamic, made.difference <= made.bound
         (('batch', 'height', 'width'), True)
     """
-    path, bound = Path(path), bound_of(tolerance)
-    form = check_format(format, path)
-    _check_free(path, overwrite)
+    path = Path(path)
+    format = checked_format(format, path)
+    bound = bound_of(format, tolerance)
+    _check_free(format.files(path), overwrite)
     eager = ready_copy(model)
     shape = _shape(eager, example, input_size)
     facts = collect_facts(
@@ -137,7 +139,7 @@ def export(
     # Under its final name, since the files that lie beside one are named inside it.
     with scratch_folder(path) as folder:
         beside = folder / path.name
-        facts, reason = _write(eager, prepared, shape, beside, form, facts, dynamic_size)
+        facts, reason = _write(eager, prepared, shape, beside, format, facts, dynamic_size)
         try:
             compared = compare(open_exported(beside), eager, bound)
         except ExportMismatch as error:
@@ -145,11 +147,11 @@ def export(
             message = str(error).replace(str(beside), str(path))
             raise ExportMismatch(f"{message}; it is kept as {failed}", failed, error.compared, error.layer) from error
         _move(folder, path, "")
-    return Export(path=path, format=format, facts=facts, compared=compared, bound=bound, fixed_because=reason)
+    return Export(path=path, format=format.name, facts=facts, compared=compared, bound=bound, fixed_because=reason)
 
 
-def _check_free(path: Path, overwrite: bool) -> None:
-    for file in (path, path.with_suffix(".bin")) if path.suffix == ".xml" else (path,):
+def _check_free(files: Sequence[Path], overwrite: bool) -> None:
+    for file in files:
         if file.is_dir():
             raise ValueError(f"an exported file must be a file: {file} is a folder; choose another path")
         if file.exists() and not overwrite:
@@ -184,13 +186,9 @@ def _check_class_names(model: nn.Module, facts: Facts) -> None:
         )
 
 
-def _prepared(eager: nn.Module, shape: tuple[int, ...], *, fuse: bool, format: str) -> nn.Module:
-    """The network as it is written: norms folded where asked, and light mixers in the operators that suit its engine.
-
-    The engine form is ONNX Runtime's alone: in OpenVINO it is slower than the network as it is (benchmarks/notes.md).
-    """
-    prepared = fused_copy(eager, shape) if fuse else eager
-    return engine_form(prepared) if format == "onnx" else prepared
+def _prepared(eager: nn.Module, shape: tuple[int, ...], *, fuse: bool, format: ExportFormat) -> nn.Module:
+    """The network as it is written: norms folded where asked, and in the operators that suit the engine."""
+    return format.prepare(fused_copy(eager, shape) if fuse else eager)
 
 
 def _write(
@@ -198,7 +196,7 @@ def _write(
     prepared: nn.Module,
     shape: tuple[int, ...],
     path: Path,
-    form: Form,
+    format: ExportFormat,
     facts: Facts,
     dynamic_size: bool,
 ) -> tuple[Facts, str | None]:
@@ -212,12 +210,12 @@ def _write(
             for other in check_shapes(opened):
                 answer(eager, random_image(other))
             # Not at the network's own size, where a small map may have become one pixel: torch would fix that for ever.
-            form.write(_traced(prepared, _largest(check_shapes(opened)), opened), path, opened)
+            format.write(_traced(prepared, _largest(check_shapes(opened)), opened), path, opened)
             _check_runs(path, opened)
             return opened, None
         except ValueError as error:
             reason = str(error)
-    form.write(_traced(prepared, shape, facts), path, facts)
+    format.write(_traced(prepared, shape, facts), path, facts)
     return facts, reason
 
 

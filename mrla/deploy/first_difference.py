@@ -1,9 +1,7 @@
 """Where an exported file begins to differ from the network: the first layer whose output is another."""
 
-import ast
 from collections import defaultdict
-from collections.abc import Iterable, Iterator
-from importlib import import_module
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
@@ -13,14 +11,11 @@ from torch import Tensor, nn
 import mrla.ops
 from mrla.ops import LayerMixer
 
+from .formats import ExportFormat
 from .fusing import largest_difference, tensors_in
 
-_SCOPES = "pkg.torch.onnx.name_scopes"
-_LARGEST = 2**31 - 2**24
-"""A model with all its outputs goes to ONNX Runtime as one message, which protobuf limits to 2 GB."""
 
-
-def first_difference(path: Path, format: str, model: nn.Module, image: Tensor, bound: float) -> str | None:
+def first_difference(path: Path, format: ExportFormat, model: nn.Module, image: Tensor, bound: float) -> str | None:
     """The first layer, in the order in which the network calls them, whose output an exported file does not have.
 
     Layers are mixers, and modules without children outside of them. A file knows from which module each of its values
@@ -37,12 +32,13 @@ def first_difference(path: Path, format: str, model: nn.Module, image: Tensor, b
     Returns:
         The layer's path; None if no layer differs, or the format does not tell of its values.
     """
-    if format not in _VALUES:
+    found = format.layer_values(path, image)
+    if found is None:
         return None
     layers = _layer_outputs(model, image)
     mixers = [path for path, module in model.named_modules() if isinstance(module, LayerMixer)]
     inside: dict[str, list[Tensor]] = defaultdict(list)
-    for module, value in _VALUES[format](path, image):
+    for module, value in found:
         inside[next((mixer for mixer in mixers if f"{module}.".startswith(f"{mixer}.")), module)].append(value)
     by_shape: dict[tuple[int, ...], list[Tensor]] = defaultdict(list)
     own: dict[str, list[Tensor]] = defaultdict(list)
@@ -86,51 +82,3 @@ def _layer_outputs(model: nn.Module, image: Tensor) -> list[tuple[str, Tensor]]:
         for handle in handles:
             handle.remove()
     return found
-
-
-def _values_in_onnx(path: Path, image: Tensor) -> Iterator[tuple[str, Tensor]]:
-    """Every value of a file with the path of its module; a copy of it runs in which they all are outputs."""
-    if sum(file.stat().st_size for file in path.parent.glob(f"{path.name}*")) > _LARGEST:
-        return
-    onnx, runtime = import_module("onnx"), import_module("onnxruntime")
-    content = onnx.load(str(path))
-    modules: dict[str, str] = {}
-    for node in content.graph.node:
-        scopes = next((one.value for one in node.metadata_props if one.key == _SCOPES), "[]")
-        levels = ast.literal_eval(scopes)  # the last is the operator itself
-        if len(levels) > 1:
-            modules |= {name: levels[-2] for name in node.output if name}
-    given = [output.name for output in content.graph.output]
-    content.graph.output.extend(onnx.ValueInfoProto(name=name) for name in modules if name not in given)
-    options = runtime.SessionOptions()
-    options.log_severity_level = 3
-    options.graph_optimization_level = runtime.GraphOptimizationLevel.ORT_DISABLE_ALL
-    session = runtime.InferenceSession(content.SerializeToString(), options, providers=["CPUExecutionProvider"])
-    values = session.run(list(modules), {session.get_inputs()[0].name: image.contiguous().numpy()})
-    for name, value in zip(modules, values, strict=True):
-        if getattr(value, "dtype", None) == "float32":
-            yield modules[name], torch.from_numpy(value)
-
-
-class _Recorder(torch.fx.Interpreter):
-    def __init__(self, module: torch.fx.GraphModule):
-        super().__init__(module)
-        self.values: list[tuple[str, Tensor]] = []
-
-    def run_node(self, n: torch.fx.Node) -> Any:
-        result = super().run_node(n)
-        stack = list((n.meta.get("nn_module_stack") or {}).values())
-        if stack and isinstance(result, Tensor) and result.is_floating_point():
-            self.values.append((stack[-1][0], result.clone()))
-        return result
-
-
-def _values_in_torch(path: Path, image: Tensor) -> Iterator[tuple[str, Tensor]]:
-    module: Any = torch.export.load(path).module()
-    recorder = _Recorder(module)
-    with torch.inference_mode():
-        recorder.run(image)
-    yield from recorder.values
-
-
-_VALUES = {"onnx": _values_in_onnx, "torch_export": _values_in_torch}

@@ -7,14 +7,23 @@ from typing import Any
 
 import timm
 from torch import nn
-from torchvision.models import list_models
 
 from mrla.data.randomness import derive_seed, seeded
 from mrla.data.samples import ImageFacts
 from mrla.messages.one_line import one_line
-from mrla.messages.suggestions import nearest
-from mrla.models import attach, build, initialise_as_notebook, is_attached, is_saved, load, read_config
-from mrla.models.checkpoints.config_files import TORCHVISION
+from mrla.models import (
+    NETWORKS,
+    SavedNetwork,
+    TimmModel,
+    TorchvisionModel,
+    attach,
+    build,
+    initialise_as_notebook,
+    is_attached,
+    load,
+    read_config,
+    resolve,
+)
 from mrla.models.checkpoints.starting_weights import start_from
 from mrla.models.dry_run import input_sizes
 from mrla.ops import is_method, method_named, options_of
@@ -33,14 +42,15 @@ def settled(recipe: Recipe) -> Recipe:
         The recipe.
 
     Raises:
-        ValueError: If its network is a folder that cannot be read.
+        ValueError: If there is no such network, or it is a folder that cannot be read.
     """
     if recipe.detector is not None:
         return recipe  # it brings images to its size, and normalises them, itself
-    if _is_saved(recipe.model):
-        trained_with = read_config(recipe.model).get("pretrained_cfg")
-    else:
-        config = timm.models.get_pretrained_cfg(recipe.model) if timm.is_model(_base_name(recipe.model)) else None
+    source, trained_with = resolve(recipe.model, NETWORKS), None
+    if isinstance(source, SavedNetwork):
+        trained_with = read_config(source.place).get("pretrained_cfg")
+    elif isinstance(source, TimmModel):
+        config = timm.models.get_pretrained_cfg(source.name)
         trained_with = config.to_dict() if config is not None else None
     return replace(recipe, data=recipe.data.completed(trained_with))
 
@@ -155,19 +165,15 @@ def mixer_arguments(recipe: Recipe) -> dict[str, Any]:
     }
 
 
-def _is_saved(model: str) -> bool:
-    # A name stays a name where a folder happens to be called like it.
-    return not timm.is_model(_base_name(model)) and not model.startswith(TORCHVISION) and is_saved(model)
-
-
 def _plain(recipe: Recipe, facts: ImageFacts) -> nn.Module:
     """The network before what the arm adds, with its starting weights and a classifier for the images' classes."""
-    if _is_saved(recipe.model):
-        model, trained = _untrained(recipe, facts), load(recipe.model)
+    source = resolve(recipe.model, NETWORKS)
+    if isinstance(source, SavedNetwork):
+        model, trained = _untrained(recipe, facts), load(source.place)
         names = trained.pretrained_cfg.get("label_names")  # type: ignore[union-attr, operator]
         kept = names is None or tuple(names) == facts.class_names
         return start_from(model, trained.state_dict(), keep_classifier=kept)
-    if recipe.pretrained and recipe.model.startswith(TORCHVISION):
+    if recipe.pretrained and isinstance(source, TorchvisionModel):
         model = _untrained(recipe, facts)
         with _fetching(recipe):
             trained = build(recipe.model, {**recipe.model_args, "weights": "DEFAULT"}, None)
@@ -179,24 +185,19 @@ def _plain(recipe: Recipe, facts: ImageFacts) -> nn.Module:
 def _untrained(recipe: Recipe, facts: ImageFacts, *, pretrained: bool = False) -> nn.Module:
     """The recipe's network at random weights, or with those that timm publishes."""
     arguments = {**recipe.model_args, "num_classes": len(facts.class_names)}
-    if _is_saved(recipe.model):
-        config = read_config(recipe.model)
+    source = resolve(recipe.model, NETWORKS)
+    if isinstance(source, SavedNetwork):
+        config = read_config(source.place)
         arguments = {**(config.get("model_args") or {}), **arguments}
         model = build(config["architecture"], arguments, (config.get("mrla") or {}).get("attach"))
         _check_channels(recipe, input_sizes(model)[0][0], facts)
         return model
-    if recipe.model.startswith(TORCHVISION):
+    if isinstance(source, TorchvisionModel):
         _check_channels(recipe, 3, facts)
         return build(recipe.model, arguments, None)
-    if not timm.is_model(_base_name(recipe.model)):
-        known = [*timm.list_models(), *(f"{TORCHVISION}{name}" for name in list_models())]
-        raise ValueError(
-            f"model must be a name that `mrla models` or timm lists, torchvision/NAME, a folder of mrla.save or "
-            f"hf-hub:owner/name: got {recipe.model!r}{nearest(recipe.model, known)}"
-        )
     arguments["in_chans"] = facts.in_chans
     try:
-        return timm.create_model(recipe.model, pretrained=pretrained, **arguments)
+        return timm.create_model(source.name, pretrained=pretrained, **arguments)
     except (TypeError, RuntimeError, ValueError) as error:
         if isinstance(error, OSError):  # huggingface_hub's are both
             raise
@@ -220,10 +221,6 @@ def _fetching(recipe: Recipe) -> Iterator[None]:
             f"the weights of {recipe.model} cannot be fetched ({one_line(error, 200)}); try again with a "
             f"connection, name a folder of mrla.save as model, or take pretrained=false"
         ) from error
-
-
-def _base_name(model: str) -> str:
-    return model.split(".")[0]  # timm names published weights after a dot
 
 
 def count_parameters(model: nn.Module) -> dict[str, int]:

@@ -418,4 +418,4 @@ def count_classes(model: nn.Module, images: Tensor) -> int:
         The number.
     """
     with in_eval_mode(model), torch.no_grad():
-        return model(images[:1].to(next(model.parameters()).device)).shape[1]
+        return model(images[:1].to(next(model.parameters(), images).device)).shape[1]

@@ -14,8 +14,7 @@ from torch import nn
 
 from mrla.files.atomic_write import make_folder, read_json, write_json
 from mrla.messages.brief import Brief
-from mrla.models import load, read_config
-from mrla.models.checkpoints.config_files import is_dense
+from mrla.models import load
 
 CONFIG, RESULT, CHECKPOINTS, BEST = "run.json", "result.json", "checkpoints", "best"
 
@@ -48,16 +47,7 @@ class Run(Brief):
     @property
     def model(self) -> nn.Module:
         """The network with its last weights, in eval mode."""
-        return load_any(self.folder)
-
-
-def load_any(folder: str | Path) -> nn.Module:
-    """A saved classifier, detector or segmenter, in eval mode."""
-    if is_dense(read_config(folder)):
-        from mrla.dense import load as load_dense
-
-        return load_dense(folder)
-    return load(folder)
+        return load(self.folder)
 
 
 def finished_run(

@@ -7,14 +7,14 @@ from typing import Any
 from torch import Tensor, nn
 
 from mrla.files.atomic_write import read_json
-from mrla.models import is_saved, read_config
+from mrla.models import CheckpointFile, SavedNetwork, load, read_config, resolve, task_of
 from mrla.models.checkpoints.config_files import checked_config
 from mrla.models.checkpoints.descriptions import build_from, differences
 from mrla.models.checkpoints.tensor_files import check_tensors, check_values, read_torch
 
 from .recipe_tasks import build_network
 from .recipes import Recipe, from_dict
-from .runs import CONFIG, load_any
+from .runs import CONFIG
 
 PRUNED = "prune.json"
 """What `mrla prune` writes beside a network; its ``settings`` are those of the run that trained it."""
@@ -34,17 +34,16 @@ def load_trained(checkpoint: str | Path) -> tuple[nn.Module, Recipe | None, tupl
         ValueError: If it is missing, damaged, or of another network than its run.json says.
     """
     path = Path(checkpoint)
-    if is_saved(checkpoint):
-        model = load_any(checkpoint)
-        if getattr(model, "built_as", {}).get("made_by") == "segmenter":
+    source = resolve(checkpoint, (SavedNetwork, CheckpointFile), what="a checkpoint")
+    if isinstance(source, SavedNetwork):
+        model = load(source.place)
+        if task_of(model).name == "segmentation":
             raise ValueError(
                 f"a checkpoint must be of a classifier or a detector here: {checkpoint} is a segmenter's; load it with "
                 f"mrla.dense.load and call it"
             )
         names = (read_config(checkpoint).get("pretrained_cfg") or {}).get("label_names")
         return model, _recipe_of(path), tuple(names) if names else None
-    if not path.is_file():
-        raise ValueError(f"a checkpoint is a folder that mrla.save wrote, or a run's .ckpt: {path} does not exist")
     weights = network_weights(read_checkpoint(path))
     run = path.parent.parent
     settings = read_json(run / CONFIG).get("settings")

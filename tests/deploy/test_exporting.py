@@ -17,9 +17,10 @@ from torch import Tensor, nn
 from torchvision.models.resnet import BasicBlock, ResNet
 
 import mrla
-from mrla.deploy import ExportMismatch, check_export, export, export_formats, exporting, open_exported
+from mrla.deploy import ExportMismatch, check_export, export, exporting, get_format, open_exported
 from mrla.deploy.export_check import random_image, ready_copy
 from mrla.deploy.first_difference import first_difference
+from mrla.deploy.formats import contract
 
 NAMES = [f"kind {index}" for index in range(7)]
 SUFFIXES = {"onnx": ".onnx", "torch_export": ".pt2", "openvino": ".xml"}
@@ -86,7 +87,9 @@ def test_a_file_says_what_its_network_says(format, files):
     compared = check_export(files[format], model)
     assert [one.shape for one in compared] == [(1, 3, 64, 64), (2, 3, 96, 64), (3, 3, 64, 128)]
     assert max(one.difference for one in compared) < 1e-5
-    assert first_difference(files[format], format, ready_copy(model), random_image((1, *SIZE)), 1e-4) is None
+    assert (
+        first_difference(files[format], get_format(format)(), ready_copy(model), random_image((1, *SIZE)), 1e-4) is None
+    )
 
 
 NETWORKS: dict[str, tuple[Callable[[], nn.Module], str, tuple[int, ...] | None, bool]] = {
@@ -118,7 +121,7 @@ def test_every_method_and_kind_of_network_is_exported(case, tmp_path):
     )
     # No layer of a good file is said to differ.
     image = random_image((1, *made.facts.input_size))
-    assert first_difference(made.path, format, ready_copy(model), image, 1e-4) is None
+    assert first_difference(made.path, get_format(format)(), ready_copy(model), image, 1e-4) is None
 
 
 @pytest.mark.parametrize("make", [plain, vit])
@@ -415,7 +418,7 @@ def test_a_path_is_no_network(tmp_path):
 
 @pytest.mark.parametrize(("format", "extra"), [("onnx", "export"), ("openvino", "openvino")])
 def test_a_missing_package_names_its_extra(format, extra, files, tmp_path, monkeypatch):
-    monkeypatch.setattr(export_formats, "find_spec", lambda name: None)
+    monkeypatch.setattr(contract, "find_spec", lambda name: None)
     for call in (
         lambda: export(toy(), tmp_path / f"net{SUFFIXES[format]}", format=format),
         lambda: open_exported(files[format]),

@@ -15,20 +15,25 @@ from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
 from mrla.data.randomness import derive_seed, seeded
+from mrla.deploy import FORMATS
 from mrla.messages.suggestions import nearest
-from mrla.models import attach, build, is_attached, is_saved, load
-from mrla.models.checkpoints.config_files import TORCHVISION
+from mrla.models import (
+    NETWORKS,
+    SavedNetwork,
+    TimmModel,
+    TorchvisionModel,
+    attach,
+    build,
+    is_attached,
+    load,
+    resolve,
+)
 from mrla.models.dry_run import input_sizes
 from mrla.ops import METHODS, LayerMixer, MRLABase, MRLALight, is_method
 from mrla.train.arm_names import parse_arm
 
-STATES = ("fused", "reference", "compiled", "onnx", "openvino")
-INFERENCE_ONLY = ("fused", "onnx", "openvino")
-"""States that cannot be trained."""
-PACKAGES = {"onnx": ("onnx", "onnxscript", "onnxruntime"), "openvino": ("onnx", "onnxscript", "openvino")}
-"""What a state needs beyond torch."""
-_EXCLUSIVE = (("onnx", "openvino"), ("compiled", "onnx"), ("compiled", "openvino"))
-_REMEDIES = {"openvino": "pip install openvino"}
+STATES = ("fused", "reference", "compiled")
+"""What may be done with a network in torch; the name of a format of export is a state, too."""
 NO_NUMBA = "numba is not installed: light and base run on the reference path; pip install 'mrla[fast]'"
 
 
@@ -49,7 +54,12 @@ class Arm:
     @property
     def trains(self) -> bool:
         """Whether there is a training step to time."""
-        return not set(self.states) & set(INFERENCE_ONLY)
+        return "fused" not in self.states and self.engine is None
+
+    @property
+    def engine(self) -> str | None:
+        """The format of export whose engine runs the network; None where torch does."""
+        return next((state for state in self.states if state in FORMATS), None)
 
     @property
     def of_model(self) -> bool:
@@ -73,23 +83,30 @@ def read_arm(text: str) -> Arm:
         >>> read_arm("light+reference")
         Arm(name='light+reference', network='light', states=('reference',))
     """
-    network, *states = (text,) if Path(text).is_dir() else text.split("+")  # a folder may have a plus in its name
+    network, *states = text.split("+")
+    if Path(text).is_dir() and not set(states) <= set(known_states()):  # a folder may have a plus in its name
+        network, states = text, []
     for state in states:
-        if state not in STATES:
+        if state not in known_states():
+            known = known_states()
             raise ValueError(
-                f"an arm's states must be of {', '.join(STATES)}: got {state!r} in {text!r}{nearest(state, STATES)}"
+                f"an arm's states must be of {', '.join(known)}: got {state!r} in {text!r}{nearest(state, known)}"
             )
     if len(set(states)) != len(states):
         raise ValueError(f"the states of an arm must differ: got {text!r}; name each once")
-    for one, other in _EXCLUSIVE:
-        if one in states and other in states:
-            raise ValueError(f"an arm runs in one engine: got {text!r}; make {one} and {other} two arms")
+    engines = [state for state in states if state == "compiled" or state in FORMATS]
+    if len(engines) > 1:
+        raise ValueError(f"an arm runs in one engine: got {text!r}; make {' and '.join(engines)} arms of their own")
     if _is_of_model(network):
         parse_arm(network)
     else:
         check_network(network)
     for state in states:
-        _check_installed(state)
+        if state in FORMATS and (missing := FORMATS[state].missing_packages()):
+            raise ValueError(
+                f"an arm with the state {state!r} needs {', '.join(missing)}, not installed here; "
+                f"pip install 'mrla[{FORMATS[state].extra}]'"
+            )
     return Arm(text, network, tuple(states))
 
 
@@ -99,26 +116,23 @@ def _is_of_model(network: str) -> bool:
     return name == "plain" or is_method(name)
 
 
+def known_states() -> tuple[str, ...]:
+    """Every state that an arm may have: those of torch, and the formats of export."""
+    return (*STATES, *FORMATS)
+
+
 def check_network(name: str) -> None:
     """Refuses the name of a network that nobody knows.
 
     Args:
-        name: A name of timm's, torchvision's after ``torchvision/``, or a folder of `mrla.save`.
+        name: See `mrla.models.resolve`.
 
     Raises:
         ValueError: If there is none, with the nearest name.
     """
-    if name.startswith(TORCHVISION):
+    if isinstance(_source(name), TorchvisionModel):
         with torch.device("meta"):  # nothing is drawn
             build(name, {}, None)
-        return
-    if timm.is_model(name.split(".")[0]) or is_saved(name):
-        return
-    known = ["plain", *METHODS, *timm.list_models()]
-    raise ValueError(
-        f"a network must be plain, {', '.join(METHODS)}, a name that `mrla models` or timm lists, torchvision/NAME, or "
-        f"a folder of mrla.save: got {name!r}{nearest(name, known)}"
-    )
 
 
 def build_network(network: str, model: str | nn.Module, *, in_chans: int | None = None, seed: int = 0) -> nn.Module:
@@ -204,7 +218,8 @@ def wants_numba(arms: Sequence[Arm], networks: Sequence[nn.Module]) -> bool:
     if find_spec("numba") is not None:
         return False
     return any(
-        not set(arm.states) & {"reference", "onnx", "openvino"}
+        "reference" not in arm.states
+        and arm.engine is None
         and any(isinstance(module, (MRLALight, MRLABase)) for module in network.modules())
         for arm, network in zip(arms, networks, strict=True)
     )
@@ -263,17 +278,22 @@ def _draw_norms(network: nn.Module) -> nn.Module:
     return network
 
 
+def _source(name: str) -> TimmModel | TorchvisionModel | SavedNetwork:
+    return resolve(name, NETWORKS, what="a network", known=("plain", *METHODS))
+
+
 def _named(name: str, in_chans: int | None) -> nn.Module:
-    if name.startswith(TORCHVISION):
+    source = _source(name)
+    if isinstance(source, SavedNetwork):
+        network = load(source.place)
+    elif isinstance(source, TorchvisionModel):
         network = build(name, {}, None)
-    elif timm.is_model(name.split(".")[0]):
+    else:
         arguments: dict[str, Any] = {} if in_chans is None else {"in_chans": in_chans}
         try:
-            network = timm.create_model(name, **arguments)  # with the mixers that its name stands for
+            network = timm.create_model(source.name, **arguments)  # with the mixers that its name stands for
         except (TypeError, RuntimeError, ValueError) as error:
             raise ValueError(f"{name} cannot be built with {arguments}: {error}") from error
-    else:
-        network = load(name)
     _check_channels(network, in_chans)
     return network
 
@@ -283,17 +303,4 @@ def _check_channels(network: nn.Module, in_chans: int | None) -> None:
     if in_chans not in (None, own):
         raise ValueError(
             f"in_chans must be the {own} channels that this {type(network).__name__} takes: got {in_chans}"
-        )
-
-
-def _missing(state: str) -> tuple[str, ...]:
-    return tuple(package for package in PACKAGES.get(state, ()) if find_spec(package) is None)
-
-
-def _check_installed(state: str) -> None:
-    if missing := _missing(state):
-        remedies = ["pip install 'mrla[export]'"] if set(missing) - set(_REMEDIES) else []
-        remedies += [_REMEDIES[package] for package in missing if package in _REMEDIES]
-        raise ValueError(
-            f"an arm with the state {state!r} needs {', '.join(missing)}, not installed here; {' and '.join(remedies)}"
         )

@@ -2,7 +2,7 @@
 
 import copy
 import tempfile
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass
 from pathlib import Path
@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from torch.nn.functional import cross_entropy
 
 import mrla.ops
-from mrla.deploy.exported_files import run_in_onnxruntime, run_in_openvino
+from mrla.deploy import Facts, get_format
 from mrla.messages.one_line import one_line
 
 from .arms import Arm
@@ -164,10 +164,8 @@ def _inference(arm: Arm, network: nn.Module, work: Work) -> Callable[[], Tensor]
     call: Callable[[Tensor], Tensor] = network
     if "compiled" in arm.states:
         call = torch.compile(network, dynamic=False)  # type: ignore[assignment]
-    elif "onnx" in arm.states:
-        call = _in_onnxruntime(network, work)
-    elif "openvino" in arm.states:
-        call = _in_openvino(network, work)
+    elif arm.engine is not None:
+        call = _exported(network, work, arm.engine)
 
     def infer() -> Tensor:
         with _path(arm), torch.inference_mode():
@@ -221,23 +219,15 @@ def _checked(arm: Arm, output: Any, expected: Tensor | None) -> float | None:
     return difference
 
 
-def _in_onnxruntime(network: nn.Module, work: Work) -> Callable[[Tensor], Tensor]:
-    with tempfile.TemporaryDirectory() as folder:
-        _, run = run_in_onnxruntime(_export(network, work, Path(folder)), work.threads)
-    return lambda images: run(images)[0]
-
-
-def _in_openvino(network: nn.Module, work: Work) -> Callable[[Tensor], Tensor]:
-    precision = "f16" if work.images.dtype == torch.float16 else "f32"
-    with tempfile.TemporaryDirectory() as folder:
-        _, run = run_in_openvino(_export(network, work, Path(folder)), work.threads, precision)
-    return lambda images: run(images)[0]
-
-
-def _export(network: nn.Module, work: Work, folder: Path) -> Path:
-    if work.images.device.type != "cpu":
-        raise ValueError(f"onnx and openvino arms are measured on the cpu: got {work.images.device}")
-    path = folder / "network.onnx"
-    images: Sequence[Tensor] = (work.images.contiguous(),)
-    torch.onnx.export(network, tuple(images), str(path), dynamo=True, verbose=False)
-    return path
+def _exported(network: nn.Module, work: Work, engine: str) -> Callable[[Tensor], Tensor]:
+    """The network as a file that an engine runs, for these images alone."""
+    images = work.images
+    if images.device.type != "cpu":
+        raise ValueError(f"exported networks are measured on the cpu: got {images.device}")
+    format = get_format(engine)()
+    with tempfile.TemporaryDirectory() as folder, torch.no_grad():
+        path = Path(folder) / f"network{format.suffix}"
+        program = torch.export.export(network, (images.contiguous(),))
+        format.write(program, path, Facts(input_size=tuple(images.shape[1:]), dynamic=()))
+        session = format.open(path, threads=work.threads, dtype=images.dtype).session
+    return lambda images: format.values(session, images)[0]

@@ -107,7 +107,7 @@ def benchmark(
         arms: What is compared, the baseline first, each ``NAME[+STATE...]``. NAME is ``plain``, a method that is
             attached to `model` (``light``, ``base``, ``exact``, ``dw``), or any network's name. STATE is ``fused``
             (`mrla.fuse`), ``reference`` (torch's operators in place of kernels), ``compiled`` (`torch.compile`),
-            ``onnx`` (ONNX Runtime) or ``openvino``.
+            or a format of `mrla.export`, such as ``onnx``, whose engine then runs the network.
         quantities: Of ``inference``, ``training``, ``memory``.
         image_size: Side of the square images; the network's own if not given.
         in_chans: Channels of the images; the network's own if not given.

@@ -90,7 +90,7 @@ def measure_memory(candidate: Candidate, device: torch.device) -> dict[str, int 
         ``saved_for_backward``, ``peak_inference``, ``peak_training``; None where it has none, or an engine's own
         memory cannot be seen.
     """
-    foreign = bool({"onnx", "openvino"} & set(candidate.arm.states))
+    foreign = candidate.arm.engine is not None
     forward, step = candidate.forward, candidate.step
     return {
         "saved_for_backward": None if forward is None else saved_bytes(forward, candidate.tensors),

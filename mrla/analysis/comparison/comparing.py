@@ -14,6 +14,7 @@ from torch.utils.data import DataLoader
 from mrla.files.atomic_write import read_json, write_json
 from mrla.files.one_writer import alone_in
 from mrla.messages.brief import Brief
+from mrla.models import load
 from mrla.train import get_recipe
 from mrla.train.arm_names import folder_name, parse_arm
 from mrla.train.arms import count_parameters
@@ -23,7 +24,7 @@ from mrla.train.packages import need
 from mrla.train.progress_lines import CountedLines
 from mrla.train.recipe_tasks import packages_of
 from mrla.train.recipes import MOST_PROCESSES, Recipe
-from mrla.train.runs import RESULT, finished_run, load_any, open_run, versions
+from mrla.train.runs import RESULT, finished_run, open_run, versions
 from mrla.train.stopping import stopped_in_order
 from mrla.train.work_time import WorkTime
 
@@ -221,7 +222,7 @@ def _summarise(
     earlier: Mapping[str, Any] | None,
 ) -> dict[str, Any]:
     seeds = list(dict.fromkeys(seed for _, seed in results))
-    models = {arm: load_any(folders[arm, seeds[-1]]) for arm in arms}
+    models = {arm: load(folders[arm, seeds[-1]]) for arm in arms}
     figure = "val_accuracy" if source.recipe.detector is None else "val_box_ap"
     first = results[arms[0], seeds[0]]["last"]
     # What only some runs have was made by another version.

@@ -4,7 +4,7 @@ from pathlib import Path
 from typing import Any
 
 from mrla.deploy import Export, export
-from mrla.deploy.export_formats import check_format
+from mrla.deploy.formats import checked_format
 from mrla.train.trained import load_trained
 
 from .image_files import validation_crop
@@ -25,6 +25,6 @@ def export_checkpoint(checkpoint: str | Path, path: str | Path, **options: Any) 
         ExportMismatch: If the file says something else than the network.
         ValueError: If the checkpoint cannot be read, or as `mrla.export` says.
     """
-    check_format(options.get("format", "onnx"), Path(path))  # before the network is read
+    checked_format(options.get("format", "onnx"), Path(path))  # before the network is read
     model, recipe, class_names = load_trained(checkpoint)
     return export(model, path, class_names=class_names, **{**validation_crop(recipe), **options})

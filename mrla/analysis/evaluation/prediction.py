@@ -14,6 +14,7 @@ from mrla.data.images import UndecodableImageError, read_image
 from mrla.deploy import is_exported, open_exported
 from mrla.files.atomic_write import write_json, written_whole
 from mrla.files.one_writer import alone_in
+from mrla.models import task_of
 from mrla.train.engine import thread_limit
 from mrla.train.packages import need
 from mrla.train.recipes import Machine
@@ -72,12 +73,13 @@ def predict(
         raise ValueError(f"top must be at least 1: got {top}")
     files = checked_files(images)
     machine = machine or Machine()
+    detects = False
     if is_exported(checkpoint):
         model, device = open_exported(checkpoint, threads=machine.threads), torch.device("cpu")
         class_names, prepared = model.facts.class_names, model.facts.preprocessing()
     else:
         network, recipe, class_names = load_trained(checkpoint)
-        device = timing_device(machine.accelerator)
+        detects, device = task_of(network).name == "detection", timing_device(machine.accelerator)
         model, prepared = network.to(device).eval(), preparation(network, recipe)
     folder, found = Path(out), []
     # Asked of all classes at once, so that it is said once what cannot be drawn.
@@ -91,7 +93,7 @@ def predict(
             except UndecodableImageError as error:
                 found.append({"file": str(file), "error": str(error)})
                 continue
-            if hasattr(model, "built_as"):
+            if detects:
                 entry, drawn = _found_objects(model, picture, class_names, drawn_names, font, score_thresh, device)
             else:
                 entry, drawn = _most_likely(model, picture, class_names, drawn_names, font, prepared, top, device)

@@ -8,6 +8,7 @@ from torch import Tensor, nn
 
 from mrla.data.sampling import SampleKey
 from mrla.data.sources import DataSource, Split
+from mrla.deploy import ExportedNetwork
 from mrla.train.arms import count_parameters
 from mrla.train.engine import thread_limit
 from mrla.train.fitting import evaluate, evaluate_detector
@@ -31,7 +32,8 @@ def evaluate_checkpoint(
     """Scores and costs of a trained network.
 
     Args:
-        checkpoint: A run's folder, a folder of `mrla.save`, or a ``.ckpt``.
+        checkpoint: A run's folder, a folder of `mrla.save`, a ``.ckpt``, or a classifier's file of `mrla.export`, which
+            runs on the CPU.
         data: The images; those that it was trained with if not given.
         root: Where those images are, if they have moved.
         split: Which part of them.
@@ -42,13 +44,15 @@ def evaluate_checkpoint(
 
     Returns:
         ``accuracy``, ``accuracy_top5`` (where there are more than five classes), ``loss``, ``images``, ``split``,
-        ``parameters``, ``macs`` and, where asked for, ``images_per_second``; of a detector ``box_ap`` and so on in
-        place of accuracies, loss and MACs.
+        ``parameters``, ``macs`` (neither of an exported file) and, where asked for, ``images_per_second``; of a
+        detector ``box_ap`` and so on in place of accuracies, loss and MACs.
 
     Raises:
         ValueError: If the checkpoint is missing, damaged or of another network, or the images do not fit it.
     """
-    study = open_study(checkpoint, data=data, root=root, split=split, batch_size=batch_size, workers=workers)
+    study = open_study(
+        checkpoint, data=data, root=root, split=split, batch_size=batch_size, workers=workers, exported_too=True
+    )
     assert study.images is not None  # they are needed
     machine, model, images = machine or Machine(), study.model, study.images
     if study.is_detector:
@@ -58,14 +62,10 @@ def evaluate_checkpoint(
     scores = evaluate(model, images.batches, label_smoothing=smoothing, machine=machine)
     first, _ = images.samples[SampleKey(0, 0)]
     measured = _speed(model, next(iter(images.batches))[0], machine) if speed else {}
-    return {
-        **scores,
-        "images": int(scores["images"]),
-        "split": split,
-        "parameters": count_parameters(model),
-        "macs": count_macs(model, tuple(first.shape)),
-        **measured,
-    }
+    costs: dict[str, Any] = {}
+    if not isinstance(model, ExportedNetwork):
+        costs = {"parameters": count_parameters(model), "macs": count_macs(model, tuple(first.shape))}
+    return {**scores, "images": int(scores["images"]), "split": split, **costs, **measured}
 
 
 def _detection_report(

@@ -10,7 +10,9 @@ from torch.utils.data import DataLoader
 from mrla.data.samples import KeyedSamples, loader
 from mrla.data.sampling import SampleKey
 from mrla.data.sources import DataSource, Split, kinds_for
-from mrla.models import is_attached
+from mrla.dense import count_objects, finds_masks
+from mrla.deploy import ExportedNetwork, is_exported, open_exported
+from mrla.models import is_attached, task_of
 from mrla.models.dry_run import input_sizes
 from mrla.train.fitting import count_classes
 from mrla.train.recipes import Recipe
@@ -72,11 +74,13 @@ def open_study(
     images_needed: bool = True,
     mixers_needed: bool = False,
     classifiers_only: bool = False,
+    exported_too: bool = False,
 ) -> Study:
     """Loads a trained network, opens images for it, and checks that they fit one another.
 
     Args:
-        checkpoint: A run's folder, a folder of `mrla.save` or `mrla.dense.save`, ``hf-hub:owner/name``, or a ``.ckpt``.
+        checkpoint: A run's folder, a folder of `mrla.save` or `mrla.dense.save`, ``hf-hub:owner/name``, a ``.ckpt``, or
+            a file of `mrla.export`.
         data: The images; those that it was trained with if not given.
         root: Where those images are, if they have moved.
         split: Which part of them.
@@ -86,6 +90,7 @@ def open_study(
         images_needed: Whether it is an error that nothing is known of the images.
         mixers_needed: Whether it is an error that the network has no mixers.
         classifiers_only: Whether it is an error that the network is a detector.
+        exported_too: Whether it is no error that the network is a file of `mrla.export`.
 
     Returns:
         The network and its images.
@@ -96,7 +101,7 @@ def open_study(
     """
     if batch_size < 1:
         raise ValueError(f"batch_size must be positive: got {batch_size}")
-    model, recipe, class_names = load_trained(checkpoint)
+    model, recipe, class_names = _network(checkpoint, exported_too)
     if classifiers_only and _is_detector(model):
         raise ValueError(
             f"the network must be a classifier: {checkpoint} is a detector; to take mixers off it by hand: "
@@ -110,7 +115,7 @@ def open_study(
     images_of = data if data is not None or recipe is None else recipe.data
     read, images = [str(checkpoint)], None
     if images_of is None and images_needed:
-        kinds = kinds_for(_task_of(model))
+        kinds = kinds_for(task_of(model).name)
         own = next(kind for kind, source in kinds.items() if source.own_images)
         raise ValueError(
             f"{checkpoint} does not say what images it was trained with: name them, such as --data.kind {own} "
@@ -125,12 +130,20 @@ def open_study(
     return Study(model=model, recipe=recipe, class_names=class_names, images=images, read=tuple(read))
 
 
+def _network(checkpoint: str | Path, exported_too: bool) -> tuple[nn.Module, Recipe | None, tuple[str, ...] | None]:
+    if not is_exported(checkpoint):
+        return load_trained(checkpoint)
+    if not exported_too:
+        raise ValueError(
+            f"a checkpoint must hold a network's weights here: {checkpoint} is an exported file, which mrla eval and "
+            f"mrla predict take; name what it was exported from"
+        )
+    exported = open_exported(checkpoint)
+    return ExportedNetwork(exported), None, exported.facts.class_names
+
+
 def _is_detector(model: nn.Module) -> bool:
-    return hasattr(model, "built_as")
-
-
-def _task_of(model: nn.Module) -> str:
-    return "detection" if _is_detector(model) else "classification"
+    return task_of(model).name == "detection"
 
 
 def _opened(
@@ -142,14 +155,14 @@ def _opened(
     by_turns: bool,
 ) -> StudyImages:
     """The images, which are of the task, the classes and the channels that the network takes."""
-    if images_of.task != _task_of(model):
-        kinds = ", ".join(kinds_for(_task_of(model)))
+    if images_of.task != task_of(model).name:
+        kinds = ", ".join(kinds_for(task_of(model).name))
         raise ValueError(f"the images must be of {kinds} for this network: got {images_of.kind}")
     images_of = images_of.completed(getattr(model, "pretrained_cfg", None))
     facts = images_of.facts()
     _check_classes(known, facts.class_names)
     if _is_detector(model):
-        _check_number(model.built_as["arguments"]["num_classes"] - 1, facts.class_names)
+        _check_number(count_objects(model), facts.class_names)
     samples = images_of.open(split)
     samples = samples.by_turns() if by_turns else samples
     if not _is_detector(model):
@@ -164,7 +177,7 @@ def _opened(
         batches=loader(samples, batch_size=min(batch_size, len(samples)), workers=images_of.workers),
         samples=samples,
         class_names=facts.class_names,
-        masks=_is_detector(model) and images_of.has_masks and model.built_as["name"] == "mask_rcnn",
+        masks=images_of.has_masks and _is_detector(model) and finds_masks(model),
         source=f"{images_of.kind}, {split} part",
     )
 

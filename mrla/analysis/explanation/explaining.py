@@ -12,10 +12,9 @@ import torch
 from torch import nn
 
 from mrla.data.samples import turns
-from mrla.dense import DETECTORS
 from mrla.files.atomic_write import write_json, written_folder
 from mrla.messages.brief import Brief
-from mrla.models import attach_recipe, recording
+from mrla.models import attach_recipe, recording, task_of
 from mrla.models.modes import in_eval_mode
 from mrla.train.packages import need
 from mrla.train.runs import versions
@@ -173,10 +172,10 @@ def explain(
         recipe, options = _recipe_of(model), {"cuts": list(chosen), "margin": margin, "max_images": max_images}
         content: dict[str, Any] = {
             "checkpoint": origin.checkpoint,
-            "model": _name_of(model),
+            "model": task_of(model).title(model),
             "method": recipe.get("method"),
             "attach": recipe,
-            "task": "detection" if _detects(model) else "classification",
+            "task": task_of(model).name,
             "images": {"count": images, "source": origin.source},
             "baseline": None if whole is None else whole.scores(),
             "chains": statistics.records(model),
@@ -210,11 +209,11 @@ def _check(
     if loader is None and not pictures:
         raise ValueError("there must be images to look at: got neither a loader nor pictures; give one of them")
     check_limit(max_images)
-    built_as = getattr(model, "built_as", None)
-    if built_as is not None and built_as["name"] not in DETECTORS:
-        raise ValueError(f"only classifiers and detectors are explained so far: got a segmenter, {built_as['name']}")
-    if cuts and (built_as is not None or loader is None):
-        what = "of this detector what it hears is recorded" if built_as is not None else "there are pictures alone"
+    task = task_of(model)
+    if task.name not in ("classification", "detection"):
+        raise ValueError(f"only classifiers and detectors are explained so far: got a {task.noun}, {task.title(model)}")
+    if cuts and (_detects(model) or loader is None):
+        what = "of this detector what it hears is recorded" if _detects(model) else "there are pictures alone"
         raise ValueError(
             f"cuts are measured on classifiers, over a loader's images and labels: {what}; leave the cuts out (cuts=[])"
         )
@@ -270,19 +269,12 @@ def _detected(
 
 
 def _detects(model: nn.Module) -> bool:
-    return hasattr(model, "built_as")
+    return task_of(model).name == "detection"
 
 
 def _recipe_of(model: nn.Module) -> dict[str, Any]:
     """How the mixers were attached; of a detector to its backbone."""
     return next((recipe for module in model.modules() if (recipe := attach_recipe(module))), {})
-
-
-def _name_of(model: nn.Module) -> str:
-    known = (getattr(module, "pretrained_cfg", None) or {} for module in model.modules())
-    architecture = next((facts["architecture"] for facts in known if facts.get("architecture")), type(model).__name__)
-    built_as = getattr(model, "built_as", None)
-    return architecture if built_as is None else f"{built_as['name']} on {architecture}"
 
 
 def _device(model: nn.Module) -> torch.device:

@@ -9,26 +9,18 @@ from typing import Any
 from mrla.ops import is_method
 
 from .hub_transfer import download, hub_name
+from .names import TORCHVISION
 from .network_structure import Ties
 
 WEIGHTS = "model.safetensors"
 CONFIG = "config.json"
-DENSE = "dense"
-"""The key under which config.json says what is built on the network, see `mrla.dense.save`."""
 WEIGHTS_HASH = "weights_sha256"
 """The key under which config.json has the hash of the weights that it was written with."""
-TORCHVISION = "torchvision/"
-"""What an architecture's name begins with where it is torchvision's."""
 
 
 def is_saved(place: str | Path) -> bool:
     """Whether a place is a folder, or one on the hub, so that `load` and `read_config` can be asked of it."""
     return hub_name(place) is not None or Path(place).is_dir()
-
-
-def is_dense(config: Mapping[str, Any]) -> bool:
-    """Whether a config.json, as `read_config` gives it, is a detector's or segmenter's."""
-    return DENSE in (config.get("mrla") or {})
 
 
 def read_config(folder: str | Path) -> dict[str, Any]:

@@ -19,7 +19,7 @@ from ..attachment import attach, detach, is_attached
 from ..mixed_blocks import MIXER
 from ..wiring import attach_recipe
 from ..zoo.registration import NAMED
-from .config_files import TORCHVISION
+from .names import TORCHVISION, TimmModel, TorchvisionModel, resolve
 from .network_structure import Ties, new_ties, structure_difference, tie
 
 # What was last asked about a network, and the answer: a training describes the same network at its start and its end.
@@ -208,15 +208,16 @@ def timm_builds_it(config: Mapping[str, Any]) -> bool:
 def create(architecture: str, model_args: Mapping[str, Any]) -> nn.Module:
     """The plain network of a name and its arguments; what it stumbles over is a `ValueError`."""
     try:
-        if architecture.startswith(TORCHVISION):
+        source = resolve(architecture, (TimmModel, TorchvisionModel), what="an architecture")
+        if isinstance(source, TorchvisionModel):
             from torchvision.models import get_model
 
-            model = get_model(architecture.removeprefix(TORCHVISION), **model_args)
+            model = get_model(source.name, **model_args)
             # As timm leaves on its own, so that the network can be saved again without being told what it is.
             built_with = {name: value for name, value in model_args.items() if name != "weights"}
             model.__dict__.update(pretrained_cfg={"architecture": architecture}, _model_args=built_with)
             return model
-        return timm.create_model(architecture, **model_args)
+        return timm.create_model(source.name, **model_args)
     # of arguments that are not as they should be networks raise whatever they stumble over
     except (ArithmeticError, AssertionError, AttributeError, LookupError, RuntimeError, TypeError, ValueError) as error:
         said = one_line(error)

@@ -6,10 +6,12 @@ from typing import Any
 
 from torch import nn
 
-from .config_files import TORCHVISION, read_config
+from .config_files import read_config
 from .descriptions import timm_builds_it
 from .hub_transfer import upload
+from .names import TORCHVISION
 from .store import save
+from .tasks import task_of_config
 
 
 def push(
@@ -79,11 +81,13 @@ def model_card(config: Mapping[str, Any], repo: str, revision: str | None = None
         >>> [line for line in model_card(config, "me/plain").splitlines() if "load" in line]
         ['model = mrla.load("hf-hub:me/plain")  # runs no code of this repository']
     """
-    recipe, facts = config["mrla"]["attach"], config.get("pretrained_cfg", {})
+    recipe, facts, task = config["mrla"]["attach"], config.get("pretrained_cfg", {}), task_of_config(config)
+    is_classifier = task.name == "classification"
     name: str = config["architecture"]
     library = "torchvision" if name.startswith(TORCHVISION) else "timm"
     classes = config.get("num_classes") or len(facts.get("label_names", ()))
     rows = {
+        **({} if is_classifier else {task.noun: task.config_title(config)}),
         "architecture": f"{name.removeprefix(TORCHVISION)} ({library})",
         "mixers": f"method `{recipe['method']}` of `mrla.attach`" if recipe else "none",
         **({"classes": classes} if classes else {}),
@@ -95,7 +99,7 @@ def model_card(config: Mapping[str, Any], repo: str, revision: str | None = None
         [
             "---",
             "library_name: mrla",
-            *(["pipeline_tag: image-classification"] if classes else []),
+            *([f"pipeline_tag: {task.pipeline_tag}"] if classes or not is_classifier else []),
             "tags:",
             f"- {library}",
             "- mrla",
@@ -111,6 +115,6 @@ def model_card(config: Mapping[str, Any], repo: str, revision: str | None = None
             "import mrla",
             f'model = mrla.load("{place}")  # runs no code of this repository',
             "```",
-            *([in_timm] if timm_builds_it(config) else [""]),
+            *([in_timm] if is_classifier and timm_builds_it(config) else [""]),
         ]
     )

@@ -16,9 +16,11 @@ from torch import Tensor, nn
 from mrla.files.atomic_write import make_folder, room_for, sweep, unfinished, written_together
 
 from ..mixed_blocks import MIXER
-from .config_files import CONFIG, WEIGHTS, WEIGHTS_HASH, is_dense, read_config
-from .descriptions import build_from, create, describe, differences
+from .classification import ClassificationTask as _Classification  # noqa: F401  registers the task
+from .config_files import CONFIG, WEIGHTS, WEIGHTS_HASH, read_config
+from .descriptions import create, differences
 from .hub_transfer import download, hub_name
+from .tasks import task_of, task_of_config
 from .tensor_files import check_values, read_safetensors
 
 
@@ -34,19 +36,21 @@ def save(
     mean: Sequence[float] | None = None,
     std: Sequence[float] | None = None,
 ) -> Path:
-    """Writes a network's weights and everything that is needed to rebuild it.
+    """Writes a classifier's, detector's or segmenter's weights and everything that is needed to rebuild it.
 
     The folder then holds ``model.safetensors`` and ``config.json``, in the form of timm's hub: for a network named in
     timm's registry ``timm.create_model("local-dir:FOLDER")`` reads it too. If it fails or is interrupted, what the
     folder held before is still there. Of weights that have several names each gets a copy.
 
     Args:
-        model: A network made by `timm.create_model`, attached or not, or one whose `architecture` is given.
+        model: A network made by `timm.create_model`, attached or not, one whose `architecture` is given, or what
+            `mrla.dense.detector` and `segmenter` make of them, which takes `class_names` alone.
         folder: Where to write; other files in it are left alone.
         state_dict: Weights to write in place of the network's own, such as an average or an earlier epoch's.
         architecture: Name to rebuild it by, needed only where timm did not make it: ``"torchvision/resnet18"``.
         model_args: Arguments that the architecture was built with, where timm has not recorded them.
-        class_names: Names of the classes, in the order of the logits.
+        class_names: Names of the classes, in the order of the logits; of a detector or segmenter without the
+            background, so that the name of label n is at n - 1.
         input_size: Image shape (c, h, w) that the network was trained on.
         mean: Mean of each channel that images are normalised with.
         std: Standard deviation of each channel, likewise.
@@ -55,9 +59,9 @@ def save(
         The folder.
 
     Raises:
-        ValueError: If the architecture is not known or does not rebuild the network (its modules, what they show of
-            themselves and their eps and rates are compared, too), an argument is not JSON, weights are on the meta
-            device, or the folder is not writable.
+        ValueError: If something is given that its task does not take, or the architecture is not known or does not
+            rebuild the network (its modules, what they show of themselves and their eps and rates are compared, too),
+            an argument is not JSON, weights are on the meta device, or the folder is not writable.
 
     Example:
         >>> import mrla, tempfile, timm
@@ -67,14 +71,21 @@ def save(
         'ResNet'
     """
     weights = model.state_dict() if state_dict is None else state_dict
-    config = describe(model, weights, architecture=architecture, model_args=model_args)
-    facts = {"label_names": class_names, "input_size": input_size, "mean": mean, "std": std}
-    config["pretrained_cfg"].update({name: list(value) for name, value in facts.items() if value is not None})
-    _check_label_names(config, model, Path(folder) / CONFIG)
-    return write(Path(folder), config, weights)
+    facts = {"architecture": architecture, "model_args": model_args, "class_names": class_names}
+    facts |= {"input_size": input_size, "mean": mean, "std": std}
+    facts = {name: value for name, value in facts.items() if value is not None}
+    task = task_of(model)
+    if foreign := [name for name in facts if name not in task.facts]:
+        raise ValueError(
+            f"a {task.noun} is saved with what it was built with: got {', '.join(foreign)} too; leave it out "
+            f"({task.name} takes {', '.join(task.facts)})"
+        )
+    config = task.describe(model, weights, facts)
+    task.check(config, model, Path(folder) / CONFIG)
+    return _write(Path(folder), config, weights)
 
 
-def write(folder: Path, config: Mapping[str, Any], weights: Mapping[str, Tensor]) -> Path:
+def _write(folder: Path, config: Mapping[str, Any], weights: Mapping[str, Tensor]) -> Path:
     """Writes ``config.json`` and ``model.safetensors``, both or neither.
 
     Args:
@@ -135,7 +146,8 @@ def load(folder: str | Path, *, allow_nan: bool = False) -> nn.Module:
 
     Returns:
         The network, with its mixers if it had any, on the CPU and in float32; weights that were saved in lower
-        precision keep their values.
+        precision keep their values. What is known of its classes and images is in `pretrained_cfg`, as timm has it; of
+        a detector or segmenter the names of the classes are in `class_names`.
 
     Raises:
         ValueError: If the folder or a file is missing or damaged, the weights are of another network or another save
@@ -150,21 +162,18 @@ def load(folder: str | Path, *, allow_nan: bool = False) -> nn.Module:
     """
     if (on_hub := hub_name(folder)) is not None:
         folder = download(*on_hub, (CONFIG, WEIGHTS))
-    config, weights = read_saved(folder)
-    if is_dense(config):
-        raise ValueError(f"{folder} holds a detector or segmenter: load it with mrla.dense.load")
-    check_size(config, weights, Path(folder))
+    config, weights = _read_saved(folder)
+    task = task_of_config(config)
+    _check_size(config, weights, Path(folder))
     with torch.random.fork_rng(devices=[]):  # what is drawn here is overwritten below
-        model = build_from(config)
-    put_weights(model, weights, Path(folder) / WEIGHTS, config["architecture"], allow_nan=allow_nan)
-    _check_label_names(config, model, Path(folder) / CONFIG)
-    # So that the class names and the normalisation are there for whoever saves the network again.
-    known = getattr(model, "pretrained_cfg", None) or {}
-    model.__dict__["pretrained_cfg"] = {**known, **(config.get("pretrained_cfg") or {})}
+        model = task.rebuild(config)
+    _put_weights(model, weights, Path(folder) / WEIGHTS, task.config_title(config), allow_nan=allow_nan)
+    task.check(config, model, Path(folder) / CONFIG)
+    task.restore(config, model)
     return model.eval()
 
 
-def read_saved(folder: str | Path) -> tuple[dict[str, Any], dict[str, Tensor]]:
+def _read_saved(folder: str | Path) -> tuple[dict[str, Any], dict[str, Tensor]]:
     """The config.json of a saved network and the weights that it was written with.
 
     Args:
@@ -196,7 +205,7 @@ def read_saved(folder: str | Path) -> tuple[dict[str, Any], dict[str, Tensor]]:
 _ATTEMPTS = 6
 
 
-def check_size(config: Mapping[str, Any], weights: Mapping[str, Tensor], folder: Path) -> None:
+def _check_size(config: Mapping[str, Any], weights: Mapping[str, Tensor], folder: Path) -> None:
     """Raises where the network that is described is larger than its weights, before memory is taken for it.
 
     Args:
@@ -221,7 +230,7 @@ def check_size(config: Mapping[str, Any], weights: Mapping[str, Tensor], folder:
         )
 
 
-def put_weights(
+def _put_weights(
     model: nn.Module, weights: Mapping[str, Tensor], path: Path, name: str, *, allow_nan: bool = False
 ) -> None:
     """Gives a network weights that were read from a file.
@@ -242,15 +251,6 @@ def put_weights(
         )
     check_values(weights, path, allow_nan=allow_nan)
     model.load_state_dict(weights)
-
-
-def _check_label_names(config: Mapping[str, Any], model: nn.Module, path: Path) -> None:
-    labels, classes = (config.get("pretrained_cfg") or {}).get("label_names"), getattr(model, "num_classes", None)
-    if labels is not None and isinstance(classes, int) and len(labels) != classes:
-        raise ValueError(
-            f"class_names must name every class: {path} has label_names of {len(labels)} for {classes} outputs; save "
-            f"the network with all its class_names"
-        )
 
 
 def _apart(weights: Mapping[str, Tensor]) -> dict[str, Tensor]:

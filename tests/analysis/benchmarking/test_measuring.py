@@ -23,7 +23,8 @@ from mrla.analysis.benchmarking.plots import draw_benchmark
 from mrla.analysis.benchmarking.points import sweep_settings
 from mrla.analysis.benchmarking.rounds import measure_memory, order, peak_bytes, saved_bytes, summarise, time_rounds
 from mrla.analysis.benchmarking.tables import table, title
-from mrla.deploy import exported_files
+from mrla.deploy.formats import contract
+from mrla.deploy.formats import onnx as onnx_format
 from mrla.ops import LayerMixer
 
 
@@ -265,7 +266,7 @@ def test_a_folder_s_name_may_hold_a_plus(tmp_path):
     ],
 )
 def test_unknown_arms_are_refused(text, message, monkeypatch):
-    monkeypatch.setattr(benchmark_arms, "find_spec", lambda name: object())
+    monkeypatch.setattr(contract, "find_spec", lambda name: object())
     with pytest.raises(ValueError, match=message):
         read_arm(text)
 
@@ -275,12 +276,11 @@ def test_unknown_arms_are_refused(text, message, monkeypatch):
     [
         ("light+onnx", {"onnxruntime"}, r"'onnx' needs onnxruntime, not installed here; pip install 'mrla\[export\]'$"),
         ("light+onnx", {"onnx", "onnxscript"}, r"needs onnx, onnxscript, not"),
-        ("plain+openvino", {"openvino"}, r"needs openvino, not installed here; pip install openvino$"),
-        ("plain+openvino", {"onnx", "openvino"}, r"; pip install 'mrla\[export\]' and pip install openvino$"),
+        ("plain+openvino", {"openvino"}, r"needs openvino, not installed here; pip install 'mrla\[openvino\]'$"),
     ],
 )
 def test_a_missing_package_is_said_with_its_remedy(text, missing, message, monkeypatch):
-    monkeypatch.setattr(benchmark_arms, "find_spec", lambda name: None if name in missing else object())
+    monkeypatch.setattr(contract, "find_spec", lambda name: None if name in missing else object())
     with pytest.raises(ValueError, match=message):
         read_arm(text)
 
@@ -414,8 +414,9 @@ def test_an_onnx_arm_has_the_threads_of_the_others_and_must_agree_with_them(erro
     work = Work(images=torch.randn(2, 3, 32, 32), objective=classify(torch.tensor([0, 1])), threads=3)
     network = settle_statistics(small(), work.images)
     runtime = StandInRuntime(copy.deepcopy(network).eval(), error)
-    monkeypatch.setattr(exported_files, "import_module", lambda name: runtime)
-    monkeypatch.setattr(torch.onnx, "export", lambda network, images, path, **options: Path(path).touch())
+    monkeypatch.setattr(onnx_format, "import_module", lambda name: runtime)
+    written = SimpleNamespace(model=SimpleNamespace(metadata_props={}), save=Path.touch)
+    monkeypatch.setattr(torch.onnx, "export", lambda program, **options: written)
     arm = Arm("x+onnx", "x", ("onnx",))
     if error:
         with pytest.raises(ValueError, match=r"x\+onnx must compute what x does: outputs differ by up to 1 "):

@@ -1,0 +1,44 @@
+"""Tables that a decorator fills: one name, one holder."""
+
+import inspect
+from collections.abc import MutableMapping
+from typing import TypeVar
+
+Held = TypeVar("Held")
+
+
+def register(table: MutableMapping[str, Held], name: str, value: Held, what: str) -> None:
+    """Puts a value into a table under a name that must be free.
+
+    Args:
+        table: The table, changed in place.
+        name: The name.
+        value: What is to be found under it; a class, or an object of one.
+        what: What the table holds, for the error, such as ``"a format of export"``.
+
+    Raises:
+        ValueError: If the name is no text or taken; the error names the class that holds it and that class's file.
+
+    Example:
+        >>> table = {}
+        >>> register(table, "fraction", str, "a kind of number")
+        >>> table
+        {'fraction': <class 'str'>}
+    """
+    if not isinstance(name, str) or not name:
+        raise ValueError(f"{what} must have a name, a text that is not empty: got {name!r} for {place_of(value)}")
+    if name in table:
+        raise ValueError(
+            f"{what} must have a name of its own: {name!r} is that of {place_of(table[name])}; choose another name for "
+            f"{place_of(value)}"
+        )
+    table[name] = value
+
+
+def place_of(value: object) -> str:
+    """Where a class, or the class of an object, is written: ``CLASS in FILE``."""
+    kind = value if isinstance(value, type) else type(value)
+    try:
+        return f"{kind.__qualname__} in {inspect.getfile(kind)}"
+    except (OSError, TypeError):  # typed into an interpreter, or built in
+        return f"{kind.__qualname__} in {kind.__module__}"
