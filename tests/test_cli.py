@@ -438,7 +438,7 @@ REFUSED = {
     "bench values of no sweep": (["bench", "--values", "1,2"], r"values are those of a sweep"),
     "bench quantities": (["bench", "--quantities", "speed"], r"quantities must be one of inference, training, memory"),
     "bench unwritable": (["bench", "--out", "TRAINED/config.json/x"], r"output folder must be writable"),
-    "chains of nothing": (["chains", "resnt18"], r"resnt18 cannot be built"),
+    "chains of nothing": (["chains", "resnt18"], r"network must be .*got 'resnt18'; did you mean 'resnet18'\?"),
     "chains of a vgg": (["chains", "vgg11"], r"no chain of blocks was found in this VGG"),
     "chains elsewhere": (["chains", "resnet18", "--blocks", "x*"], r"blocks must choose containers .*got 'x\*'"),
     "no checkpoint": (["eval"], r"required: checkpoint"),
