@@ -99,7 +99,7 @@ def test_a_configuration_file_names_plugins_too(own_method, capsys):
         ),
         (
             "import mrla\n@mrla.register_method('light')\nclass Mine(mrla.ops.DepthwiseMixer): pass",
-            "'light' is MRLALight of",
+            "'light' is that of MRLALight in",
         ),
     ],
 )

@@ -1,20 +1,25 @@
 """Tables that a decorator fills: one name, one holder."""
 
 import inspect
-from collections.abc import MutableMapping
+from collections.abc import Collection, MutableMapping
 from typing import TypeVar
 
 Held = TypeVar("Held")
 
 
-def register(table: MutableMapping[str, Held], name: str, value: Held, what: str) -> None:
+def register(
+    table: MutableMapping[str, Held], name: str, value: Held, what: str, reserved: Collection[str] = ()
+) -> None:
     """Puts a value into a table under a name that must be free.
+
+    The same class defined once more, as by a notebook's cell that runs again, takes the place of the old one.
 
     Args:
         table: The table, changed in place.
         name: The name.
         value: What is to be found under it; a class, or an object of one.
         what: What the table holds, for the error, such as ``"a format of export"``.
+        reserved: Names that mean something else.
 
     Raises:
         ValueError: If the name is no text or taken; the error names the class that holds it and that class's file.
@@ -27,12 +32,20 @@ def register(table: MutableMapping[str, Held], name: str, value: Held, what: str
     """
     if not isinstance(name, str) or not name:
         raise ValueError(f"{what} must have a name, a text that is not empty: got {name!r} for {place_of(value)}")
-    if name in table:
+    if name in reserved:
+        raise ValueError(f"{what} must have a name of its own: {name!r} means something else; choose another name")
+    if name in table and not _is_defined_anew(table[name], value):
         raise ValueError(
             f"{what} must have a name of its own: {name!r} is that of {place_of(table[name])}; choose another name for "
             f"{place_of(value)}"
         )
     table[name] = value
+
+
+def _is_defined_anew(known: object, value: object) -> bool:
+    if not (isinstance(known, type) and isinstance(value, type)):
+        return False
+    return (known.__module__, known.__qualname__) == (value.__module__, value.__qualname__)
 
 
 def place_of(value: object) -> str:

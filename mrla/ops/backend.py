@@ -9,6 +9,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from mrla.messages.registering import register
+
 from .calls import (
     BaseForm,
     BaseState,
@@ -208,11 +210,7 @@ def register_backend(backend: Backend) -> Backend:
     Raises:
         ValueError: If its name is taken.
     """
-    if backend.name in (REFERENCE, FUSED, *BACKENDS):
-        known = BACKENDS.get(backend.name)
-        whose = f"{type(known).__name__} of {type(known).__module__}" if known else "a choice of mrla.ops.use"
-        raise ValueError(f"a backend's name must not be taken: {backend.name!r} is {whose}; choose another name")
-    BACKENDS[backend.name] = backend
+    register(BACKENDS, backend.name, backend, "a backend", (REFERENCE, FUSED))
     return backend
 
 

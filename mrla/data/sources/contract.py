@@ -1,12 +1,12 @@
 """What every kind of images says of itself, and the registry by which a kind is found."""
 
 import dataclasses
-import sys
 from abc import ABC, abstractmethod
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any, ClassVar, Literal, Self, TypeVar, get_args
 
+from mrla.messages.registering import register
 from mrla.messages.suggestions import nearest
 
 from ..samples import ImageFacts, KeyedSamples
@@ -179,13 +179,7 @@ def register_source(source: _Source) -> _Source:
             raise TypeError(f"every field must have a default: {source.__name__}.{field.name} has none")
     if not source.kind or not isinstance(getattr(source, "task", None), str):
         raise TypeError(f"{source.__name__} must have a kind and a task, such as task = 'classification'")
-    if (holder := DATA_KINDS.get(source.kind)) is not None:
-        file = getattr(sys.modules.get(holder.__module__), "__file__", None) or holder.__module__
-        raise ValueError(
-            f"a kind of images must be registered once: {source.kind!r} is held by {holder.__name__} in {file}; give "
-            f"{source.__name__} another kind"
-        )
-    DATA_KINDS[source.kind] = source
+    register(DATA_KINDS, source.kind, source, "a kind of images")
     return source
 
 

@@ -7,6 +7,7 @@ from importlib.metadata import entry_points
 from typing import Any, TypeVar, Unpack, get_args, get_origin
 
 from mrla.messages.one_line import one_line
+from mrla.messages.registering import place_of, register
 from mrla.messages.suggestions import nearest
 
 from .contract import ChainSite, LayerMixer
@@ -59,22 +60,13 @@ def register_method(name: str) -> Callable[[MixerT], MixerT]:
     """
     if not re.fullmatch(r"[a-z0-9_]+", name):
         raise ValueError(f"a method's name must be lower-case letters, digits and underscores: got {name!r}")
-    if name in NO_METHODS:
-        raise ValueError(f"a method must not be called {name!r}, which is an arm of its own: choose another name")
 
-    def register(mixer: MixerT) -> MixerT:
+    def decorate(mixer: MixerT) -> MixerT:
         _check_contract(mixer)
-        known = METHODS.get(name)
-        # A notebook's cell that runs again, or a module that is reloaded, defines the same class anew.
-        if known is not None and (known.__module__, known.__qualname__) != (mixer.__module__, mixer.__qualname__):
-            raise ValueError(
-                f"a method's name must not be taken: {name!r} is {known.__qualname__} of {file_of(known)}; register "
-                f"{mixer.__qualname__} under another name"
-            )
-        METHODS[name] = mixer
+        register(METHODS, name, mixer, "a method", NO_METHODS)
         return mixer
 
-    return register
+    return decorate
 
 
 def method_named(name: str) -> type[LayerMixer]:
@@ -151,7 +143,7 @@ def _check_contract(mixer: Any) -> None:
         raise TypeError(f"a method must be a class made of mrla.ops.LayerMixer or BranchMixer: got {name}")
     if missing := sorted(getattr(mixer, "__abstractmethods__", ())):
         raise TypeError(
-            f"a method must have every part of the contract: {mixer.__qualname__} of {file_of(mixer)} has no "
+            f"a method must have every part of the contract: {place_of(mixer)} has no "
             f"{', '.join(missing)}; define them as mrla.ops.LayerMixer and BranchMixer say"
         )
 

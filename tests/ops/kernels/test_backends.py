@@ -212,7 +212,7 @@ def test_a_call_that_the_named_one_does_not_support_goes_by_torch(stub):
 def test_a_name_is_taken_once(stub, name):
     other = Stub()
     other.name = name
-    with pytest.raises(ValueError, match=f"must not be taken: '{name}' is"):
+    with pytest.raises(ValueError, match=f"a backend must have a name of its own: '{name}'"):
         register_backend(other)
     assert BACKENDS["stub"] is stub
 

@@ -48,14 +48,14 @@ def test_a_registered_class_is_returned_and_known():
 
 @pytest.mark.parametrize("name", [*METHODS])
 def test_one_of_ours_is_taken_and_its_file_named(name):
-    with pytest.raises(ValueError, match=rf"{name!r} is {METHODS[name].__name__} of .*mixers/\w+\.py"):
+    with pytest.raises(ValueError, match=rf"{name!r} is that of {METHODS[name].__name__} in .*mixers/\w+\.py"):
         mrla.register_method(name)(Mean)
     assert METHODS[name] is not Mean
 
 
 def test_a_name_is_taken_once_and_its_file_named():
     mrla.register_method("mean")(Mean)
-    with pytest.raises(ValueError, match=r"'mean' is Mean of .*test_registry\.py; register .*Other under another name"):
+    with pytest.raises(ValueError, match=r"'mean' is that of Mean in .*test_registry\.py; .* for .*Other in"):
 
         @mrla.register_method("mean")
         class Other(Mean):
@@ -70,8 +70,8 @@ def test_the_same_class_defined_anew_takes_the_place_of_the_old_one():
 
 @pytest.mark.parametrize("name", [*NO_METHODS, "Mean", "my-mean", "", "base:last", "a b"])
 def test_a_name_that_cannot_be_an_arm_is_refused(name):
-    with pytest.raises(ValueError, match=r"must (not )?be"):
-        mrla.register_method(name)
+    with pytest.raises(ValueError, match=r"must (be|have)"):
+        mrla.register_method(name)(Mean)
 
 
 def test_a_class_without_the_parts_of_the_contract_is_refused_and_they_are_named():
@@ -81,7 +81,7 @@ def test_a_class_without_the_parts_of_the_contract_is_refused_and_they_are_named
     class Bare(LayerMixer):
         pass
 
-    with pytest.raises(TypeError, match=r"Unfinished of .*test_registry\.py has no reset_kernels, update"):
+    with pytest.raises(TypeError, match=r"Unfinished in .*test_registry\.py has no reset_kernels, update"):
         mrla.register_method("unfinished")(Unfinished)
     with pytest.raises(TypeError, match=r"has no forward, reset_parameters"):
         mrla.register_method("bare")(Bare)
