@@ -12,7 +12,7 @@ of each promise, `"kept"` or what happened instead:
 - `detach`: a second `attach` is refused, and `detach` gives the original back bit for bit.
 
 Parameters that start at zero or one are random first, and so are running statistics: a zero would hide a mistake.
-`tests/models/test_promises.py` asks all of this of every network.
+`tests/models/test_invariants.py` asks all of this of every network.
 """
 
 import argparse
@@ -335,7 +335,7 @@ def learns(network: nn.Module, image: Tensor) -> str:
         f"{path}.{name}"
         for path, module in network.named_modules()
         if isinstance(module, LayerMixer)
-        for name in module.silent_parameters()
+        for name in module.zero_grad_parameters()
     }
     if unmoved - silent:
         return f"no gradient: {_some(sorted(unmoved - silent))}"

@@ -35,7 +35,7 @@ def passes(method: str, options: argparse.Namespace) -> tuple[Callable[[], Any],
 
     def recorded() -> Any:
         with torch.inference_mode(), recording(model) as heard:
-            return model(images), heard.retrieval()
+            return model(images), heard.attention_over_layers()
 
     if not torch.allclose(plain(), recorded()[0], rtol=1e-3, atol=1e-3 * float(plain().abs().max())):
         raise RuntimeError("a recorded pass must give what the pass gives")

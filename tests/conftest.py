@@ -19,7 +19,9 @@ os.environ.setdefault("HF_HUB_OFFLINE", "1")
 if "PYTEST_XDIST_WORKER" in os.environ:  # there is one for each core; what they start inherits the variable
     os.environ["OMP_NUM_THREADS"] = "1"
     torch.set_num_threads(1)
-sys.path.append(str(Path(__file__).parent.parent / "benchmarks"))  # test_promises.py asks what attach_coverage.py asks
+sys.path.append(
+    str(Path(__file__).parent.parent / "benchmarks")
+)  # test_invariants.py asks what attach_coverage.py asks
 
 # With jaxtyping's hook every call checks types and shapes: what trains takes twice as long, what exports does not work.
 CHECKED = [Path(__file__).parent / room for room in ("ops", "models")]

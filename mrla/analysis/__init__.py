@@ -8,9 +8,9 @@ if TYPE_CHECKING:
     from .benchmarking.measuring import benchmark as benchmark
     from .comparison.comparing import Comparison as Comparison
     from .comparison.comparing import compare as compare
+    from .explanation.cam_targets import Picture as Picture
     from .explanation.explaining import Explanation as Explanation
     from .explanation.explaining import explain as explain
-    from .explanation.looked_at import Picture as Picture
     from .explanation.pruning import Pruning as Pruning
     from .explanation.pruning import prune as prune
 
@@ -21,7 +21,7 @@ _LATER = {
     "compare": "comparison.comparing",
     "Explanation": "explanation.explaining",
     "explain": "explanation.explaining",
-    "Picture": "explanation.looked_at",
+    "Picture": "explanation.cam_targets",
     "Pruning": "explanation.pruning",
     "prune": "explanation.pruning",
 }

@@ -54,7 +54,7 @@ def predict_command(words: Sequence[str]) -> int:
 
 
 def explain_command(words: Sequence[str]) -> int:
-    """Show what each block hears of the others, what cutting it costs, and where the network looks; as a page."""
+    """Show what each block takes from the others, what ablating it costs, and where the network looks; as a page."""
     parser = command_parser("explain", explain_command)
     parser.add_argument("checkpoint", type=str, help="A folder of a run or of mrla.save, or a .ckpt, with mixers")
     parser.add_argument(

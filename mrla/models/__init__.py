@@ -1,5 +1,7 @@
 """Mixers in backbones: attach and detach, named models, saving and loading."""
 
+from .ablation import ablate as ablate
+from .ablation import remove_mixers as remove_mixers
 from .attachment import attach as attach
 from .attachment import detach as detach
 from .attachment import is_attached as is_attached
@@ -26,14 +28,12 @@ from .checkpoints.tasks import NetworkTask as NetworkTask
 from .checkpoints.tasks import register_task as register_task
 from .checkpoints.tasks import task_of as task_of
 from .checkpoints.tasks import task_of_config as task_of_config
-from .listening import MixedChain as MixedChain
-from .listening import Recording as Recording
-from .listening import cut as cut
-from .listening import mixed_chains as mixed_chains
-from .listening import recording as recording
-from .listening import remove_mixers as remove_mixers
 from .mixed_blocks import MixedBlock as MixedBlock
+from .mixed_chains import MixedChain as MixedChain
+from .mixed_chains import mixed_chains as mixed_chains
 from .parameter_groups import param_groups as param_groups
+from .recording import Recording as Recording
+from .recording import recording as recording
 from .wiring import attach_recipe as attach_recipe
 from .zoo.deits import build_deit as build_deit
 from .zoo.efficientnets import build_efficientnet as build_efficientnet

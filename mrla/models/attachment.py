@@ -35,9 +35,9 @@ def attach(
     drop_path: float = 0.0,
     **options: Any,
 ) -> ModelT:
-    """Gives every block of a network a mixer through which it hears the blocks before it.
+    """Gives every block of a network a mixer, through which it attends to the outputs of the blocks before it.
 
-    It works in place. With ``init="identity"`` the network says bit for bit what it said before; old parameters keep
+    It works in place. With ``init="identity"`` the outputs are bit for bit those of before; old parameters keep
     their names, and a plain checkpoint still loads with only ``*.mrla.*`` missing.
 
     Args:
@@ -50,8 +50,8 @@ def attach(
             ``"stages.*.blocks"``, a list of paths or patterns, or a function of path and module.
         example: Shape of the input, the batch included, where the network does not tell of it.
         chain_length: Memory begins anew every so many blocks (the released DeiT-base: 4); None for once a stage.
-        without: Paths of blocks that get no mixer, such as ``["layer1.0"]``; the others hear one another as if these
-            stood in no chain. `mrla.prune` shows which.
+        without: Paths of blocks that get no mixer, such as ``["layer1.0"]``; the others attend to one another as if
+            these stood in no chain. `mrla.prune` shows which.
         init: ``"identity"`` for a trained network; ``"released"`` or ``"notebook"`` to train from scratch as the
             authors' code or the Paddle notebook does. Only the mixers are drawn.
         drop_path: Probability of leaving a mixer's branch out for an image, in training.

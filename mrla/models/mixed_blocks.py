@@ -11,10 +11,10 @@ import torch
 from torch import Tensor, nn
 from torch.fx import Proxy
 
-from mrla.ops import BlockTail, Grid, LayerMixer, unobserved
+from mrla.ops import Grid, LayerMixer, ResidualEpilogue, unobserved
 
-from .block_tails import held_back
 from .grids import GridFromPatches, is_grid
+from .residual_epilogues import epilogue_overrides
 from .tensor_memory import Carried, carried_by, grid_carried_by, store
 from .wiring import Wiring, set_wiring, wiring_of
 
@@ -84,7 +84,7 @@ class MixedBlock(nn.Module):
         wiring = _known(self)
         changed: dict[str, Any] = {}
         if wiring.shortcut is not None and not isinstance(x, Proxy):
-            changed.update(held_back(self, mixer))
+            changed.update(epilogue_overrides(self, mixer))
         if wiring.shortcut == "downsample":
             # Computed once: a second call would update its BatchNorm twice in a training step.
             # By attribute: the dynamo of torch 2.9 does not follow get_submodule.
@@ -211,8 +211,8 @@ def mix(
     memory = None
     if carries and place is not None and place.index > 0:
         memory = _memory(x, None if call is None else call.entered, path, chain)
-    if isinstance(output, BlockTail):
-        out, memory = mixer.behind(output, memory)
+    if isinstance(output, ResidualEpilogue):
+        out, memory = mixer.forward_fused(output, memory)
     else:
         out, memory = mixer(output, shortcut, memory, grid=grid)
     carries = carries and (place is None or place.index + 1 < place.length)  # nobody reads what the last one leaves
@@ -333,7 +333,7 @@ def _forward_with(block: MixedBlock, changed: Mapping[str, Callable[[Any], Any]]
 
 def _first(output: Any) -> Any:
     """The first part of an output of several parts; else the output itself."""
-    if isinstance(output, BlockTail) or not isinstance(output, (tuple, list)):
+    if isinstance(output, ResidualEpilogue) or not isinstance(output, (tuple, list)):
         return output
     return next(iter(output), output)
 

@@ -12,11 +12,11 @@ from .base import LayerMemory as LayerMemory
 from .base import base_update as base_update
 from .base import layer_weights as layer_weights
 from .base import weighted_sum as weighted_sum
-from .calls import BlockTail as BlockTail
 from .calls import MixerCall as MixerCall
-from .contributions import Heard as Heard
-from .contributions import Terms as Terms
-from .contributions import retrieval as retrieval
+from .calls import ResidualEpilogue as ResidualEpilogue
+from .contributions import Contribution as Contribution
+from .contributions import UpdateNorms as UpdateNorms
+from .contributions import attention_over_layers as attention_over_layers
 from .exact import OutputMemory as OutputMemory
 from .exact import exact_update as exact_update
 from .heads import channel_kernel_size as channel_kernel_size

@@ -16,11 +16,11 @@ from .calls import (
     BaseState,
     BaseWeights,
     Begun,
-    BlockTail,
     Letter,
     LightState,
     LightWeights,
     MixerCall,
+    ResidualEpilogue,
     ResidualNorm,
 )
 from .torch_internals import is_watched
@@ -186,7 +186,7 @@ class Backend(ABC):
         """
 
     @abstractmethod
-    def begin(self, tail: BlockTail) -> Begun:
+    def begin(self, tail: ResidualEpilogue) -> Begun:
         """What is left of the end of a residual block after what torch's own operator must do first.
 
         The running statistics of a norm in training move on, as by calling it. The output must be what the block itself

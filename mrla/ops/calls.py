@@ -32,7 +32,7 @@ class MixerCall(NamedTuple):
     keys: Sequence[Tensor] = ()
 
 
-class BlockTail(NamedTuple):
+class ResidualEpilogue(NamedTuple):
     """What a residual block still has to do: relu(norm(branch) + shortcut).
 
     Attributes:
@@ -75,7 +75,7 @@ class Begun(NamedTuple):
         map: What the kernels read: the branch, or what torch's norm has made of it.
         rest: The norm that is still to be applied to that.
         norm: The norm behind the branch.
-        owned: Whether nobody else holds `map`, see `BlockTail`.
+        owned: Whether nobody else holds `map`, see `ResidualEpilogue`.
     """
 
     map: Tensor

@@ -32,7 +32,7 @@ from .arm_names import parse_arm
 from .recipes import Recipe
 
 
-def settled(recipe: Recipe) -> Recipe:
+def resolve_defaults(recipe: Recipe) -> Recipe:
     """The recipe with what its images leave to the network filled in, so that a run's record says all of it.
 
     Args:

@@ -18,7 +18,7 @@ from mrla.messages.one_line import one_line
 from mrla.models.checkpoints.descriptions import describe
 from mrla.models.modes import in_eval_mode
 
-from .arms import settled
+from .arms import resolve_defaults
 from .engine import (
     QuietEnd,
     Stops,
@@ -178,7 +178,7 @@ def train(recipe: Recipe, out: str | Path, *, progress: bool = True, command: st
         KeyboardInterrupt: After Ctrl-C; what is finished is kept. After SIGTERM a SystemExit with code 143.
     """
     need(*packages_of(recipe))
-    recipe = settled(recipe)
+    recipe = resolve_defaults(recipe)
     return _run(
         make_task(recipe),
         RecipeImages(recipe),

@@ -21,7 +21,7 @@ def make_task(recipe: Recipe) -> Task:
     """The task of a recipe, its network at its start.
 
     Args:
-        recipe: Any recipe, `settled`.
+        recipe: Any recipe, `resolve_defaults`.
 
     Returns:
         The task.

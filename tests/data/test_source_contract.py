@@ -210,9 +210,7 @@ def test_a_kind_is_registered_once():
     class Others(Blobs):
         pass
 
-    with pytest.raises(
-        ValueError, match=r"'blobs' is that of Blobs in .*test_source_contract\.py; .* for .*Others in"
-    ):
+    with pytest.raises(ValueError, match=r"'blobs' is that of Blobs in .*test_source_contract\.py; .* for .*Others in"):
         register_source(Others)
     with pytest.raises(ValueError, match=r"'folder' is that of Folder in .*folder\.py; .* for Mine in"):
         register_source(type("Mine", (Folder,), {"__module__": __name__, "__dataclass_params__": None}))

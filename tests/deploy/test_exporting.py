@@ -37,7 +37,7 @@ def plain() -> nn.Module:
     return nn.Sequential(OrderedDict(layers)).eval()
 
 
-def loud(model: nn.Module) -> nn.Module:
+def randomized(model: nn.Module) -> nn.Module:
     """Every mixer and norm with numbers, so that each of them can be heard in the output."""
     torch.manual_seed(0)
     for name, parameter in model.named_parameters():
@@ -47,7 +47,7 @@ def loud(model: nn.Module) -> nn.Module:
 
 
 def small(method: str = "light") -> nn.Module:
-    return loud(mrla.attach(plain(), method, example=(2, *SIZE)))
+    return randomized(mrla.attach(plain(), method, example=(2, *SIZE)))
 
 
 def vit() -> nn.Module:
@@ -97,10 +97,10 @@ NETWORKS: dict[str, tuple[Callable[[], nn.Module], str, tuple[int, ...] | None, 
     "exact": (lambda: small("exact"), "onnx", SIZE, True),
     "dw": (lambda: small("dw"), "onnx", SIZE, True),
     "base of openvino": (lambda: small("base"), "openvino", SIZE, True),
-    "transformer": (lambda: loud(mrla.attach(vit(), "base")), "onnx", None, False),
-    "named": (lambda: loud(timm.create_model("test_deit_mrla_light")), "torch_export", None, False),
+    "transformer": (lambda: randomized(mrla.attach(vit(), "base")), "onnx", None, False),
+    "named": (lambda: randomized(timm.create_model("test_deit_mrla_light")), "torch_export", None, False),
     "torchvision": (
-        lambda: loud(mrla.attach(ResNet(BasicBlock, [2, 1, 1, 1]), "dw")),
+        lambda: randomized(mrla.attach(ResNet(BasicBlock, [2, 1, 1, 1]), "dw")),
         "torch_export",
         SIZE,
         True,

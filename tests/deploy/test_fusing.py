@@ -198,7 +198,7 @@ FOLDED = {
 }
 
 
-def loud(model: nn.Module) -> nn.Module:
+def randomized(model: nn.Module) -> nn.Module:
     """Random numbers in the norms, frozen ones too, whose weights are buffers."""
     coverage.randomise(model)
     with torch.no_grad():
@@ -212,7 +212,7 @@ def loud(model: nn.Module) -> nn.Module:
 @pytest.mark.parametrize("kind", FOLDED)
 def test_kinds_that_are_folded(kind):
     make, shape = FOLDED[kind]
-    model = loud(make())
+    model = randomized(make())
     assert foldable(model, shape) == [("layer", "norm")]
     fused = mrla.fuse(model, shape)
     assert not hasattr(fused.norm, "running_mean")
@@ -220,7 +220,7 @@ def test_kinds_that_are_folded(kind):
 
 
 def test_the_activation_keeps_its_key_and_what_does_nothing_is_an_identity():
-    model = loud(pair(nn.Conv2d(3, 8, 3), BatchNormAct2d(8, act_layer="prelu")))
+    model = randomized(pair(nn.Conv2d(3, 8, 3), BatchNormAct2d(8, act_layer="prelu")))
     fused = mrla.fuse(model, EXAMPLE)
     assert set(fused.state_dict()) == {"layer.weight", "layer.bias", "norm.act.weight"}
     plain = mrla.fuse(pair(nn.Conv2d(3, 8, 3), BatchNormAct2d(8, apply_act=False)), EXAMPLE)
@@ -384,7 +384,7 @@ LEFT = {
 @pytest.mark.parametrize("case", LEFT)
 def test_what_is_left_alone(case):
     torch.manual_seed(1)
-    model = loud(LEFT[case]())
+    model = randomized(LEFT[case]())
     assert foldable(model, (2, 3, 8, 6)) == []
     fused = mrla.fuse(model, (2, 3, 8, 6))
     image = torch.randn(2, 3, 8, 6)
@@ -405,7 +405,7 @@ def test_the_network_that_the_others_differ_from_is_folded():
     ],
 )
 def test_a_norm_over_another_axis_is_left(model, shape):
-    assert foldable(loud(model), shape) == []
+    assert foldable(randomized(model), shape) == []
 
 
 # Precision, layout, and what is done with the copy.
@@ -424,7 +424,7 @@ def test_dtypes_are_kept(dtype, tolerance):
 
 def test_folding_is_done_in_float64():
     torch.manual_seed(2)
-    model = loud(pair(nn.Conv2d(3, 8, 3), nn.BatchNorm2d(8)))
+    model = randomized(pair(nn.Conv2d(3, 8, 3), nn.BatchNorm2d(8)))
     exact, fused = mrla.fuse(copy.deepcopy(model).double(), EXAMPLE), mrla.fuse(model, EXAMPLE)
     assert all(torch.equal(value.float(), fused.state_dict()[key]) for key, value in exact.state_dict().items())
 
@@ -494,7 +494,7 @@ STRUCTURES = {
 
 @pytest.mark.parametrize("structure", STRUCTURES)
 def test_a_wrong_fold_is_seen_whatever_the_output(structure, monkeypatch):
-    model = loud(Net(lambda net, x: STRUCTURES[structure](net.norm(net.layer(x)))))
+    model = randomized(Net(lambda net, x: STRUCTURES[structure](net.norm(net.layer(x)))))
     assert norms(mrla.fuse(model, (2, 3, 8, 8))) == []
     fold = fusing._fold
 
@@ -513,11 +513,11 @@ def test_a_number_that_is_none_is_seen(monkeypatch):
 
     monkeypatch.setattr(fusing, "_fold", wrong_in_part)
     with pytest.raises(ValueError, match=r"differs by inf of its largest output, and 1e-04 is allowed"):
-        mrla.fuse(loud(Net()), EXAMPLE)
+        mrla.fuse(randomized(Net()), EXAMPLE)
 
 
 def test_a_network_that_draws_random_numbers_is_fused():
-    model = loud(Net(lambda net, x: net.norm(net.layer(x)) + torch.rand_like(x)))
+    model = randomized(Net(lambda net, x: net.norm(net.layer(x)) + torch.rand_like(x)))
     before = torch.get_rng_state()
     assert norms(mrla.fuse(model, EXAMPLE)) == []
     assert torch.equal(torch.get_rng_state(), before)

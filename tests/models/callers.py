@@ -556,7 +556,7 @@ def lora(case: Case) -> None:
         f"{path}.{name}"
         for path, one in tuned.named_modules()
         if isinstance(one, LayerMixer)
-        for name in one.silent_parameters()
+        for name in one.zero_grad_parameters()
     }
     assert mixers
     assert all(one.grad is not None for name, one in mixers.items() if name not in unused)

@@ -106,7 +106,7 @@ def test_what_says_nothing_of_contributions_records_nothing():
     model = network()
     with torch.no_grad(), recording(model) as noted:
         model(image())
-    assert noted.retrieval() == []
+    assert noted.attention_over_layers() == []
 
 
 def test_an_option_that_it_does_not_take_is_refused():

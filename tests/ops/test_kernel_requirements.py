@@ -11,7 +11,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from mrla.ops import METHODS, BlockTail, use
+from mrla.ops import METHODS, ResidualEpilogue, use
 
 pytest.importorskip("numba")
 
@@ -36,9 +36,9 @@ def everything(mixer: Any, norm: nn.BatchNorm2d, path: Any) -> dict[str, Tensor]
     x, s = (one.requires_grad_() for one in pair())
     with use(path):
         called = mixer(x, s)[0]
-        behind = mixer.behind(BlockTail(x, norm, s, False))[0]
+        behind = mixer.forward_fused(ResidualEpilogue(x, norm, s, False))[0]
         (called.square().mean() + behind.square().mean()).backward()
-    found = {"called": called, "behind": behind, "x": x.grad, "s": s.grad}
+    found = {"called": called, "forward_fused": behind, "x": x.grad, "s": s.grad}
     for part in (mixer, norm):
         found |= {f"{id(part) == id(mixer)} grad {name}": one.grad for name, one in part.named_parameters()}
         found |= {f"{id(part) == id(mixer)} {name}": one for name, one in part.named_buffers()}
@@ -107,7 +107,9 @@ def test_default_dtype_and_device_are_of_no_matter(method):
     try:
         torch.set_default_dtype(torch.float64)
         with torch.device("meta"):
-            assert torch.allclose(mixer.behind(BlockTail(x, norm, s, False))[0], expected["behind"], atol=1e-4)
+            assert torch.allclose(
+                mixer.forward_fused(ResidualEpilogue(x, norm, s, False))[0], expected["forward_fused"], atol=1e-4
+            )
     finally:
         torch.set_default_dtype(before)
 
@@ -146,7 +148,7 @@ def test_a_second_derivative_says_the_remedy(method):
     mixer, (x, s) = mixer_of(method).eval(), pair()
     x.requires_grad_()
     norm = nn.BatchNorm2d(16).eval()
-    for out in (mixer(x, s)[0], mixer.behind(BlockTail(x, norm, s, False))[0]):
+    for out in (mixer(x, s)[0], mixer.forward_fused(ResidualEpilogue(x, norm, s, False))[0]):
         (grad,) = torch.autograd.grad(out.sum(), x, create_graph=True)  # the incoming gradient is constant
         with pytest.raises(RuntimeError, match=r"use\(\"reference\"\)"):
             grad.square().sum().backward()
@@ -235,7 +237,7 @@ def test_signs_that_are_still_to_be_applied(what, training, method):
                     setattr(part, name, nn.Parameter(_negated(one)))
                 for name, one in part.named_buffers(recurse=False):
                     setattr(part, name, _negated(one) if one.is_floating_point() else one)
-        called, behind = mixer(x, s)[0], mixer.behind(BlockTail(x, norm, s, False))[0]
+        called, behind = mixer(x, s)[0], mixer.forward_fused(ResidualEpilogue(x, norm, s, False))[0]
         (called.square().mean() + behind.square().mean()).backward()
         found.append([called, behind, *(one.grad for one in (*mixer.parameters(), *norm.parameters()))])
     for one, expected in zip(*found, strict=True):

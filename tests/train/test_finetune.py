@@ -23,7 +23,7 @@ from mrla.data.samples import ImageFacts
 from mrla.models import is_attached
 from mrla.models.parameter_groups import new_parameters
 from mrla.train import Digits, Folder, Optim, fitting, get_recipe
-from mrla.train.arms import build_arm, settled
+from mrla.train.arms import build_arm, resolve_defaults
 from mrla.train.fitting import train
 from mrla.train.freezing import FrozenAtFirst
 from mrla.train.task import Classification
@@ -97,7 +97,7 @@ def test_what_is_new_learns_first_then_everything(method):
         f"{path}.{name}"
         for path, module in model.named_modules()
         if hasattr(module, "silent_parameters")
-        for name in module.silent_parameters()
+        for name in module.zero_grad_parameters()
     }
     fresh = {name for name, _ in model.named_parameters() if is_new(name)} - silent
     for state in (first, second):
@@ -291,16 +291,16 @@ def test_a_folder_with_mixers_goes_on_as_it_is_but_gets_no_others(tmp_path):
 
 def test_what_the_images_leave_open_is_as_the_network_was_trained(tmp_path):
     save_network(tmp_path / "mine", mean=(0.1, 0.2, 0.3), std=(0.4, 0.5, 0.6), input_size=(3, 48, 48))
-    data = settled(tuned(model=str(tmp_path / "mine"))).data
+    data = resolve_defaults(tuned(model=str(tmp_path / "mine"))).data
     assert isinstance(data, Folder)
     assert (data.size, data.mean, data.std) == (48, (0.1, 0.2, 0.3), (0.4, 0.5, 0.6))
-    vit = settled(tuned(model="vit_tiny_patch16_224")).data
+    vit = resolve_defaults(tuned(model="vit_tiny_patch16_224")).data
     assert isinstance(vit, Folder)
     assert (vit.size, vit.mean, vit.std, vit.interpolation, vit.crop_pct) == (
         *(224, (0.5,) * 3, (0.5,) * 3),
         *("bicubic", 0.9),
     )
-    given = settled(tuned(model="vit_tiny_patch16_224", data=Folder(size=32, mean=(0.0, 0.0, 0.0)))).data
+    given = resolve_defaults(tuned(model="vit_tiny_patch16_224", data=Folder(size=32, mean=(0.0, 0.0, 0.0)))).data
     assert isinstance(given, Folder)
     assert (given.size, given.mean, given.std) == (32, (0.0,) * 3, (0.5,) * 3)
     usual = Folder().completed()
@@ -311,7 +311,7 @@ def test_what_the_images_leave_open_is_as_the_network_was_trained(tmp_path):
 
 def test_the_released_recipe_does_not_follow_timms_configuration():
     recipe = get_recipe("imagenet_resnet50")
-    assert settled(recipe) == recipe
+    assert resolve_defaults(recipe) == recipe
 
 
 def test_weights_that_cannot_be_fetched_are_one_line():  # conftest: the hub is off

@@ -148,7 +148,7 @@ def build_network(network: str, model: str | nn.Module, *, in_chans: int | None 
         seed: Seed of what is drawn.
 
     Returns:
-        The network; `settle_statistics` is still to be called.
+        The network; `calibrate_bn` is still to be called.
 
     Raises:
         ValueError: If it cannot be built, has other channels, or a method is to be attached to one with mixers.
@@ -174,7 +174,7 @@ def build_network(network: str, model: str | nn.Module, *, in_chans: int | None 
 
 
 @torch.no_grad()
-def settle_statistics(network: nn.Module, images: Tensor) -> nn.Module:
+def calibrate_bn(network: nn.Module, images: Tensor) -> nn.Module:
     """Gives every BatchNorm statistics of some images, so that no map of a deep network runs off to infinity.
 
     Its mean is a tenth of theirs: taken off whole, nothing would be left but what tells images apart, and a deep

@@ -11,7 +11,7 @@ from mrla.data.randomness import derive_seed, seeded
 from mrla.messages.one_line import one_line
 from mrla.messages.suggestions import nearest
 
-from .arms import Arm, at_depth, build_network, image_shape, read_arm, settle_statistics, wants_numba
+from .arms import Arm, at_depth, build_network, calibrate_bn, image_shape, read_arm, wants_numba
 from .blocks import block_at, longest_chain
 from .candidates import DTYPES, MemoryFormat, Objective, Work, classify, compiling, prepare, pull
 from .rounds import Quantity, measure_memory, summarise, time_rounds
@@ -175,7 +175,7 @@ def _placed(setting: Setting, tensor: Tensor) -> Tensor:
 
 def _ready(setting: Setting, network: nn.Module, images: Tensor) -> nn.Module:
     """The network where and as it is to be timed, with statistics that some images give."""
-    settle_statistics(network.to(device=setting.device, dtype=torch.float32), images)
+    calibrate_bn(network.to(device=setting.device, dtype=torch.float32), images)
     network.to(dtype=DTYPES[setting.dtype])
     if setting.memory_format == "channels_last":
         network.to(memory_format=torch.channels_last)  # type: ignore[call-overload]

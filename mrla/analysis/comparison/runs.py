@@ -22,7 +22,7 @@ from mrla.models import is_attached
 from mrla.models.checkpoints.descriptions import describe
 from mrla.ops import METHODS, is_method
 from mrla.train.arm_names import parse_arm
-from mrla.train.arms import attach_arm, settled
+from mrla.train.arms import attach_arm, resolve_defaults
 from mrla.train.fitting import count_classes, fit
 from mrla.train.loaders import RecipeImages, first_batch
 from mrla.train.plugins import plugins_for
@@ -56,7 +56,7 @@ class RecipeRuns:
     """
 
     def __init__(self, recipe: Recipe, jobs: int | None):
-        self.recipe = settled(recipe)
+        self.recipe = resolve_defaults(recipe)
         self.settings = as_dict(self.recipe)
         self.notes: list[str] = []  # its loaders shuffle by the seed
         self._jobs = jobs or _default_jobs(recipe)

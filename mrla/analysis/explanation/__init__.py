@@ -1,1 +1,1 @@
-"""What a network's blocks hear of one another, and what of it does anything."""
+"""What a network's blocks take from one another, and whether it matters."""

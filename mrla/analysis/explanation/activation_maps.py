@@ -27,7 +27,7 @@ _ROUNDING = 1e-3
 
 
 @dataclass(frozen=True)
-class Place:
+class CamTarget:
     """Where in a network is looked at, for images of one size.
 
     Attributes:
@@ -89,10 +89,10 @@ def activation_maps(
     if chain is None:
         recipe = attach_recipe(model) or {}
         chain = find_chains(plain, recipe.get("blocks"), (2, *images.shape[1:]))[-1]
-    return maps_at(place_to_look(plain, chain, images.shape[1:]), model, images, targets)
+    return maps_at(cam_target_of(plain, chain, images.shape[1:]), model, images, targets)
 
 
-def place_to_look(plain: nn.Module, chain: Chain, shape: Sequence[int]) -> Place:
+def cam_target_of(plain: nn.Module, chain: Chain, shape: Sequence[int]) -> CamTarget:
     """Where to look at what a chain of blocks gives; it takes a dry run, and serves all images of this size.
 
     Args:
@@ -108,11 +108,11 @@ def place_to_look(plain: nn.Module, chain: Chain, shape: Sequence[int]) -> Place
     """
     calls = dry_run(plain, (2, *shape)).calls
     path, at_input = _module_to_look_at(plain, chain, calls)
-    return Place(chain, path, at_input, None if chain.patch_embed else _grid_from_call(chain, calls))
+    return CamTarget(chain, path, at_input, None if chain.patch_embed else _grid_from_call(chain, calls))
 
 
 def maps_at(
-    place: Place, model: nn.Module, images: Tensor, targets: int | Sequence[int] | Tensor | None = None
+    place: CamTarget, model: nn.Module, images: Tensor, targets: int | Sequence[int] | Tensor | None = None
 ) -> Tensor:
     """`activation_maps` at a place that is known."""
     from captum.attr import LayerGradientXActivation

@@ -13,8 +13,8 @@ from mrla.train.recipes import Machine
 from ..evaluation.image_files import checked_files, classifier_input, preparation
 from ..evaluation.study import Study, open_study
 from ..measure import timing_device
+from .cam_targets import Picture
 from .explaining import Explanation, Origin, explain
-from .looked_at import Picture
 from .margins import MARGIN
 
 

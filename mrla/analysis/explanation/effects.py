@@ -11,7 +11,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn.functional import cross_entropy
 
-from mrla.models import MixedChain, cut, mixed_chains
+from mrla.models import MixedChain, ablate, mixed_chains
 from mrla.models.mixed_blocks import MIXER
 from mrla.models.modes import in_eval_mode
 
@@ -52,20 +52,20 @@ class Cut:
     Attributes:
         kind: Whether it is a whole mixer, a link to one block before, or a head.
         block: Path of the mixer's block.
-        source: Path of the block that is not heard, or ``input``; of a link.
-        back: How many blocks before the source stands, likewise.
+        source: Path of the block that contributes nothing, or ``input``; of a link.
+        lag: How many blocks before the source stands, likewise.
         head: Number of the head, from 0.
     """
 
     kind: CutKind
     block: str
     source: str | None = None
-    back: int | None = None
+    lag: int | None = None
     head: int | None = None
 
     def of(self, model: nn.Module) -> State:
         """The state of a network in which it is cut."""
-        return partial(cut, model, self.block, back=self.back, head=self.head)
+        return partial(ablate, model, self.block, lag=self.lag, head=self.head)
 
     @property
     def names(self) -> dict[str, Any]:
@@ -101,14 +101,14 @@ def possible_cuts(model: nn.Module, kinds: Sequence[str] = CUT_KINDS) -> list[Cu
             mixer: Any = model.get_submodule(f"{block}.{MIXER}")
             of_kind["mixers"].append(Cut(kind="mixers", block=block))
             of_kind["heads"] += [Cut(kind="heads", block=block, head=head) for head in range(mixer.num_heads)]
-            for back in range(mixer.reach, 0, -1):
-                of_kind["links"].append(Cut(kind="links", block=block, source=_source(chain, block, back), back=back))
+            for lag in range(mixer.max_lag, 0, -1):
+                of_kind["links"].append(Cut(kind="links", block=block, source=_source(chain, block, lag), lag=lag))
     return [found for kind in CUT_KINDS if kind in kinds for found in of_kind[kind]]
 
 
-def _source(chain: MixedChain, block: str, back: int) -> str:
+def _source(chain: MixedChain, block: str, lag: int) -> str:
     """The mixer so many before `block`; what a shortcut brings to the first block is what came into the chain."""
-    at = chain.mixers.index(block) - back
+    at = chain.mixers.index(block) - lag
     return chain.mixers[at] if at >= 0 else "input"
 
 
@@ -117,7 +117,7 @@ def without_mixers(model: nn.Module, blocks: Sequence[str] | None = None) -> Ite
     """The body with the mixers of some blocks cut out together; of all if none are named."""
     with ExitStack() as stack:
         for block in [block for chain in mixed_chains(model) for block in chain.mixers] if blocks is None else blocks:
-            stack.enter_context(cut(model, block))
+            stack.enter_context(ablate(model, block))
         yield
 
 

@@ -1,4 +1,4 @@
-"""What a network's blocks hear of one another, whether it does anything, and where the network looks."""
+"""What a network's blocks take from one another, whether it matters, and where the network looks."""
 
 import time
 from collections.abc import Iterator, Mapping, Sequence
@@ -20,7 +20,8 @@ from mrla.train.packages import need
 from mrla.train.runs import versions
 
 from ..report.page import write_report
-from .activation_maps import Place, plain_twin
+from .activation_maps import CamTarget, plain_twin
+from .cam_targets import Picture, cam_target_for, draw_looked_at
 from .effects import (
     Batches,
     Cut,
@@ -34,10 +35,9 @@ from .effects import (
     possible_cuts,
     without_mixers,
 )
-from .looked_at import Picture, draw_looked_at, where_to_look
+from .layer_attention_maps import LayerAttentionStatistics, draw_retrieval, of_one_image
 from .margins import MARGIN, check_margin, judge_first
 from .passes import OnProgress, Passes
-from .retrieval_maps import RetrievalStatistics, draw_retrieval, of_one_image
 from .verdicts import verdict_of
 
 EXPLANATION = "explain.json"
@@ -105,10 +105,10 @@ def explain(
     origin: Origin | None = None,
     on_progress: OnProgress | None = None,
 ) -> Explanation:
-    """Records what each block of a network hears of the others, cuts it out bit by bit, and looks where it looks.
+    """Records what each block of a network takes from the others, ablates it part by part, and maps where it looks.
 
-    - Retrieval: for each chain how much block t hears block s, by `mrla.ops.retrieval`, in the mean over images with
-      its spread, by head, and for each picture.
+    - Attention over layers: for each chain how much block t takes from block s, by `mrla.ops.attention_over_layers`, in
+      the mean over images with its spread, by head, and for each picture.
     - Effect: loss and accuracy with one mixer, link or head cut, and with all mixers, on the same images.
     - Terms: how long the attention term and the lambda term of light's updates are.
     - Class activation maps of each picture, with the mixers and without, by captum.
@@ -158,7 +158,7 @@ def explain(
         if out is None
         else written_folder(Path(out), record=EXPLANATION, overwrite=overwrite, inputs=origin.read) as folder
     ):
-        statistics, effect, terms, whole, images = RetrievalStatistics(), None, None, None, len(pictures)
+        statistics, effect, terms, whole, images = LayerAttentionStatistics(), None, None, None, len(pictures)
         if loader is not None:
             passes = Passes(loader, max_images, 2 + sum(map(len, chosen.values())) if chosen else 1, on_progress)
             if _detects(model):
@@ -167,8 +167,8 @@ def explain(
                 whole, effect = _classified(model, loader, chosen, margin, max_images, statistics, passes)
                 terms, images = _terms(model, loader), len(whole.labels)
             passes.end()
-        looked_at = list(pictures) or _first_pictures(model, loader, class_names)
-        found = _look(model, looked_at, statistics if loader is None else None, class_names, folder)
+        cam_targets = list(pictures) or _first_pictures(model, loader, class_names)
+        found = _look(model, cam_targets, statistics if loader is None else None, class_names, folder)
         recipe, options = _recipe_of(model), {"cuts": list(chosen), "margin": margin, "max_images": max_images}
         content: dict[str, Any] = {
             "checkpoint": origin.checkpoint,
@@ -213,7 +213,9 @@ def _check(
     if task.name not in ("classification", "detection"):
         raise ValueError(f"only classifiers and detectors are explained so far: got a {task.noun}, {task.title(model)}")
     if cuts and (_detects(model) or loader is None):
-        what = "of this detector what it hears is recorded" if _detects(model) else "there are pictures alone"
+        what = (
+            "of this detector the attention over layers is recorded" if _detects(model) else "there are pictures alone"
+        )
         raise ValueError(
             f"cuts are measured on classifiers, over a loader's images and labels: {what}; leave the cuts out (cuts=[])"
         )
@@ -225,19 +227,19 @@ def _classified(
     chosen: Mapping[str, Sequence[Cut]],
     margin: float,
     max_images: int | None,
-    statistics: RetrievalStatistics,
+    statistics: LayerAttentionStatistics,
     passes: Passes,
 ) -> tuple[Outcomes, dict[str, Any] | None]:
-    """What a classifier says, with all noted that is heard meanwhile; and what is lost with each cut and with all."""
+    """A classifier's outputs and attention over layers, and what is lost with each ablation and with all."""
 
     @contextmanager
-    def heard_whole() -> Iterator[None]:
-        with recording(model) as heard:
+    def recorded_whole() -> Iterator[None]:
+        with recording(model) as recorded:
             yield
-            statistics.add(heard.retrieval())
+            statistics.add(recorded.attention_over_layers())
 
     cuts = [one for of_kind in chosen.values() for one in of_kind]
-    states: list[State] = [heard_whole]
+    states: list[State] = [recorded_whole]
     if chosen:
         states += [partial(without_mixers, model), *(one.of(model) for one in cuts)]
     whole, *found = outcomes_in(model, loader, states, images=max_images, on_pass=passes.step)
@@ -254,16 +256,16 @@ def _classified(
 
 
 def _detected(
-    model: nn.Module, loader: Batches, max_images: int | None, statistics: RetrievalStatistics, passes: Passes
+    model: nn.Module, loader: Batches, max_images: int | None, statistics: LayerAttentionStatistics, passes: Passes
 ) -> int:
-    """One pass of a detector in which all is noted that is heard; over how many images."""
+    """Records one pass of a detector; returns over how many images."""
     images = 0
-    with recording(model) as heard, in_eval_mode(model), torch.inference_mode():
+    with recording(model) as recorded, in_eval_mode(model), torch.inference_mode():
         for shown, _ in limited(loader, max_images):
             model([image.to(_device(model)) for image in shown])
-            statistics.add(heard.retrieval())
+            statistics.add(recorded.attention_over_layers())
             images += len(shown)
-            heard.clear()
+            recorded.clear()
             passes.step()
     return images
 
@@ -283,11 +285,11 @@ def _device(model: nn.Module) -> torch.device:
 
 def _terms(model: nn.Module, loader: Batches) -> list[dict[str, Any]] | None:
     """The two terms of each light mixer's update over the first images; None of other methods."""
-    with recording(model, terms=True) as heard, in_eval_mode(model), torch.inference_mode():
+    with recording(model, update_norms=True) as recorded, in_eval_mode(model), torch.inference_mode():
         for shown, _ in limited(loader, TERM_IMAGES):
             model(shown.to(_device(model)))
     records = []
-    for block, terms in heard.terms().items():
+    for block, terms in recorded.update_norms().items():
         attention, carried = terms.attention.double(), terms.carried.double()
         share = attention / (attention + carried).clamp_min(1e-300)
         records.append(
@@ -321,29 +323,29 @@ def _first_pictures(model: nn.Module, loader: Batches | None, class_names: Seque
 def _look(
     model: nn.Module,
     pictures: Sequence[Picture],
-    statistics: RetrievalStatistics | None,
+    statistics: LayerAttentionStatistics | None,
     class_names: Sequence[str] | None,
     folder: Path | None,
 ) -> list[dict[str, Any]]:
-    """What is heard in each picture, and where the network looks; where there is no loader the pictures are counted."""
+    """The attention over layers of each picture, and where the network looks; without a loader pictures are counted."""
     if not pictures:
         return []
     plain = None if folder is None or _detects(model) else plain_twin(model)
-    places: dict[torch.Size, Place] = {}
+    places: dict[torch.Size, CamTarget] = {}
     records = []
     for index, picture in enumerate(pictures):
-        with recording(model) as heard, in_eval_mode(model), torch.inference_mode():
+        with recording(model) as recorded, in_eval_mode(model), torch.inference_mode():
             image = picture.input.to(_device(model))
             model([image] if _detects(model) else image[None])
         if statistics is not None:
-            statistics.add(heard.retrieval())
-        record = {"file": picture.name, "drawing": None, "caption": None, "retrieval": of_one_image(heard)}
+            statistics.add(recorded.attention_over_layers())
+        record = {"file": picture.name, "drawing": None, "caption": None, "retrieval": of_one_image(recorded)}
         if folder is not None and plain is not None:
             name = f"looked-at-{index + 1}.png"
             try:
                 shape = picture.input.shape
                 if shape not in places:
-                    places[shape] = where_to_look(model, plain, shape)
+                    places[shape] = cam_target_for(model, plain, shape)
                 said = draw_looked_at(model, plain, picture, places[shape], class_names, folder / name)
                 record |= {"caption": said, "drawing": name}
             except ValueError as error:  # not every network has a place to look at

@@ -25,13 +25,13 @@ def verdict_of(content: Mapping[str, Any]) -> list[str]:
         >>> chain = {"blocks": ["a", "b"], "sources": ["input", "a", "b"], "mean": [[None, 1, None], [None, 0.7, 0.3]],
         ...          "name": "layer1", "quantity": "weight of attention", "mixers": ["a", "b"]}
         >>> verdict_of({"cuts": None, "terms": None, "chains": [chain], "images": {"count": 2}})
-        ['In layer1 the block that the others hear most is a: 0.7 in the mean over those behind it.']
+        ['In layer1 the others attend to a most: 0.7 in the mean over later blocks.']
     """
     sentences = _of_cuts(content["cuts"]) if content["cuts"] else []
     sentences += _of_retrieval(content["chains"])
     if content["terms"]:
         sentences.append(_of_terms(content["terms"]))
-    return sentences or [f"Nothing is heard from other blocks in these {content['images']['count']} images."]
+    return sentences or [f"Blocks take nothing from other blocks in these {content['images']['count']} images."]
 
 
 def _of_cuts(cuts: Mapping[str, Any]) -> list[str]:
@@ -104,7 +104,7 @@ def _name(record: Mapping[str, Any]) -> str:
 
 
 def _of_retrieval(chains: Sequence[Mapping[str, Any]]) -> list[str]:
-    """Of each chain the block that others hear most, where there is one."""
+    """Of each chain the block that others attend to most, where there is one."""
     found = []
     for chain in chains:
         mean = np.array(chain["mean"], dtype=float)
@@ -121,12 +121,9 @@ def _of_retrieval(chains: Sequence[Mapping[str, Any]]) -> list[str]:
         return []
     if len(found) == 1:
         ((name, block, strength),) = found
-        return [
-            f"In {name} the block that the others hear most is {block}: {strength:.3g} in the mean over those behind "
-            f"it."
-        ]
+        return [f"In {name} the others attend to {block} most: {strength:.3g} in the mean over later blocks."]
     listed = ", ".join(f"{block} ({strength:.3g})" for _, block, strength in found)
-    return [f"The block of each stage that the others hear most, in the mean over those behind it: {listed}."]
+    return [f"The block of each stage that the others attend to most, in the mean over later blocks: {listed}."]
 
 
 def _of_terms(terms: Sequence[Mapping[str, Any]]) -> str:

@@ -7,11 +7,11 @@ from typing import Any
 from .intervals import track
 
 Grid = Sequence[Sequence[float | None]]
-"""Numbers by block and source, None where a block cannot hear a source."""
+"""Numbers by block and source, None where a block takes nothing from a source."""
 CUTS = {
     "all": ("Without all mixers", "All mixers are left out at once."),
     "mixers": ("Without a block's mixer", "One mixer at a time is left out."),
-    "links": ("Without one link", "One block no longer hears one source."),
+    "links": ("Without one link", "One block no longer attends to one source."),
     "heads": ("Without one head", "One head of one mixer is left out."),
 }
 """The kinds of cuts: heading, and what was done."""
@@ -19,7 +19,7 @@ SHOWN = 12
 """Rows of a table of cuts that are seen at once; the others can be unfolded."""
 
 
-def retrieval_map(chain: Mapping[str, Any], pictures: Mapping[str, Grid]) -> dict[str, Any]:
+def layer_attention_map(chain: Mapping[str, Any], pictures: Mapping[str, Grid]) -> dict[str, Any]:
     """A chain's map as a table with colours, and what the page can show in its place.
 
     The colour of a cell is the size of its number against the largest one of the chain, over all heads and pictures,

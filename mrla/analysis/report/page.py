@@ -11,7 +11,7 @@ from mrla.files.atomic_write import written_whole
 
 from ..curves import SCORES, arm_looks, draw_curves
 from .command import repeat_comparison
-from .explanations import SHOWN, cut_tables, retrieval_map, term_rows
+from .explanations import SHOWN, cut_tables, layer_attention_map, term_rows
 from .intervals import track
 from .pictures import inlined
 from .plots import bokeh_script, curve_panels
@@ -122,7 +122,9 @@ def _explained(content: Mapping[str, Any], folder: Path) -> dict[str, Any]:
     return {
         "title": f"{content['model']} with {content['method'] or 'mixers'}",
         "maps": [
-            retrieval_map(chain, {f"image {picture['file']}": picture["retrieval"][place] for picture in pictures})
+            layer_attention_map(
+                chain, {f"image {picture['file']}": picture["retrieval"][place] for picture in pictures}
+            )
             for place, chain in enumerate(content["chains"])
         ],
         "terms": None if content["terms"] is None else term_rows(content["terms"]),

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from ..backend import BACKENDS
-from ..calls import BaseForm, BaseState, BaseWeights, BlockTail
+from ..calls import BaseForm, BaseState, BaseWeights, ResidualEpilogue
 from . import deferred_grads
 from .operator_outputs import own
 from .residual_epilogue import affine_of
@@ -139,8 +139,8 @@ def base(
     return out, key, value, mean, variance
 
 
-def base_behind(
-    tail: BlockTail,
+def base_with_epilogue(
+    tail: ResidualEpilogue,
     keys: Sequence[Tensor],
     values: Sequence[Tensor],
     weights: BaseWeights,

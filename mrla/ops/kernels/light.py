@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from ..backend import BACKENDS
-from ..calls import BlockTail, LightState, LightWeights, ResidualNorm
+from ..calls import LightState, LightWeights, ResidualEpilogue, ResidualNorm
 from .operator_outputs import own
 from .residual_epilogue import affine_of
 from .saved import save_groups, saved_groups
@@ -131,8 +131,8 @@ def light(
     return out, mean, variance
 
 
-def light_behind(
-    tail: BlockTail,
+def light_with_epilogue(
+    tail: ResidualEpilogue,
     weights: LightWeights,
     statistics: tuple[Tensor, Tensor] | None,
     keep: Tensor | None,

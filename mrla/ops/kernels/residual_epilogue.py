@@ -6,10 +6,10 @@ import torch
 from torch import Tensor, nn
 
 from ..batch_norm import advance, as_float32, kept_statistics, moves_statistics, norm_fits, takes_batch
-from ..calls import Begun, BlockTail, ResidualNorm
+from ..calls import Begun, ResidualEpilogue, ResidualNorm
 
 
-def tail_parameters(tail: BlockTail) -> tuple[Tensor | None, ...] | None:
+def tail_parameters(tail: ResidualEpilogue) -> tuple[Tensor | None, ...] | None:
     """What kernels read of a tail's norm; None where the norm is none that they know, or does not take the branch."""
     norm = tail.norm
     if type(norm) is nn.Identity:
@@ -19,19 +19,19 @@ def tail_parameters(tail: BlockTail) -> tuple[Tensor | None, ...] | None:
     return norm.weight, norm.bias, norm.running_mean, norm.running_var
 
 
-def finish(tail: BlockTail) -> Tensor:
+def finish(tail: ResidualEpilogue) -> Tensor:
     """The block's output, by torch's operators; added in place as the block does, which keeps the branch's type."""
     normed = tail.norm(tail.branch)
     normed += tail.shortcut
     return torch.relu(normed)
 
 
-def affine_of(tail: BlockTail) -> tuple[Tensor | None, Tensor | None]:
+def affine_of(tail: ResidualEpilogue) -> tuple[Tensor | None, Tensor | None]:
     """Weight and bias of a tail's norm, where it has them."""
     return getattr(tail.norm, "weight", None), getattr(tail.norm, "bias", None)
 
 
-def begin_by_torch(tail: BlockTail) -> Begun:
+def begin_by_torch(tail: ResidualEpilogue) -> Begun:
     """A tail whose norm torch's own operator has applied; the running statistics of a norm in training move on."""
     norm, branch = tail.norm, tail.branch
     if not isinstance(norm, nn.BatchNorm2d):

@@ -7,9 +7,9 @@ from torch import Tensor, nn
 
 from ..base import LayerMemory, asked_memory, base_update, layer_weights, recent
 from ..batch_norm import as_float32, kept_statistics, track
-from ..calls import BaseForm, BaseWeights, BlockTail
-from ..contributions import Heard
-from ..kernels.base import base, base_behind
+from ..calls import BaseForm, BaseWeights, ResidualEpilogue
+from ..contributions import Contribution
+from ..kernels.base import base, base_with_epilogue
 from ..kernels.residual_epilogue import tail_parameters
 from ..layouts import Grid
 from ..projections import pool, slide
@@ -80,21 +80,21 @@ class MRLABase(LayerQueryMixer):
         return out, self._remember(norm, before, x, *state)
 
     @property
-    def takes_tails(self) -> bool:
+    def fuses_epilogue(self) -> bool:
         """Whether the kernels know this mixer: no activation on the values, and at most a ReLU behind the norm."""
         return self._has_kernels
 
-    def behind(self, tail: BlockTail, memory: Any = None) -> tuple[Tensor, Any]:
+    def forward_fused(self, tail: ResidualEpilogue, memory: Any = None) -> tuple[Tensor, Any]:
         """The block's new output, of a residual block that has left its last norm, add and ReLU to the mixer."""
         of_tail = tail_parameters(tail)
         fused = None
         if of_tail is not None and tail.shortcut.shape == tail.branch.shape:
             fused = self._fused(tail.branch, tail.shortcut, memory, of_tail)
         if fused is None:
-            return super().behind(tail, memory)
+            return super().forward_fused(tail, memory)
         norm, before, *rest = fused
         last = self.place is not None and self.place.index + 1 == self.place.length
-        out, *state = base_behind(tail, *before, *rest, last=last)
+        out, *state = base_with_epilogue(tail, *before, *rest, last=last)
         return out, self._remember(norm, before, tail.branch, *state)
 
     @property
@@ -154,15 +154,17 @@ class MRLABase(LayerQueryMixer):
             self.last,
         )
 
-    def heard(self, x: Float[Tensor, "b c h w"], shortcut: Float[Tensor, "b c h w"] | None, memory: Any) -> Heard:
+    def contributions_of_update(
+        self, x: Float[Tensor, "b c h w"], shortcut: Float[Tensor, "b c h w"] | None, memory: Any
+    ) -> Contribution:
         """What the query takes from each block that it asks."""
         before = fitting_memory(expected_memory(memory, LayerMemory, self), self.place)
         before = asked_memory(x, before, self.heads, self.last)
         both = slide(pool(x), self.query_weight, self.key_weight)
         query, key = (one.unflatten(1, (self.heads, -1)) for one in both)
-        return Heard(layer_weights(query, (*before.keys, key), self.weighting))
+        return Contribution(layer_weights(query, (*before.keys, key), self.weighting))
 
-    def silent_kernels(self) -> tuple[str, ...]:
+    def zero_grad_kernels(self) -> tuple[str, ...]:
         """A block that asks itself alone: its query; its key too where no later block asks for it."""
         if self.weighting != "softmax" or not self.asks_itself_alone:
             return ()

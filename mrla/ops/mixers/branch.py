@@ -14,11 +14,11 @@ from ..backend import select
 from ..batch_norm import norm_fits, takes_batch
 from ..calls import MixerCall
 from ..checks import check_like
-from ..contributions import Heard, Terms
+from ..contributions import Contribution, UpdateNorms
 from ..layouts import Grid, Layout, from_map, to_map
 from ..projections import ACTIVATIONS, Activation
 from ..torch_internals import unobserved
-from .contract import ChainPlace, Init, LayerMixer, check_deaf
+from .contract import ChainPlace, Init, LayerMixer, check_ablation
 
 Norm = Literal["batch", "layer", "pre_layer"]
 
@@ -200,73 +200,73 @@ class BranchMixer(LayerMixer):
         branch = self.drop_path(branch).to(x.dtype)
         return x + branch if self.residual else branch
 
-    def hears(
+    def contributions(
         self,
         x: Float[Tensor, "*shape"],
         shortcut: Float[Tensor, "*shape"] | None = None,
         memory: Any = None,
         *,
         grid: Grid | None = None,
-    ) -> Heard | None:
-        """What a call with these arguments would take from whom; None where the method does not say."""
+    ) -> Contribution | None:
+        """What a call with these arguments would take from each block; None where the method does not tell."""
         _, entering, carried = self._entering(x, shortcut, grid)
-        return self.heard(entering, carried, memory)
+        return self.contributions_of_update(entering, carried, memory)
 
-    def terms(
+    def update_norms(
         self,
         x: Float[Tensor, "*shape"],
         shortcut: Float[Tensor, "*shape"] | None = None,
         memory: Any = None,
         *,
         grid: Grid | None = None,
-    ) -> Terms | None:
-        """How long the terms of a call's update would be; None where it has but one."""
+    ) -> UpdateNorms | None:
+        """The norms of the terms of a call's update; None where it has but one."""
         _, entering, carried = self._entering(x, shortcut, grid)
-        return self.terms_of_update(entering, carried, memory)
+        return self.norms_of_update(entering, carried, memory)
 
-    def deaf(
+    def forward_ablated(
         self,
         x: Float[Tensor, "*shape"],
         shortcut: Float[Tensor, "*shape"] | None = None,
         memory: Any = None,
         *,
-        back: int | None = None,
+        lag: int | None = None,
         head: int | None = None,
         grid: Grid | None = None,
     ) -> tuple[Float[Tensor, "*shape"], Any]:
-        """Like a call, but something is not heard; the next mixer may hear it all the same."""
-        check_deaf(self, back, head)
+        """Forward pass with one source block or head ablated; the memory for the next mixer is whole."""
+        check_ablation(self, lag, head)
         normed, entering, carried = self._entering(x, shortcut, grid)
-        if back is None:
+        if lag is None:
             branch, memory = self.update(entering, carried, memory)
         else:
-            branch, memory = self.update_without(entering, carried, memory, back)
+            branch, memory = self.update_ablated(entering, carried, memory, lag)
         if head is not None:
             kept = torch.arange(self.num_heads, device=branch.device) != head
             kept = kept.repeat_interleave(self.channels // self.num_heads)
             branch = torch.where(kept[:, None, None], branch, torch.zeros_like(branch))
         return self._leaving(x, normed, branch), memory
 
-    def heard(
+    def contributions_of_update(
         self, x: Float[Tensor, "b c h w"], shortcut: Float[Tensor, "b c h w"] | None, memory: Any
-    ) -> Heard | None:
-        """What `update` would take from whom."""
+    ) -> Contribution | None:
+        """What `update` would take from each block."""
         return None
 
-    def terms_of_update(
+    def norms_of_update(
         self, x: Float[Tensor, "b c h w"], shortcut: Float[Tensor, "b c h w"] | None, memory: Any
-    ) -> Terms | None:
-        """How long the terms of `update` would be."""
+    ) -> UpdateNorms | None:
+        """The norms of the terms of `update`."""
         return None
 
-    def update_without(
-        self, x: Float[Tensor, "b c h w"], shortcut: Float[Tensor, "b c h w"] | None, memory: Any, back: int
+    def update_ablated(
+        self, x: Float[Tensor, "b c h w"], shortcut: Float[Tensor, "b c h w"] | None, memory: Any, lag: int
     ) -> tuple[Float[Tensor, "b c h w"], Any]:
-        """`update`, but the block `back` before this one is not heard."""
-        raise NotImplementedError(f"{type(self).__name__} hears no block before its own")
+        """`update` without the contribution of the block `lag` before this one."""
+        raise NotImplementedError(f"{type(self).__name__} reads no block before its own")
 
     @property
-    def passes_on(self) -> Tensor | None:
+    def residual_gain(self) -> Tensor | None:
         """(c,), what multiplies o_t on its way into the block's output; None where that is no fixed number."""
         norm = self.norm
         fixed = isinstance(norm, nn.BatchNorm2d) and not takes_batch(norm) and norm.running_var is not None
@@ -380,16 +380,16 @@ class BranchMixer(LayerMixer):
             self.scale.fill_(0.0 if init == "identity" else 1.0)
         self.reset_kernels(init)
 
-    def silent_parameters(self) -> tuple[str, ...]:
+    def zero_grad_parameters(self) -> tuple[str, ...]:
         """Names of own parameters whose gradient is zero by the maths, whatever the data."""
         place = self.place
         if place is not None and place.index >= place.length - place.unread and self.num_prefix_tokens:
             read = ("input_norm.", "scale") if self.input_norm is not None else ()
             return tuple(name for name, _ in self.named_parameters() if not name.startswith(read))
-        return self.silent_kernels()
+        return self.zero_grad_kernels()
 
-    def silent_kernels(self) -> tuple[str, ...]:
-        """The part of `silent_parameters` that comes from the method itself."""
+    def zero_grad_kernels(self) -> tuple[str, ...]:
+        """The part of `zero_grad_parameters` that comes from the method itself."""
         return ()
 
 
@@ -430,4 +430,4 @@ def runs_its_class(mixer: LayerMixer) -> bool:
     """Whether no method that kernels do the work of has been put in the place of the class's own."""
     own = mixer.__dict__
     # One by one: the dynamo of torch 2.11 follows no method of a module's __dict__.
-    return not ("forward" in own or "update" in own or "behind" in own or "kept" in own)
+    return not ("forward" in own or "update" in own or "forward_fused" in own or "kept" in own)

@@ -7,8 +7,8 @@ from typing import Any, Literal, NamedTuple
 from jaxtyping import Float
 from torch import Tensor, nn
 
-from ..calls import BlockTail
-from ..contributions import Heard, Terms
+from ..calls import ResidualEpilogue
+from ..contributions import Contribution, UpdateNorms
 from ..kernels.residual_epilogue import finish
 from ..layouts import Grid, Layout
 
@@ -55,7 +55,7 @@ class ChainSite(NamedTuple):
 
 
 class LayerMixer(nn.Module, ABC):
-    """What stands behind a block and lets it hear the blocks before it.
+    """A module that runs after a block and lets it attend to the outputs of the blocks before it.
 
     A mixer is called ``mixer(x, shortcut, memory) -> (x, memory)``: `x` is the block's output, `shortcut` what the
     block added to its branch (None where that is not known) and `memory` whatever the mixer before left (None at the
@@ -145,39 +145,39 @@ class LayerMixer(nn.Module, ABC):
         return False
 
     @property
-    def takes_tails(self) -> bool:
-        """Whether the mixer would rather have the end of a residual block to do itself, by `behind`."""
+    def fuses_epilogue(self) -> bool:
+        """Whether the mixer would rather have the end of a residual block to do itself, by `forward_fused`."""
         return False
 
-    def behind(self, tail: BlockTail, memory: Any = None) -> tuple[Tensor, Any]:
+    def forward_fused(self, tail: ResidualEpilogue, memory: Any = None) -> tuple[Tensor, Any]:
         """Like a call with x = relu(norm(branch) + shortcut), where the block has left that to the mixer."""
         return self(finish(tail), tail.shortcut, memory)
 
-    def hears(
+    def contributions(
         self,
         x: Float[Tensor, "*shape"],
         shortcut: Float[Tensor, "*shape"] | None = None,
         memory: Any = None,
         *,
         grid: Grid | None = None,
-    ) -> Heard | None:
-        """What a call with these arguments would take from whom; None where the method does not say."""
+    ) -> Contribution | None:
+        """What a call with these arguments would take from each block; None where the method does not tell."""
         return None
 
-    def terms(
+    def update_norms(
         self,
         x: Float[Tensor, "*shape"],
         shortcut: Float[Tensor, "*shape"] | None = None,
         memory: Any = None,
         *,
         grid: Grid | None = None,
-    ) -> Terms | None:
-        """How long the terms of a call's update would be; None where it has but one."""
+    ) -> UpdateNorms | None:
+        """The norms of the terms of a call's update; None where it has but one."""
         return None
 
     @property
-    def reach(self) -> int:
-        """How many blocks back the mixer hears directly, its own not counted."""
+    def max_lag(self) -> int:
+        """The largest lag: how many blocks back the mixer reads directly, its own not counted."""
         return 0
 
     @property
@@ -185,24 +185,24 @@ class LayerMixer(nn.Module, ABC):
         """How many heads ask, each for its own channels; 0 of a mixer that has none."""
         return 0
 
-    def deaf(
+    def forward_ablated(
         self,
         x: Float[Tensor, "*shape"],
         shortcut: Float[Tensor, "*shape"] | None = None,
         memory: Any = None,
         *,
-        back: int | None = None,
+        lag: int | None = None,
         head: int | None = None,
         grid: Grid | None = None,
     ) -> tuple[Float[Tensor, "*shape"], Any]:
-        """Like a call, but something is not heard; the next mixer may hear it all the same.
+        """Forward pass with one source block or head ablated; the memory for the next mixer is whole.
 
         Args:
             x: As in a call, like the next two and `grid`.
             shortcut: Likewise.
             memory: Likewise.
-            back: The block so many before this one, from 1 to `reach`, is not heard: base and exact weigh the others
-                alone, light has no lambda term.
+            lag: The block so many before this one, from 1 to `max_lag`, contributes nothing: base and exact weigh the
+                others alone, light has no lambda term.
             head: This head, from 0, retrieves nothing: its channels of the update are zero.
             grid: Rows and columns of patch tokens.
 
@@ -212,8 +212,8 @@ class LayerMixer(nn.Module, ABC):
         Raises:
             ValueError: If there is no such block or head.
         """
-        check_deaf(self, back, head)
-        raise NotImplementedError(f"{type(self).__name__} does not say how it is to hear less")
+        check_ablation(self, lag, head)
+        raise NotImplementedError(f"{type(self).__name__} does not implement ablation: define forward_ablated")
 
     def move(self, place: ChainPlace) -> None:
         """Takes another place in its chain, as when mixers before it are taken out; drops what has no use there."""
@@ -224,15 +224,17 @@ class LayerMixer(nn.Module, ABC):
     def reset_parameters(self, init: Init | None = None) -> None:
         """Draws every parameter anew, from torch's global generator."""
 
-    def silent_parameters(self) -> tuple[str, ...]:
+    def zero_grad_parameters(self) -> tuple[str, ...]:
         """Names of own parameters whose gradient is zero by the maths, whatever the data."""
         return ()
 
 
-def check_deaf(mixer: LayerMixer, back: int | None, head: int | None) -> None:
+def check_ablation(mixer: LayerMixer, lag: int | None, head: int | None) -> None:
     """Raises ValueError unless the mixer has such a block before it and such a head."""
     kind = type(mixer).__name__
-    if back is not None and not 1 <= back <= mixer.reach:
-        raise ValueError(f"back must be from 1 to {mixer.reach}, the blocks that this {kind} hears: got {back}")
+    if lag is not None and not 1 <= lag <= mixer.max_lag:
+        raise ValueError(
+            f"lag must be from 1 to {mixer.max_lag}, the blocks before this {kind} that it reads: got {lag}"
+        )
     if head is not None and not 0 <= head < mixer.num_heads:
         raise ValueError(f"head must be one of the {mixer.num_heads} heads of this {kind}, from 0: got {head}")

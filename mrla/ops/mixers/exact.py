@@ -6,7 +6,7 @@ from jaxtyping import Float
 from torch import Tensor
 
 from ..base import layer_weights, recent
-from ..contributions import Heard
+from ..contributions import Contribution
 from ..exact import OutputMemory, exact_update
 from ..projections import pool, slide
 from .layer_query import LayerQueryMixer, LayerQueryOptions
@@ -69,7 +69,9 @@ class LayerAttention(LayerQueryMixer):
             self.last,
         )
 
-    def heard(self, x: Float[Tensor, "b c h w"], shortcut: Float[Tensor, "b c h w"] | None, memory: Any) -> Heard:
+    def contributions_of_update(
+        self, x: Float[Tensor, "b c h w"], shortcut: Float[Tensor, "b c h w"] | None, memory: Any
+    ) -> Contribution:
         """What the query takes from each block that it asks."""
         before = recent(
             fitting_memory(expected_memory(memory, OutputMemory, self), self.place) or OutputMemory(), self.last
@@ -77,9 +79,9 @@ class LayerAttention(LayerQueryMixer):
         pooled = (*before.pooled, pool(x))
         (query,), keys = slide(pooled[-1], self.query_weight), [slide(one, self.key_weight)[0] for one in pooled]
         by_head = [key.unflatten(1, (self.heads, -1)) for key in keys]
-        return Heard(layer_weights(query.unflatten(1, (self.heads, -1)), by_head, self.weighting))
+        return Contribution(layer_weights(query.unflatten(1, (self.heads, -1)), by_head, self.weighting))
 
-    def silent_kernels(self) -> tuple[str, ...]:
+    def zero_grad_kernels(self) -> tuple[str, ...]:
         """A block that asks itself alone: its query and its key, which no other block uses."""
         silent = self.weighting == "softmax" and self.asks_itself_alone
         return ("query_weight", "key_weight") if silent else ()

@@ -61,7 +61,7 @@ class LayerQueryMixer(BranchMixer):
         return self.last == 1 or (self.place is not None and self.place.index == 0)
 
     @property
-    def reach(self) -> int:
+    def max_lag(self) -> int:
         """The blocks before this one that are asked."""
         before = 0 if self.place is None else self.place.index
         return before if self.last is None else min(before, self.last - 1)
@@ -71,14 +71,14 @@ class LayerQueryMixer(BranchMixer):
         """Heads, each with weights of its own."""
         return self.heads
 
-    def update_without(
-        self, x: Float[Tensor, "b c h w"], shortcut: Float[Tensor, "b c h w"] | None, memory: Any, back: int
+    def update_ablated(
+        self, x: Float[Tensor, "b c h w"], shortcut: Float[Tensor, "b c h w"] | None, memory: Any, lag: int
     ) -> tuple[Float[Tensor, "b c h w"], Any]:
         """o_t with one block less to choose from, and the memory with it."""
         known = 0 if memory is None else len(memory[0])
-        if memory is None or back > known:
-            raise ValueError(f"back must be from 1 to {known}, the blocks in the memory: got {back}")
-        at = known - back
+        if memory is None or lag > known:
+            raise ValueError(f"lag must be from 1 to {known}, the blocks in the memory: got {lag}")
+        at = known - lag
         update, after = self.update(x, shortcut, type(memory)(*(part[:at] + part[at + 1 :] for part in memory)))
         whole = type(memory)(*(old + new[-1:] for old, new in zip(memory, after, strict=True)))
         return update, recent(whole, self.last)

@@ -8,10 +8,10 @@ from jaxtyping import Float
 from torch import Tensor, nn
 
 from ..batch_norm import as_float32, kept_statistics, track
-from ..calls import BlockTail, LightWeights
-from ..contributions import Heard, Terms
+from ..calls import LightWeights, ResidualEpilogue
+from ..contributions import Contribution, UpdateNorms
 from ..heads import resolve_heads
-from ..kernels.light import light, light_behind
+from ..kernels.light import light, light_with_epilogue
 from ..kernels.residual_epilogue import tail_parameters
 from ..layouts import Grid
 from ..light import light_gate, light_update
@@ -113,11 +113,11 @@ class MRLALight(BranchMixer):
         return self.carry == "output"
 
     @property
-    def takes_tails(self) -> bool:
+    def fuses_epilogue(self) -> bool:
         """Whether the kernels know this mixer: the released form, with nothing between the update and its norm."""
         return self._is_released_form and self.uses_shortcut and self.plain_norm is not None
 
-    def behind(self, tail: BlockTail, memory: Any = None) -> tuple[Tensor, Any]:
+    def forward_fused(self, tail: ResidualEpilogue, memory: Any = None) -> tuple[Tensor, Any]:
         """The block's new output, of a residual block that has left its last norm, add and ReLU to the mixer."""
         takes = self._is_released_form and self.uses_shortcut
         of_tail, taps, decay = tail_parameters(tail), self._taps, self.decay
@@ -125,11 +125,11 @@ class MRLALight(BranchMixer):
         if takes and of_tail is not None:
             fused = self.fused_by(tail.branch, tail.shortcut, taps, decay, of_tail)
         if fused is None:
-            return super().behind(tail, memory)
+            return super().forward_fused(tail, memory)
         backend, norm = fused
         weights, kept = _light_weights(taps, decay, norm), self.kept(tail.branch)
         statistics, eps = kept_statistics(norm), float(norm.eps)
-        out, mean, variance = light_behind(tail, weights, statistics, kept, self.heads, eps, backend)
+        out, mean, variance = light_with_epilogue(tail, weights, statistics, kept, self.heads, eps, backend)
         track(norm, mean, variance, tail.branch.numel() // self.channels)
         return out, None
 
@@ -164,15 +164,17 @@ class MRLALight(BranchMixer):
         decay = self.decay if carried is not None else None
         return carried if decay is not None else None, decay
 
-    def heard(self, x: Float[Tensor, "b c h w"], shortcut: Float[Tensor, "b c h w"] | None, memory: Any) -> Heard:
+    def contributions_of_update(
+        self, x: Float[Tensor, "b c h w"], shortcut: Float[Tensor, "b c h w"] | None, memory: Any
+    ) -> Contribution:
         """The gate, and lambda where there is something for it."""
         _, decay = self._carried(shortcut, memory)
         gate = light_gate(x, self.query_weight, self.key_weight, self.heads)
-        return Heard(gate[:, None], decay, self.passes_on, carries_update=self.carry == "output")
+        return Contribution(gate[:, None], decay, self.residual_gain, carries_update=self.carry == "output")
 
-    def terms_of_update(
+    def norms_of_update(
         self, x: Float[Tensor, "b c h w"], shortcut: Float[Tensor, "b c h w"] | None, memory: Any
-    ) -> Terms | None:
+    ) -> UpdateNorms | None:
         """How long what the gate lets through is, and the lambda term."""
         carried, decay = self._carried(shortcut, memory)
         if carried is None or decay is None:
@@ -180,16 +182,16 @@ class MRLALight(BranchMixer):
         value = depthwise_value(x, self.value_weight.to(x.dtype), self.value_act)
         gate = light_gate(x, self.query_weight, self.key_weight, self.heads)
         let_through = gate.square() * _squares(value).unflatten(1, (self.heads, -1)).sum(-1)
-        return Terms(let_through.sum(1).sqrt(), (_squares(carried) @ decay.float().square()).sqrt())
+        return UpdateNorms(let_through.sum(1).sqrt(), (_squares(carried) @ decay.float().square()).sqrt())
 
-    def update_without(
-        self, x: Float[Tensor, "b c h w"], shortcut: Float[Tensor, "b c h w"] | None, memory: Any, back: int
+    def update_ablated(
+        self, x: Float[Tensor, "b c h w"], shortcut: Float[Tensor, "b c h w"] | None, memory: Any, lag: int
     ) -> tuple[Float[Tensor, "b c h w"], Any]:
         """o_t without the lambda term."""
         return self.update(x, None, None)
 
     @property
-    def reach(self) -> int:
+    def max_lag(self) -> int:
         """One block, where there is a lambda."""
         return int(self.decay is not None)
 

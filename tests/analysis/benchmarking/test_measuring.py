@@ -15,7 +15,7 @@ from torch import nn
 import mrla
 from mrla.analysis.benchmarking import arms as benchmark_arms
 from mrla.analysis.benchmarking import candidates as benchmark_candidates
-from mrla.analysis.benchmarking.arms import NO_NUMBA, Arm, at_depth, build_network, read_arm, settle_statistics
+from mrla.analysis.benchmarking.arms import NO_NUMBA, Arm, at_depth, build_network, calibrate_bn, read_arm
 from mrla.analysis.benchmarking.blocks import block_at, longest_chain
 from mrla.analysis.benchmarking.candidates import Work, classify, compiling, prepare
 from mrla.analysis.benchmarking.measuring import _checked
@@ -203,7 +203,7 @@ def test_the_same_network_is_built_each_time_and_the_global_random_state_is_kept
 def test_statistics_come_from_the_images_each_norm_sees():
     first, second = nn.BatchNorm2d(3, momentum=0.3), nn.BatchNorm2d(3)
     images = 5 + 2 * torch.randn(8, 3, 4, 4)
-    network = settle_statistics(nn.Sequential(first, second), images)
+    network = calibrate_bn(nn.Sequential(first, second), images)
     assert torch.allclose(first.running_mean, 0.1 * images.mean((0, 2, 3)))
     expected = (images - first.running_mean[:, None, None]).square().mean((0, 2, 3))
     assert torch.allclose(first.running_var, expected)
@@ -216,7 +216,7 @@ def test_statistics_come_from_the_images_each_norm_sees():
 @pytest.mark.parametrize("method", ["light", "base", "exact"])
 def test_no_map_of_a_deep_network_runs_off(method):
     image = torch.randn(2, 3, 32, 32)
-    network = settle_statistics(build_network(method, "resnet101"), image)
+    network = calibrate_bn(build_network(method, "resnet101"), image)
     assert 1e-3 < network(image).abs().max() < 1e3
     norms = [module for module in network.modules() if isinstance(module, nn.BatchNorm2d)]
     assert all(norm.running_mean.abs().max() > 0 for norm in norms)  # every one of them, the mixers' too
@@ -325,7 +325,7 @@ def test_a_state_that_changes_the_outputs_is_refused(monkeypatch):
     monkeypatch.setattr(mrla, "fuse", wrong, raising=False)
     work = Work(images=torch.randn(2, 3, 32, 32), objective=classify(torch.tensor([0, 1])), threads=1)
     with pytest.raises(ValueError, match=r"x\+fused must compute what x does: outputs differ by up to 0\.1"):
-        prepare(Arm("x+fused", "x", ("fused",)), settle_statistics(small(), work.images), work, training=False)
+        prepare(Arm("x+fused", "x", ("fused",)), calibrate_bn(small(), work.images), work, training=False)
 
 
 class Broken(nn.Module):
@@ -412,7 +412,7 @@ class StandInRuntime:
 @pytest.mark.parametrize("error", [0.0, 1.0])
 def test_an_onnx_arm_has_the_threads_of_the_others_and_must_agree_with_them(error, monkeypatch):
     work = Work(images=torch.randn(2, 3, 32, 32), objective=classify(torch.tensor([0, 1])), threads=3)
-    network = settle_statistics(small(), work.images)
+    network = calibrate_bn(small(), work.images)
     runtime = StandInRuntime(copy.deepcopy(network).eval(), error)
     monkeypatch.setattr(onnx_format, "import_module", lambda name: runtime)
     written = SimpleNamespace(model=SimpleNamespace(metadata_props={}), save=Path.touch)

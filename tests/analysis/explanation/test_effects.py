@@ -57,7 +57,7 @@ def measured(model: nn.Module, loader: DataLoader) -> list[dict]:
 
 
 def test_what_can_be_cut():
-    base = [(cut.block, cut.source, cut.back) for cut in possible_cuts(network("base"), ["links"])]
+    base = [(cut.block, cut.source, cut.lag) for cut in possible_cuts(network("base"), ["links"])]
     assert base == [(f"layer{at}.1", f"layer{at}.0", 1) for at in range(1, 5)]
     deep = mrla.attach(timm.create_model("resnet34", **SMALL), "base", last=3)
     assert [cut.source for cut in possible_cuts(deep, ["links"]) if cut.block == "layer3.4"] == ["layer3.2", "layer3.3"]

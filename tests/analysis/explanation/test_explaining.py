@@ -19,7 +19,7 @@ from mrla.analysis import Picture
 from mrla.analysis.explanation import explaining
 from mrla.analysis.explanation.checkpoints import explain_checkpoint
 from mrla.analysis.explanation.explaining import Origin
-from mrla.analysis.explanation.retrieval_maps import draw_retrieval
+from mrla.analysis.explanation.layer_attention_maps import draw_retrieval
 from mrla.cli import main
 from mrla.data.sources import Shapes
 from mrla.dense import detector
@@ -43,7 +43,7 @@ def test_means_and_spread_are_those_over_images(base_explained):
         for shown, _ in batches():
             model(shown)
     assert content["images"] == {"count": 12, "source": "the caller's loader"}
-    for chain, (mixed, weights) in zip(content["chains"], heard.retrieval(), strict=True):
+    for chain, (mixed, weights) in zip(content["chains"], heard.attention_over_layers(), strict=True):
         assert (chain["name"], tuple(chain["blocks"])) == (mixed.name, mixed.blocks)
         assert chain["heads"] * chain["head_dim"] == {"layer1": 8, "layer2": 8}.get(mixed.name, 16)
         for found, expected in (
@@ -54,7 +54,7 @@ def test_means_and_spread_are_those_over_images(base_explained):
             assert np.allclose(np.array(found, dtype=float), expected, equal_nan=True, atol=1e-5)
     assert len(content["pictures"]) == 4
     first = np.array(content["pictures"][0]["retrieval"][2], dtype=float)
-    assert np.allclose(first, heard.retrieval()[2][1][0].mean(0), equal_nan=True, atol=1e-5)
+    assert np.allclose(first, heard.attention_over_layers()[2][1][0].mean(0), equal_nan=True, atol=1e-5)
 
 
 def test_the_rest_of_what_is_found(base_explained):
@@ -251,8 +251,8 @@ def test_a_network_with_no_place_to_look_at_is_explained_without_maps(tmp_path, 
 
 def test_where_to_look_is_found_once_for_images_of_one_size(tmp_path, monkeypatch):
     asked = []
-    found = explaining.where_to_look
-    monkeypatch.setattr(explaining, "where_to_look", lambda *given: (asked.append(given[2]), found(*given))[1])
+    found = explaining.cam_target_for
+    monkeypatch.setattr(explaining, "cam_target_for", lambda *given: (asked.append(given[2]), found(*given))[1])
     sizes = [(32, 32), (48, 64), (32, 32), (48, 64)]
     pictures = [Picture(name=str(at), input=torch.randn(3, *size)) for at, size in enumerate(sizes)]
     content = mrla.explain(network(), pictures=pictures, cuts=[], out=tmp_path / "out").content

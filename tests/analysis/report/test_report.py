@@ -16,7 +16,7 @@ from PIL import Image
 
 from mrla.analysis.comparison.comparing import NOTE
 from mrla.analysis.report.command import repeat_comparison
-from mrla.analysis.report.explanations import cut_tables, retrieval_map
+from mrla.analysis.report.explanations import cut_tables, layer_attention_map
 from mrla.analysis.report.intervals import track
 from mrla.analysis.report.page import write_report
 from mrla.analysis.report.pictures import BUDGET, inlined
@@ -314,13 +314,13 @@ def test_map_is_scaled_by_what_can_be_shown(tmp_path):
     content = explain_content(tmp_path, signed=True)
     chain = content["chains"][1] | {"heads": 2}
     chain["by_head"] = [chain["mean"], [[-1.5, None, None, None], *chain["mean"][1:]]]
-    found = retrieval_map(chain, {"image zero": chain["mean"]})
+    found = layer_attention_map(chain, {"image zero": chain["mean"]})
     assert (found["scale"], found["signed"], found["digits"]) == (1.5, True, 2)
     assert [other["label"] for other in found["others"]] == ["head 0", "head 1", "image zero"]
     assert [[cell["value"] for cell in row["cells"]] for row in found["rows"]] == chain["mean"]
-    assert retrieval_map(chain | {"heads": 1}, {})["others"] == []
+    assert layer_attention_map(chain | {"heads": 1}, {})["others"] == []
     nothing = {"mean": [[0.0, None]], "sd": [[None, None]], "blocks": ["a"], "sources": ["input", "a"], "heads": 1}
-    assert retrieval_map(chain | nothing, {})["scale"] == 0.0
+    assert layer_attention_map(chain | nothing, {})["scale"] == 0.0
 
 
 def test_cuts_are_sorted_by_what_they_cost(tmp_path):

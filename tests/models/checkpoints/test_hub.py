@@ -21,7 +21,7 @@ from mrla.data.samples import ImageFacts
 from mrla.models.checkpoints.hub import model_card
 from mrla.models.checkpoints.hub_transfer import hub_name
 from mrla.train import Folder, get_recipe
-from mrla.train.arms import build_arm, settled
+from mrla.train.arms import build_arm, resolve_defaults
 from mrla.train.trained import load_trained
 
 SMALL = {"channels": (8, 8, 8, 8), "num_classes": 3}
@@ -343,7 +343,7 @@ def test_commands_take_a_place_on_the_hub(hub, network, capsys):
     model, recipe, names = load_trained("hf-hub:me/resnet18")
     assert (recipe, names) == (None, ("a", "b", "c"))
     tuned = replace(get_recipe("finetune"), model="hf-hub:me/resnet18")
-    data = settled(tuned).data
+    data = resolve_defaults(tuned).data
     assert isinstance(data, Folder)
     assert data.std == (0.5,) * 3
     facts = ImageFacts(in_chans=3, size=32, mean=(0.5,) * 3, std=(0.5,) * 3, class_names=("a", "b", "c"))

@@ -22,7 +22,7 @@ from mrla.models import (
     resolve,
 )
 from mrla.models.dry_run import input_sizes
-from mrla.train.arms import build_arm, settled
+from mrla.train.arms import build_arm, resolve_defaults
 from mrla.train.recipes import get_recipe
 from mrla.train.trained import load_trained
 
@@ -133,7 +133,7 @@ def test_training_takes_the_model_and_the_folder_by_its_path(here):
     recipe = replace(get_recipe("digits_resnet18"), model="test_resnet", model_args={}, pretrained=False)
     facts = recipe.data.facts()
     with pytest.warns(UserWarning, match=NOTE.format("test_resnet")):
-        settled(recipe)
+        resolve_defaults(recipe)
     with pytest.warns(UserWarning, match=NOTE.format("test_resnet")):
         assert input_sizes(build_arm(replace(recipe, arm="plain"), facts))[0][0] == 1
     # The folder's network takes three channels, which these images have not.

@@ -53,12 +53,12 @@ def twin(name: str, **arguments) -> nn.Module:
     return randomise_norms(timm.create_model(name, num_classes=7, **arguments))
 
 
-def silent_parameters(model: nn.Module) -> set[str]:
+def zero_grad_parameters(model: nn.Module) -> set[str]:
     return {
         f"{path}.{name}"
         for path, module in model.named_modules()
         if isinstance(module, LayerMixer)
-        for name in module.silent_parameters()
+        for name in module.zero_grad_parameters()
     }
 
 
@@ -119,7 +119,7 @@ def test_every_parameter_learns_within_two_steps_but_those_that_the_maths_silenc
         nn.functional.cross_entropy(model(x), labels).backward()
         unmoved -= {key for key, p in model.named_parameters() if p.grad is not None and p.grad.abs().max() > 1e-30}
         optimizer.step()
-    assert unmoved == silent_parameters(model)
+    assert unmoved == zero_grad_parameters(model)
     assert all(p.grad is not None for p in model.parameters()), "a parameter outside the graph would stall DDP"
 
 

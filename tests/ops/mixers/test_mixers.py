@@ -175,7 +175,7 @@ def test_every_parameter_learns_within_two_steps_but_those_that_cannot(setting, 
             assert p.grad is not None, f"{name} is not in the graph"
             gradients[name] = max(gradients[name], p.grad.abs().max().item())
         optimizer.step()
-    silent = {f"{i}.{name}" for i, mixer in enumerate(mixers) for name in mixer.silent_parameters()}
+    silent = {f"{i}.{name}" for i, mixer in enumerate(mixers) for name in mixer.zero_grad_parameters()}
     assert {name for name, size in gradients.items() if size == 0} == silent
     assert all(size > 1e-12 for name, size in gradients.items() if name not in silent)  # more than rounding
 
@@ -184,7 +184,7 @@ def test_who_is_silent():
     """The table itself, so that the test above cannot pass with an empty one."""
 
     def silent(method, index, **options):
-        return METHODS[method](CHANNELS, place=ChainPlace(index, 3), **options).silent_parameters()
+        return METHODS[method](CHANNELS, place=ChainPlace(index, 3), **options).zero_grad_parameters()
 
     assert silent("base", 0) == ("query_weight",)
     assert silent("base", 1) == silent("base", 2) == silent("base", 0, weighting="sigmoid") == ()
@@ -193,9 +193,9 @@ def test_who_is_silent():
     assert silent("exact", 1) == silent("exact", 0, weighting="sigmoid") == ()
     assert silent("light", 0) == silent("dw", 0) == ()
     token = {"layout": "NLC", "num_prefix_tokens": 1, "place": ChainPlace(2, 3, unread=1)}
-    assert set(DepthwiseMixer(8, **token).silent_parameters()) == {"value_weight", "norm.weight", "norm.bias"}
-    assert DepthwiseMixer(8, norm="pre_layer", **token).silent_parameters() == ("value_weight",)
-    assert set(MRLALight(8, norm="pre_layer", **token).silent_parameters()) == {
+    assert set(DepthwiseMixer(8, **token).zero_grad_parameters()) == {"value_weight", "norm.weight", "norm.bias"}
+    assert DepthwiseMixer(8, norm="pre_layer", **token).zero_grad_parameters() == ("value_weight",)
+    assert set(MRLALight(8, norm="pre_layer", **token).zero_grad_parameters()) == {
         *("query_weight", "key_weight", "value_weight", "decay", "shortcut_norm.weight", "shortcut_norm.bias")
     }
 

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor, nn
 
 from ...batch_norm import advance, kept_statistics
-from ...calls import Begun, BlockTail, ResidualNorm
+from ...calls import Begun, ResidualEpilogue, ResidualNorm
 from ..residual_epilogue import begin_by_torch, norm_numbers, tracked_statistics
 
 
@@ -25,7 +25,7 @@ def fields_of(tail: ResidualNorm | None) -> tuple[Tensor | float | None, ...]:
     return weight, bias, mean, spread, float(eps)
 
 
-def begin(tail: BlockTail) -> Begun:
+def begin(tail: ResidualEpilogue) -> Begun:
     """A tail whose norm is left to the kernels, where they round as torch does; else `begin_by_torch`.
 
     The running statistics of a norm in training move on, as by calling it.

@@ -7,7 +7,7 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor, nn
 
-from mrla.ops import BlockTail, LayerMixer, chosen_path, unobserved
+from mrla.ops import LayerMixer, ResidualEpilogue, chosen_path, unobserved
 
 
 class TailNames(NamedTuple):
@@ -28,14 +28,14 @@ TAILS = {
 """The blocks whose forward ends in ``x = norm(conv(x)); x += shortcut; return act(x)``, by module and class."""
 
 
-def held_back(block: nn.Module, mixer: LayerMixer) -> dict[str, Callable[[Any], Any]]:
-    """Stand-ins for a block's last norm and activation, with which its forward returns a `BlockTail`.
+def epilogue_overrides(block: nn.Module, mixer: LayerMixer) -> dict[str, Callable[[Any], Any]]:
+    """Stand-ins for a block's last norm and activation, with which its forward returns a `ResidualEpilogue`.
 
     None where the end of `block` may not be left to `mixer` without anybody noticing.
     """
     kind = type(block)
     names = TAILS.get((kind.__module__, kind.__qualname__))
-    if names is None or not mixer.takes_tails or chosen_path() == "reference" or torch.compiler.is_compiling():
+    if names is None or not mixer.fuses_epilogue or chosen_path() == "reference" or torch.compiler.is_compiling():
         return {}
     parts: Any = block._modules
     conv, norm, act = parts.get(names.conv), parts.get(names.norm), parts.get(names.act)
@@ -53,7 +53,7 @@ def held_back(block: nn.Module, mixer: LayerMixer) -> dict[str, Callable[[Any], 
 
 
 def _hold(norm: nn.Module, conv: nn.Module, branch: Tensor) -> "_Held":
-    return _Held(BlockTail(branch, norm, branch, owned=unobserved(conv)))
+    return _Held(ResidualEpilogue(branch, norm, branch, owned=unobserved(conv)))
 
 
 def _release(act: nn.Module, x: Any) -> Any:  # one ReLU may serve the whole block
@@ -63,7 +63,7 @@ def _release(act: nn.Module, x: Any) -> Any:  # one ReLU may serve the whole blo
 class _Held:
     """A branch that waits for its shortcut to be added."""
 
-    def __init__(self, tail: BlockTail):
+    def __init__(self, tail: ResidualEpilogue):
         self.tail = tail
 
     def __iadd__(self, shortcut: Tensor) -> "_Held":

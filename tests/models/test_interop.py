@@ -107,7 +107,7 @@ def made_from_seed(seed: int) -> Iterator[None]:
         yield
 
 
-def loud(model: nn.Module) -> nn.Module:
+def randomized(model: nn.Module) -> nn.Module:
     """Random weights where zeros or ones would hide a mixer or a block: mixers, norms, layer scales, positions."""
     randomise_norms(model)
     with torch.no_grad():
@@ -127,7 +127,7 @@ def loud(model: nn.Module) -> nn.Module:
 def _attached(name: str, method: str) -> nn.Module:
     with made_from_seed(1):
         network = NETWORKS[name](num_classes=7)
-        return loud(mrla.attach(network, method.partition("-")[0], **METHODS[method])).eval()
+        return randomized(mrla.attach(network, method.partition("-")[0], **METHODS[method])).eval()
 
 
 def attached(name: str, method: str) -> nn.Module:
@@ -194,7 +194,7 @@ def test_a_mixer_or_a_memory_passed_by_would_show(name, method):
 
 @over(ONE_METHOD)
 def test_it_starts_as_the_plain_network(name, method):
-    plain = loud(NETWORKS[name](num_classes=7)).train()
+    plain = randomized(NETWORKS[name](num_classes=7)).train()
     model = mrla.attach(copy.deepcopy(plain), method.partition("-")[0], **METHODS[method])
     x = image()
     for _ in range(2):  # in train mode the statistics move: those of a shortcut too, and once
@@ -349,7 +349,7 @@ def test_torchs_graph_of_features(name, method):
 def test_timms_graph_does_not_look_into_some_blocks(method):
     """It takes a MobileViT's block for one node; the mixer behind it is one more."""
     with made_from_seed(1):
-        model = loud(
+        model = randomized(
             mrla.attach(timm.create_model("mobilevit_xxs"), method.partition("-")[0], **METHODS[method])
         ).eval()
     x, stages = image(1), ["stages.1", "stages.3", "stages.4"]
@@ -419,7 +419,7 @@ def test_channels_last_agrees_and_stays(name, method):
     expected = logits(model, x)
     formats: list[tuple[bool, bool]] = []
 
-    def looked_at(_: nn.Module, inputs: tuple, output: tuple) -> None:
+    def cam_targets(_: nn.Module, inputs: tuple, output: tuple) -> None:
         if output[0].ndim == 4:
             formats.append(
                 tuple(one.is_contiguous(memory_format=torch.channels_last) for one in (inputs[0], output[0]))
@@ -427,7 +427,7 @@ def test_channels_last_agrees_and_stays(name, method):
 
     model.to(memory_format=torch.channels_last)
     for mixer in mixers(model).values():
-        mixer.register_forward_hook(looked_at)
+        mixer.register_forward_hook(cam_targets)
     torch.testing.assert_close(
         logits(model, x.to(memory_format=torch.channels_last)), expected, atol=1e-3 * expected.std().item(), rtol=1e-3
     )
@@ -585,18 +585,18 @@ import sys
 import torch
 from torch import nn
 sys.path[:0] = [{tests!r}, {here!r}]
-import test_survival
+import test_interop
 
 def train(rank):
     torch.distributed.init_process_group("gloo", init_method="file://" + sys.argv[2], rank=rank, world_size=2)
     for name, method in (("resnet", "base"), ("vit", "light-output"), ("pvt", "exact")):
-        model = test_survival.attached(name, method).train()
+        model = test_interop.attached(name, method).train()
         wrapped = nn.parallel.DistributedDataParallel(model)
         optimizer = torch.optim.SGD(model.parameters(), lr=1e-4)
         for step in range(3):
             torch.manual_seed(2 * step + rank)
             optimizer.zero_grad()
-            wrapped(test_survival.image()).square().mean().backward()
+            wrapped(test_interop.image()).square().mean().backward()
             optimizer.step()
         total = sum(p.detach().double().sum() for p in model.parameters())
         both = [torch.zeros_like(total) for _ in range(2)]
@@ -793,7 +793,7 @@ def test_what_is_set_on_a_block_stays_and_blocks_pickle_alone():
 
 def test_a_stage_of_a_dynamic_transformer_without_its_network():
     """Its grid is that of the last image of the same thread; tokens that it does not hold are refused."""
-    model = loud(mrla.attach(NETWORKS["dynamic vit"](), "base")).eval()
+    model = randomized(mrla.attach(NETWORKS["dynamic vit"](), "base")).eval()
     tokens = torch.randn(1, 17, 48)
     with torch.no_grad():
         square = model.blocks(tokens)  # no image yet: a square
@@ -825,7 +825,7 @@ def test_an_encoder_of_segmentation_models(method):
     mrla.attach(unet.encoder, method.partition("-")[0], **options)
     assert torch.equal(logits(unet, x), expected)
     assert mixers(unet).keys() == mixers(whole).keys()
-    loud(unet)
+    randomized(unet)
     with torch.no_grad():
         stages = [f"encoder.model.layer{at}" for at in range(1, 5)]
         hooked = _hooked_outputs(unet, x, stages)
@@ -919,7 +919,7 @@ class OfPooling(nn.Module):
 
 @pytest.mark.unchecked
 def test_blocks_that_shrink_their_grid_export_with_images_of_any_size():
-    model = loud(mrla.attach(OfPooling(), "base", example=(2, 3, 64, 64))).eval()
+    model = randomized(mrla.attach(OfPooling(), "base", example=(2, 3, 64, 64))).eval()
     dim = torch.export.Dim
     sizes = {0: dim("batch", min=2), 2: 8 * dim("rows", min=2), 3: 8 * dim("columns", min=2)}
     program = torch.export.export(model, (image(size=(64, 96)),), dynamic_shapes=(sizes,))

@@ -6,13 +6,13 @@ from torch import nn
 
 from mrla.ops import (
     ChainPlace,
+    Contribution,
     DepthwiseMixer,
-    Heard,
     LayerAttention,
     LayerMixer,
     MRLABase,
     MRLALight,
-    retrieval,
+    attention_over_layers,
     weighted_sum,
 )
 
@@ -43,7 +43,7 @@ def passed(mixers, given):
     memory, shortcut, found, updates = None, torch.randn_like(given[0]), [], []
     first = shortcut
     for mixer, x in zip(mixers, given, strict=True):
-        found.append(mixer.hears(x, shortcut, memory))
+        found.append(mixer.contributions(x, shortcut, memory))
         update, _ = mixer.update(x, shortcut if mixer.uses_shortcut else None, memory)
         updates.append(update)
         shortcut, memory = mixer(x, shortcut, memory)
@@ -64,7 +64,7 @@ def test_lights_recurrence_written_out_makes_its_update(carry):
             mixer.decay.data.abs_()
     given = outputs()
     found, updates, first = passed(mixers, given)
-    heard = retrieval(found)
+    heard = attention_over_layers(found)
     assert heard.shape == (3, CHANNELS, LENGTH, LENGTH + 1)
     assert heard.isnan()[..., 0].all() == (carry == "output")
     for at, update in enumerate(updates):
@@ -74,8 +74,8 @@ def test_lights_recurrence_written_out_makes_its_update(carry):
 
 def test_signs_do_not_cancel():
     decay = torch.tensor([1.0, -1.0])
-    heard = Heard(torch.ones(1, 1, 1), decay=decay, carries_update=True)
-    assert retrieval([heard._replace(decay=None), heard])[0, 0, 1].tolist()[1:] == [1, 1]
+    heard = Contribution(torch.ones(1, 1, 1), decay=decay, carries_update=True)
+    assert attention_over_layers([heard._replace(decay=None), heard])[0, 0, 1].tolist()[1:] == [1, 1]
 
 
 @pytest.mark.parametrize("weighting", ["softmax", "sigmoid"])
@@ -86,7 +86,7 @@ def test_what_attention_weighs_makes_its_update(kind, last, weighting):
     for mixer in mixers[1:]:  # with tied values, exact's update is a sum of them too
         mixer.value_weight = mixers[0].value_weight
     found, updates, _ = passed(mixers, given)
-    heard = retrieval(found)
+    heard = attention_over_layers(found)
     values = [nn.functional.conv2d(x, mixers[0].value_weight, padding=1, groups=CHANNELS) for x in given]
     for at, update in enumerate(updates):
         expected = [float("nan")] * (LENGTH + 1)
@@ -108,7 +108,7 @@ def test_a_query_that_wants_one_block():
     given[1] = -given[1]
     # Blocks 3 and 4 have negative queries: they turn away from block 2 and share what is left alike.
     found, _, _ = passed(mixers, given)
-    heard = retrieval(found)[0, 0]
+    heard = attention_over_layers(found)[0, 0]
     assert heard[1].nan_to_num().tolist() == [0, 0, 1, 0, 0]
     assert torch.allclose(heard[3].nan_to_num(), torch.tensor([0, 1 / 3, 0, 1 / 3, 1 / 3]))
 
@@ -120,19 +120,19 @@ def test_a_block_that_is_not_heard_is_as_if_it_were_not_there(kind):
     with torch.no_grad():
         for mixer, x in zip(mixers[:3], given[:3], strict=True):
             _, memory = mixer(x, None, memory)
-        assert mixers[3].reach == 3
-        for back in (1, 2, 3):
+        assert mixers[3].max_lag == 3
+        for lag in (1, 2, 3):
             assert memory is not None
-            without = type(memory)(*(part[: 3 - back] + part[3 - back + 1 :] for part in memory))
-            out, after = mixers[3].deaf(given[3], None, memory, back=back)
+            without = type(memory)(*(part[: 3 - lag] + part[3 - lag + 1 :] for part in memory))
+            out, after = mixers[3].forward_ablated(given[3], None, memory, lag=lag)
             assert torch.allclose(out, mixers[3](given[3], None, without)[0], atol=1e-6)
             if after is not None:  # who comes next hears all of them
                 assert len(after[0]) == 4
                 assert all(one is other for one, other in zip(after[0][:3], memory[0], strict=True))
-        with pytest.raises(ValueError, match=r"back must be from 1 to 3.*got 4"):
-            mixers[3].deaf(given[3], None, memory, back=4)
-        with pytest.raises(ValueError, match=r"back must be from 1 to 0, the blocks in the memory"):
-            mixers[3].deaf(given[3], None, None, back=1)
+        with pytest.raises(ValueError, match=r"lag must be from 1 to 3.*got 4"):
+            mixers[3].forward_ablated(given[3], None, memory, lag=4)
+        with pytest.raises(ValueError, match=r"lag must be from 1 to 0, the blocks in the memory"):
+            mixers[3].forward_ablated(given[3], None, None, lag=1)
 
 
 @pytest.mark.parametrize("carry", ["output", "shortcut"])
@@ -140,7 +140,7 @@ def test_light_without_its_lambda_term(carry):
     mixer = chain(MRLALight, carry=carry)[1]
     x, shortcut, memory = (torch.randn(2, CHANNELS, 4, 4) for _ in range(3))
     with torch.no_grad():
-        out, _ = mixer.deaf(x, shortcut, memory if carry == "output" else None, back=1)
+        out, _ = mixer.forward_ablated(x, shortcut, memory if carry == "output" else None, lag=1)
         nn.init.zeros_(mixer.decay)
         expected, _ = mixer(x, shortcut, memory if carry == "output" else None)
     assert torch.allclose(out, expected, atol=1e-6)
@@ -157,26 +157,26 @@ def test_a_head_that_retrieves_nothing(kind):
         whole, after = mixers[2](*args)
         update, _ = mixers[2].update(given[2], given[3] if mixers[2].uses_shortcut else None, memory)
         update[:, CHANNELS // 2 :] = 0
-        out, after_cut = mixers[2].deaf(*args, head=1)
+        out, after_cut = mixers[2].forward_ablated(*args, head=1)
         expected = mixers[2].norm(update)
         expected = given[2] + (expected.relu() if mixers[2].out_act else expected)
         assert torch.allclose(out, expected, atol=1e-6)
         assert torch.allclose(out[:, : CHANNELS // 2], whole[:, : CHANNELS // 2], atol=1e-5)
         if after is not None:  # who comes next hears all of it
             assert all(torch.allclose(a, b, atol=1e-5) for a, b in zip(after[1], after_cut[1], strict=True))
-        both, _ = mixers[2].deaf(*args, back=1, head=1)
-        link, _ = mixers[2].deaf(*args, back=1)
+        both, _ = mixers[2].forward_ablated(*args, lag=1, head=1)
+        link, _ = mixers[2].forward_ablated(*args, lag=1)
         assert torch.equal(both[:, : CHANNELS // 2], link[:, : CHANNELS // 2])
         assert torch.equal(both[:, CHANNELS // 2 :], out[:, CHANNELS // 2 :])
     with pytest.raises(ValueError, match=r"head must be one of the 2 heads.*got 2"):
-        mixers[2].deaf(*args, head=2)
+        mixers[2].forward_ablated(*args, head=2)
 
 
 @pytest.mark.parametrize("kind", [MRLALight, MRLABase, LayerAttention])
 def test_nothing_cut_is_a_call(kind):
     mixers, given = chain(kind, heads=2), outputs()
     with torch.no_grad():
-        out, _ = mixers[0].deaf(given[0], given[1], None)
+        out, _ = mixers[0].forward_ablated(given[0], given[1], None)
         assert torch.allclose(out, mixers[0](given[0], given[1], None)[0], atol=1e-5)
 
 
@@ -186,25 +186,25 @@ def test_a_mixer_that_becomes_the_head_of_its_chain():
         mixer.move(ChainPlace(0, 3))
         assert mixer.place == ChainPlace(0, 3)
     assert light.decay is None  # as one that is made there
-    assert light.reach == 0
+    assert light.max_lag == 0
     assert other.decay is not None
     base = chain(MRLABase)[1]
-    assert base.silent_parameters() == ()
+    assert base.zero_grad_parameters() == ()
     base.move(ChainPlace(0, 3))
-    assert base.silent_parameters() == ("query_weight",)
+    assert base.zero_grad_parameters() == ("query_weight",)
 
 
 def test_how_long_the_terms_are():
     mixer = chain(MRLALight, heads=2)[1]
     x, shortcut = torch.randn(2, CHANNELS, 4, 4), torch.randn(2, CHANNELS, 4, 4)
     with torch.no_grad():
-        terms = mixer.terms(x, shortcut)
+        update_norms = mixer.update_norms(x, shortcut)
         whole, _ = mixer.update(x, shortcut, None)
         attention, _ = mixer.update(x, None, None)
-    assert torch.allclose(terms.attention, attention.flatten(1).norm(dim=1), rtol=1e-5)
-    assert torch.allclose(terms.carried, (whole - attention).flatten(1).norm(dim=1), rtol=1e-5)
-    assert mixer.terms(x) is None
-    assert DepthwiseMixer(CHANNELS).terms(x) is None
+    assert torch.allclose(update_norms.attention, attention.flatten(1).norm(dim=1), rtol=1e-5)
+    assert torch.allclose(update_norms.carried, (whole - attention).flatten(1).norm(dim=1), rtol=1e-5)
+    assert mixer.update_norms(x) is None
+    assert DepthwiseMixer(CHANNELS).update_norms(x) is None
 
 
 @pytest.mark.parametrize(("mixer", "reach"), [
@@ -216,22 +216,24 @@ def test_how_long_the_terms_are():
     (MRLABase(CHANNELS), 0),
     (DepthwiseMixer(CHANNELS), 0),
 ])  # fmt: skip
-def test_how_far_a_mixer_hears(mixer, reach):
-    assert mixer.reach == reach
+def test_how_far_a_mixer_hears(mixer, max_lag):
+    assert mixer.max_lag == max_lag
 
 
 def test_who_does_not_say_what_it_hears():
     x = torch.randn(1, CHANNELS, 4, 4)
-    assert DepthwiseMixer(CHANNELS).hears(x) is None
-    with pytest.raises(ValueError, match="back must be from 1 to 0, the blocks that this DepthwiseMixer hears: got 1"):
-        DepthwiseMixer(CHANNELS).deaf(x, back=1)
+    assert DepthwiseMixer(CHANNELS).contributions(x) is None
+    with pytest.raises(
+        ValueError, match="lag must be from 1 to 0, the blocks before this DepthwiseMixer that it reads: got 1"
+    ):
+        DepthwiseMixer(CHANNELS).forward_ablated(x, lag=1)
     with pytest.raises(ValueError, match="head must be one of the 0 heads of this DepthwiseMixer"):
-        DepthwiseMixer(CHANNELS).deaf(x, head=0)
-    with pytest.raises(ValueError, match="a mixer that says what it hears: got none"):
-        retrieval([None])
-    two, four = Heard(torch.ones(1, 1, 2)), Heard(torch.ones(1, 1, 4))
+        DepthwiseMixer(CHANNELS).forward_ablated(x, head=0)
+    with pytest.raises(ValueError, match="a mixer that tells of its contributions: got none"):
+        attention_over_layers([None])
+    two, four = Contribution(torch.ones(1, 1, 2)), Contribution(torch.ones(1, 1, 4))
     with pytest.raises(ValueError, match=r"the same images and heads: got .*\(1, 1, 2\), \(1, 1, 4\)"):
-        retrieval([two, four])
+        attention_over_layers([two, four])
 
 
 @pytest.mark.parametrize("layout", ["NHWC", "NLC"])
@@ -245,21 +247,21 @@ def test_other_layouts_hear_the_same(layout):
     x, shortcut = torch.randn(2, CHANNELS, 4, 4), torch.randn(2, CHANNELS, 4, 4)
     moved = [map.permute(0, 2, 3, 1) for map in (x, shortcut)]
     moved = [map.flatten(1, 2) for map in moved] if layout == "NLC" else moved
-    heard, expected = there.hears(*moved), here.hears(x, shortcut)
+    heard, expected = there.contributions(*moved), here.contributions(x, shortcut)
     assert heard is not None
     assert expected is not None
     assert torch.allclose(heard.weights, expected.weights)
-    assert heard.passes_on is None
-    assert torch.allclose(there.terms(*moved).carried, here.terms(x, shortcut).carried)
+    assert heard.residual_gain is None
+    assert torch.allclose(there.update_norms(*moved).carried, here.update_norms(x, shortcut).carried)
 
 
 def test_a_block_without_a_mixer_between():
-    heard = Heard(torch.full((1, 1, 1), 0.5), decay=torch.tensor([2.0]), passes_on=torch.tensor([3.0]))
+    heard = Contribution(torch.full((1, 1, 1), 0.5), decay=torch.tensor([2.0]), residual_gain=torch.tensor([3.0]))
     # Of the bare block its output alone; what it was made of is not known.
-    assert retrieval([heard, None, heard])[0, 0, 2].nan_to_num(-1).tolist() == [-1, -1, 2, 0.5]
+    assert attention_over_layers([heard, None, heard])[0, 0, 2].nan_to_num(-1).tolist() == [-1, -1, 2, 0.5]
     carried = heard._replace(carries_update=True)
     # An update passes such a block by.
-    found = retrieval([carried._replace(decay=None), None, carried])[0, 0, 2]
+    found = attention_over_layers([carried._replace(decay=None), None, carried])[0, 0, 2]
     assert found.nan_to_num(-1).tolist() == [-1, 1, -1, 0.5]
-    whole = retrieval([heard, heard])[0, 0, 1].tolist()
+    whole = attention_over_layers([heard, heard])[0, 0, 1].tolist()
     assert whole == [2 * 3 * 2, 2 * (1 + 3 * 0.5), 0.5]

@@ -19,7 +19,7 @@ from torch.utils.checkpoint import checkpoint
 from torchvision.models.resnet import BasicBlock, Bottleneck, ResNet
 
 import mrla
-from mrla.ops import METHODS, BlockTail, LayerMixer, MRLABase, use
+from mrla.ops import METHODS, LayerMixer, MRLABase, ResidualEpilogue, use
 from mrla.ops.kernels.residual_epilogue import finish
 
 pytest.importorskip("numba")
@@ -66,17 +66,17 @@ def image(batch: int = 3, size: int = 64) -> Tensor:
 
 
 @pytest.fixture
-def tails(monkeypatch) -> list[BlockTail]:
+def tails(monkeypatch) -> list[ResidualEpilogue]:
     """The tails that mixers have been handed so far, by kernels or without."""
-    seen: list[BlockTail] = []
+    seen: list[ResidualEpilogue] = []
     for kind in {*METHODS.values()}:
-        behind = kind.behind
+        behind = kind.forward_fused
 
-        def spy(self: Any, tail: BlockTail, memory: Any = None, behind: Any = behind) -> Any:
+        def spy(self: Any, tail: ResidualEpilogue, memory: Any = None, behind: Any = behind) -> Any:
             seen.append(tail)
             return behind(self, tail, memory)
 
-        monkeypatch.setattr(kind, "behind", spy)
+        monkeypatch.setattr(kind, "forward_fused", spy)
     return seen
 
 
@@ -234,10 +234,10 @@ def test_a_mixer_says_the_same_behind_a_tail_and_behind_the_finished_block(optio
         norm = nn.BatchNorm2d(channels).train(training)
         randomise_norms(norm)
         branch, shortcut = torch.randn(2, channels, size, size) * 3, torch.randn(2, channels, size, size)
-        tail = BlockTail(branch, norm, shortcut, owned=False)
-        finished = BlockTail(branch, copy.deepcopy(norm), shortcut, owned=False)
+        tail = ResidualEpilogue(branch, norm, shortcut, owned=False)
+        finished = ResidualEpilogue(branch, copy.deepcopy(norm), shortcut, owned=False)
         with torch.no_grad():
-            found, _ = copy.deepcopy(mixer).behind(tail)
+            found, _ = copy.deepcopy(mixer).forward_fused(tail)
             expected, _ = mixer(finish(finished), shortcut)
         assert torch.equal(found, expected), (channels, size)
 
@@ -307,14 +307,14 @@ def test_bytes_kept_for_backward(option, most):
 
 def test_the_last_block_of_a_chain_keeps_no_value_in_inference(tails, monkeypatch):
     memories: list[Any] = []
-    behind = MRLABase.behind
+    behind = MRLABase.forward_fused
 
     def noted(*given: Any) -> Any:
         out, memory = behind(*given)
         memories.append(memory)
         return out, memory
 
-    monkeypatch.setattr(MRLABase, "behind", noted)
+    monkeypatch.setattr(MRLABase, "forward_fused", noted)
     model = attached("timm resnet18", "base").eval()
     with torch.no_grad():
         model(image())
@@ -351,14 +351,14 @@ def values(monkeypatch) -> list[Tensor]:
     from mrla.ops.mixers import base
 
     made: list[Tensor] = []
-    behind = base.base_behind
+    behind = base.base_with_epilogue
 
     def spy(*given: Any, **more: Any) -> Any:
         found = behind(*given, **more)
         made.append(found[2])
         return found
 
-    monkeypatch.setattr(base, "base_behind", spy)
+    monkeypatch.setattr(base, "base_with_epilogue", spy)
     return made
 
 
@@ -473,7 +473,7 @@ def _block(model: nn.Module) -> Any:
     return model.layer1[-1]
 
 
-def used(model: nn.Module, x: Tensor, tails: list[BlockTail]) -> int:
+def used(model: nn.Module, x: Tensor, tails: list[ResidualEpilogue]) -> int:
     tails.clear()
     model(x)
     return len(tails)

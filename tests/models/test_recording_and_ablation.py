@@ -10,10 +10,10 @@ from conftest import randomise_norms, sweep_but
 from torch import nn
 
 import mrla
-from mrla.models import MixedBlock, cut, mixed_chains, recording, remove_mixers
+from mrla.models import MixedBlock, ablate, mixed_chains, recording, remove_mixers
 from mrla.models.attachment import close_up
 from mrla.models.mixed_blocks import MIXER
-from mrla.ops import ChainPlace, LayerMixer, retrieval, use
+from mrla.ops import ChainPlace, LayerMixer, attention_over_layers, use
 
 SMALL = {"channels": (8, 16, 24, 32), "num_classes": 7}
 NETWORKS = {
@@ -24,7 +24,7 @@ NETWORKS = {
 FORMS = [("light", {}), ("light", {"carry": "output"}), ("base", {}), ("exact", {})]
 
 
-def loud(name: str, method: str, **options) -> nn.Module:
+def randomized(name: str, method: str, **options) -> nn.Module:
     """A network whose mixers do much, and whose norms have seen images, so that no attention is all or nothing."""
     model = randomise_norms(mrla.attach(NETWORKS[name](), method, init="released", **options))
     for norm in model.modules():
@@ -52,7 +52,7 @@ def hooks(model: nn.Module) -> int:
 @pytest.mark.parametrize("name", NETWORKS)
 @torch.no_grad()
 def test_recorded_networks_say_the_same_and_keep_nothing(name, method, options):
-    model = loud(name, method, **options)
+    model = randomized(name, method, **options)
     x, before = images(model), hooks(model)
     expected, keys = model(x), list(model.state_dict())
     with recording(model) as heard:
@@ -61,7 +61,7 @@ def test_recorded_networks_say_the_same_and_keep_nothing(name, method, options):
     assert hooks(model) == before
     assert torch.allclose(said, expected, atol=1e-4)
     assert torch.equal(model(x), expected)
-    found = heard.retrieval()
+    found = heard.attention_over_layers()
     assert [chain for chain, _ in found] == mixed_chains(model)
     for chain, weights in found:
         assert weights.shape[0] == 3
@@ -76,7 +76,7 @@ def test_recorded_networks_say_the_same_and_keep_nothing(name, method, options):
 @torch.no_grad()
 def test_what_is_recorded_is_what_the_mixers_hear():
     """By hand, through a whole network: every call of a mixer, one after the other."""
-    model = loud("resnet", "base")
+    model = randomized("resnet", "base")
     given: dict[str, list] = {chain.name: [] for chain in mixed_chains(model)}
 
     def keep(path):
@@ -89,15 +89,15 @@ def test_what_is_recorded_is_what_the_mixers_hear():
         handle.remove()
     with recording(model) as heard:
         model(x)
-    for chain, weights in heard.retrieval():
-        expected = retrieval([mixer.hears(*args) for mixer, args in given[chain.name]])
+    for chain, weights in heard.attention_over_layers():
+        expected = attention_over_layers([mixer.contributions(*args) for mixer, args in given[chain.name]])
         assert torch.allclose(weights, expected, equal_nan=True, atol=1e-5)
 
 
 @torch.no_grad()
 def test_a_network_built_to_hear_one_block_gives_exactly_that_map():
     """Keys of all blocks are orthogonal to every query but that of the second block of the third stage."""
-    model = loud("resnet", "base", heads=1)
+    model = randomized("resnet", "base", heads=1)
     chain = mixed_chains(model)[2]
     assert len(chain.blocks) == 6
     for at, path in enumerate(chain.blocks):
@@ -110,7 +110,7 @@ def test_a_network_built_to_hear_one_block_gives_exactly_that_map():
     # others, unless the block is dead.
     with recording(model) as heard:
         model(images(model))
-    weights = heard.retrieval()[2][1]
+    weights = heard.attention_over_layers()[2][1]
     assert torch.equal(weights[:, :, 0].nan_to_num()[..., 1], torch.ones(3, 1))  # the first has but itself
     wanted = torch.zeros(3, 1, 5, 7)
     wanted[..., 2] = 1
@@ -119,16 +119,16 @@ def test_a_network_built_to_hear_one_block_gives_exactly_that_map():
 
 @torch.no_grad()
 def test_batches_are_put_one_behind_the_other_until_cleared():
-    model = loud("resnet", "light")
+    model = randomized("resnet", "light")
     x = images(model, 4)
-    with recording(model, terms=True) as heard:
+    with recording(model, update_norms=True) as heard:
         model(x)
-        whole, lengths = heard.retrieval()[1][1], heard.terms()
+        whole, lengths = heard.attention_over_layers()[1][1], heard.update_norms()
         heard.clear()
-        assert heard.retrieval() == []
+        assert heard.attention_over_layers() == []
         model(x[:3])
         model(x[3:])
-        parts, lengths_of_parts = heard.retrieval()[1][1], heard.terms()
+        parts, lengths_of_parts = heard.attention_over_layers()[1][1], heard.update_norms()
     assert torch.allclose(whole, parts, equal_nan=True, atol=1e-4)
     assert list(lengths) == list(mixers(model))
     for block, one in lengths.items():
@@ -136,41 +136,41 @@ def test_batches_are_put_one_behind_the_other_until_cleared():
         assert torch.allclose(one.carried, lengths_of_parts[block].carried, rtol=1e-3)
     with recording(model) as heard:
         model(x)
-    assert heard.terms() == {}
+    assert heard.update_norms() == {}
 
 
 def test_what_was_heard_stays_as_it_was_and_in_no_graph():
-    model = loud("resnet", "light")
+    model = randomized("resnet", "light")
     with torch.inference_mode(), recording(model) as noted:
         model(images(model))
     with recording(model) as heard:
         model(images(model)).sum().backward()
-    before = heard.retrieval()[0][1]
+    before = heard.attention_over_layers()[0][1]
     assert not before.requires_grad
-    assert not noted.retrieval()[0][1].requires_grad  # asked outside of inference mode
+    assert not noted.attention_over_layers()[0][1].requires_grad  # asked outside of inference mode
     with torch.no_grad():
         model.layer1[1].mrla.decay.zero_()
-    assert torch.equal(heard.retrieval()[0][1].nan_to_num(), before.nan_to_num())
+    assert torch.equal(heard.attention_over_layers()[0][1].nan_to_num(), before.nan_to_num())
 
 
 @torch.no_grad()
 def test_a_part_of_a_network_is_recorded_as_far_as_it_ran():
-    model = loud("resnet", "base")
+    model = randomized("resnet", "base")
     x = images(model)
     with recording(model) as heard:
         model.forward_intermediates(x, indices=[1], stop_early=True)
-    assert [chain.name for chain, _ in heard.retrieval()] == ["layer1"]
+    assert [chain.name for chain, _ in heard.attention_over_layers()] == ["layer1"]
     with recording(model) as heard:
         steps = iter(model.layer1)
         next(steps)(model.maxpool(model.act1(model.bn1(model.conv1(x)))))
     with pytest.raises(ValueError, match=r"as often as the others to be recorded: got layer1.0 1, layer1.1 0"):
-        heard.retrieval()
+        heard.attention_over_layers()
 
 
 def test_an_error_inside_leaves_no_hook():
-    model = loud("resnet", "light")
+    model = randomized("resnet", "light")
     before = hooks(model)
-    for context in (recording(model), cut(model, "layer1.0", head=0), cut(model, "layer1.1")):
+    for context in (recording(model), ablate(model, "layer1.0", head=0), ablate(model, "layer1.1")):
         with pytest.raises(RuntimeError), context:
             raise RuntimeError
     assert hooks(model) == before
@@ -182,7 +182,7 @@ def test_an_error_inside_leaves_no_hook():
 @pytest.mark.parametrize("how", ["torch.compile", "Module.compile"])
 def test_compiled_networks_are_heard_and_cut_and_are_compiled_still(how):
     torch.compiler.reset()
-    plain = loud("resnet", "light")
+    plain = randomized("resnet", "light")
     model = plain
     if how == "torch.compile":
         model = torch.compile(plain, backend="eager", fullgraph=True)
@@ -196,9 +196,9 @@ def test_compiled_networks_are_heard_and_cut_and_are_compiled_still(how):
         twin_of = copy.deepcopy(plain)
     with recording(twin_of) as twin:
         twin_of(x)
-    for (_, found), (_, same) in zip(heard.retrieval(), twin.retrieval(), strict=True):
+    for (_, found), (_, same) in zip(heard.attention_over_layers(), twin.attention_over_layers(), strict=True):
         assert torch.allclose(found, same, equal_nan=True, atol=1e-5)
-    with cut(model, "layer3.1"):
+    with ablate(model, "layer3.1"):
         without = model(x)
     assert not torch.allclose(without, expected, atol=1e-3)
     with torch._dynamo.config.patch(error_on_recompile=True):
@@ -209,12 +209,12 @@ def test_compiled_networks_are_heard_and_cut_and_are_compiled_still(how):
 @pytest.mark.parametrize("name", sweep_but(["vit"], NETWORKS))
 @torch.no_grad()
 def test_a_mixer_cut_is_as_if_it_were_removed(name, method, options, tmp_path):
-    model = loud(name, method, **options)
+    model = randomized(name, method, **options)
     x, expected = images(model), model(images(model))
     block = mixed_chains(model)[-1].mixers[0]
     places = {path: mixer.place for path, mixer in mixers(model).items()}
     expected = model(x)
-    with cut(model, block):
+    with ablate(model, block):
         without = model(x)
     assert {path: mixer.place for path, mixer in mixers(model).items()} == places
     assert torch.equal(model(x), expected)
@@ -242,7 +242,7 @@ def test_two_chains_in_one_container_stay_apart_when_the_head_of_the_second_goes
         tuple(f"blocks.{at}" for at in range(3, 5)),  # only the class token is read behind the last block
     ]
     x = torch.randn(2, 3, 64, 64)
-    with cut(model, "blocks.3"):
+    with ablate(model, "blocks.3"):
         without = model(x)
     removed = remove_mixers(copy.deepcopy(model), ["blocks.3"])
     assert torch.equal(removed(x), without)
@@ -250,21 +250,21 @@ def test_two_chains_in_one_container_stay_apart_when_the_head_of_the_second_goes
     assert removed.blocks[4].mrla.place.index == 0
     with recording(removed) as heard:
         removed(x)
-    assert heard.retrieval()[1][1].shape == (2, 12, 1, 2)
+    assert heard.attention_over_layers()[1][1].shape == (2, 12, 1, 2)
 
 
 @torch.no_grad()
 def test_links_and_heads_are_cut_as_the_mixers_do_it():
-    model = loud("resnet", "base", heads=2)
+    model = randomized("resnet", "base", heads=2)
     x, expected = images(model), None
     with use("reference"):
         expected = model(x)
-        for what in ({"back": 2}, {"head": 1}):
-            with cut(model, "layer3.3", **what):
+        for what in ({"lag": 2}, {"head": 1}):
+            with ablate(model, "layer3.3", **what):
                 once = model(x)
             assert not torch.allclose(once, expected, atol=1e-4)
             assert torch.equal(model(x), expected)
-    with pytest.raises(ValueError, match="back must be from 1 to 3"), cut(model, "layer3.3", back=4):
+    with pytest.raises(ValueError, match="lag must be from 1 to 3"), ablate(model, "layer3.3", lag=4):
         model(x)
 
 
@@ -277,12 +277,12 @@ def test_those_behind_move_up_and_nobody_else_is_last():
 
 
 def test_a_key_or_query_is_not_used_where_its_block_is_alone_after_the_cut():
-    model = remove_mixers(loud("resnet", "base"), ["layer1.1", "layer1.2"])
-    assert set(model.layer1[0].mrla.silent_parameters()) == {"query_weight", "key_weight"}
+    model = remove_mixers(randomized("resnet", "base"), ["layer1.1", "layer1.2"])
+    assert set(model.layer1[0].mrla.zero_grad_parameters()) == {"query_weight", "key_weight"}
 
 
 def test_other_threads_may_run_it_meanwhile():
-    model, errors = loud("resnet", "light"), []
+    model, errors = randomized("resnet", "light"), []
     x = images(model)
 
     def run():
@@ -307,7 +307,10 @@ def test_bad_calls():
         mixed_chains(plain)
     with pytest.raises(ValueError, match="has no mixers"), recording(plain):
         pass
-    with pytest.raises(ValueError, match=r"block with a mixer must be named: got 'layer1.7'"), cut(model, "layer1.7"):
+    with (
+        pytest.raises(ValueError, match=r"block with a mixer must be named: got 'layer1.7'"),
+        ablate(model, "layer1.7"),
+    ):
         pass
     with pytest.raises(ValueError, match=r"got 'layer9'"):
         remove_mixers(model, ["layer9"])

@@ -31,7 +31,7 @@ USUAL = {
 
 @pytest.mark.unchecked  # a hundred networks, twice as slow with every annotation checked
 @pytest.mark.parametrize("name", sweep_but(USUAL, [name for name in NETWORKS if name not in WITHOUT_CHAINS]))
-def test_promises_are_kept(name):
+def test_invariants_are_kept(name):
     row = coverage.look_at(name, NETWORKS[name])
     assert row["chains"] > 0, row["reason"]
     for method in coverage.METHODS:

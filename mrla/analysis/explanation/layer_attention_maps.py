@@ -1,4 +1,4 @@
-"""How much each block of a network hears of each other: mean and spread over images, and as a picture."""
+"""How much each block of a network takes from each other: mean and spread over images, and as a picture."""
 
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -24,14 +24,14 @@ _LETTERED_CELLS = 12
 """More columns than this, and the cells of a picture are too small for their numbers."""
 
 
-class RetrievalStatistics:
+class LayerAttentionStatistics:
     """Mean and spread of retrieval maps over images, batch by batch."""
 
     def __init__(self):
         self._sums: dict[MixedChain, tuple[int, Tensor, Tensor, Tensor]] = {}
 
     def add(self, maps: Sequence[tuple[MixedChain, Tensor]]) -> None:
-        """Takes in the maps (b, g, t, s) of each chain, as `Recording.retrieval` gives them."""
+        """Takes in the maps (b, g, t, s) of each chain, as `Recording.attention_over_layers` gives them."""
         for chain, weights in maps:
             weights = weights.detach().cpu().double()
             over_heads = weights.mean(1)
@@ -67,8 +67,8 @@ class RetrievalStatistics:
 
 
 def of_one_image(recording: Recording) -> list[Any]:
-    """The map of each chain, in the mean over heads, of the one image seen; None where a block cannot hear a source."""
-    return [nested(weights.detach().cpu().mean(1)[0]) for _, weights in recording.retrieval()]
+    """The map of each chain for the one image seen, in the mean over heads; None where a block reads no such source."""
+    return [nested(weights.detach().cpu().mean(1)[0]) for _, weights in recording.attention_over_layers()]
 
 
 def nested(values: Tensor) -> Any:
@@ -86,7 +86,7 @@ def draw_retrieval(chains: Sequence[Mapping[str, Any]], path: Path, *, title: st
     """Draws the maps of all chains as one PNG: rows are blocks, columns what they hear, with the spread over images.
 
     Args:
-        chains: As `RetrievalStatistics.records` gives them.
+        chains: As `LayerAttentionStatistics.records` gives them.
         path: The file.
         title: Heading.
 
@@ -124,8 +124,8 @@ def draw_retrieval(chains: Sequence[Mapping[str, Any]], path: Path, *, title: st
 
 def _draw_map(axes: "Axes", chain: Mapping[str, Any]) -> None:
     mean, spread = (np.array(chain[name], dtype=float) for name in ("mean", "sd"))
-    heard = np.isfinite(mean).any(axis=0)
-    shown = np.flatnonzero(heard | (np.arange(mean.shape[1]) > 0))  # a form that never hears the input has no column
+    present = np.isfinite(mean).any(axis=0)
+    shown = np.flatnonzero(present | (np.arange(mean.shape[1]) > 0))  # a form that never reads the input has no column
     mean, spread = mean[:, shown], spread[:, shown]
     top = max(1.0, float(np.nanmax(mean))) if chain["quantity"] == WEIGHT else float(np.nanmax(mean)) or 1.0
     picture = axes.imshow(mean, cmap="viridis", vmin=0, vmax=top, aspect="auto")
@@ -133,7 +133,7 @@ def _draw_map(axes: "Axes", chain: Mapping[str, Any]) -> None:
     axes.figure.colorbar(picture, ax=axes, fraction=0.04, pad=0.02)
     axes.set_xticks(range(len(shown)), [_short(chain["sources"][at], chain["name"]) for at in shown])
     axes.set_yticks(range(len(mean)), [_short(block, chain["name"]) for block in chain["blocks"]])
-    axes.set_xlabel("hears")
+    axes.set_xlabel("takes from")
     axes.set_ylabel("block")
     axes.set_title(f"{chain['name'] or 'network'}: {chain['quantity']}", fontsize=9.5)
     axes.tick_params(length=0)

@@ -12,7 +12,7 @@ from mrla.models import Chain, attach_recipe, find_chains
 from mrla.models.modes import in_eval_mode
 
 from ..fonts import drawable
-from .activation_maps import Place, draw_activation_maps, maps_at, place_to_look
+from .activation_maps import CamTarget, cam_target_of, draw_activation_maps, maps_at
 
 _ROOM = 4
 
@@ -33,7 +33,7 @@ class Picture(Brief):
         return {"name": self.name, "shape": tuple(self.input.shape)}
 
 
-def where_to_look(model: nn.Module, plain: nn.Module, shape: Sequence[int]) -> Place:
+def cam_target_for(model: nn.Module, plain: nn.Module, shape: Sequence[int]) -> CamTarget:
     """Where class activation maps of images of a size are taken: behind the last chain with room for one.
 
     Args:
@@ -49,14 +49,14 @@ def where_to_look(model: nn.Module, plain: nn.Module, shape: Sequence[int]) -> P
     """
     recipe = attach_recipe(model) or {}
     chains = find_chains(plain, recipe.get("blocks"), (2, *shape))
-    return place_to_look(plain, _chain_with_room(chains), shape)
+    return cam_target_of(plain, _chain_with_room(chains), shape)
 
 
 def draw_looked_at(
     model: nn.Module,
     plain: nn.Module,
     picture: Picture,
-    place: Place,
+    place: CamTarget,
     class_names: Sequence[str] | None,
     path: Path,
 ) -> str:
@@ -66,7 +66,7 @@ def draw_looked_at(
         model: A classifier with mixers.
         plain: The same without.
         picture: The image.
-        place: Where is looked, `where_to_look` of images of its size.
+        place: Where is looked, `cam_target_for` of images of its size.
         class_names: Names of the classes.
         path: The PNG.
 
