@@ -5,7 +5,7 @@ from .ablation import remove_mixers as remove_mixers
 from .attachment import attach as attach
 from .attachment import detach as detach
 from .attachment import is_attached as is_attached
-from .chain_search import Chain as Chain
+from .chain_reading import Chain as Chain
 from .chain_search import find_chains as find_chains
 from .checkpoints.config_files import is_saved as is_saved
 from .checkpoints.config_files import read_config as read_config

@@ -10,7 +10,8 @@ from torch import nn
 from mrla.messages.suggestions import nearest
 from mrla.ops import ChainPlace, ChainSite, LayerMixer, method_named, options_of
 
-from .chain_search import Chain, ContainerChoice, chains_in
+from .chain_reading import Chain
+from .chain_search import ContainerChoice, chains_in
 from .dry_run import dry_run
 from .grids import GridFromArgument, GridFromPatches
 from .mixed_blocks import MIXER, MixedBlock, mix_block, unmix_block

@@ -101,7 +101,7 @@ class Detection(Task):
         new: As of `Task`.
     """
 
-    figure = "box_ap"
+    metric = "box_ap"
 
     def __init__(
         self,

@@ -284,13 +284,13 @@ def _run(
     command: str | None = None,
 ) -> Run:
     """Trains a task in a folder, from its start or its last finished epoch."""
-    checkpoints, figure = out / CHECKPOINTS, f"val_{task.figure}"
+    checkpoints, metric = out / CHECKPOINTS, f"val_{task.metric}"
     history = History(out)
     log = RunLog(out, history, _what_runs(settings, command))
     callbacks: list[Callback] = [
         history,
         log,
-        keep_checkpoint(checkpoints, "best", monitor=figure),
+        keep_checkpoint(checkpoints, "best", monitor=metric),
         keep_checkpoint(checkpoints, "last", monitor=None),
     ]
     if task.optim.frozen_epochs:
@@ -357,7 +357,7 @@ def _run(
         result = {
             "epochs": history.epochs,
             "last": history.epochs[-1],
-            "best": max(history.epochs, key=lambda row: row[figure]),
+            "best": max(history.epochs, key=lambda row: row[metric]),
             "seconds": history.seconds,
             "versions": versions(),
         }

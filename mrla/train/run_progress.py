@@ -75,8 +75,8 @@ class Bar(RichProgressBar):
     def get_metrics(self, trainer: L.Trainer, pl_module: L.LightningModule) -> dict[str, Any]:
         """What stands beside the bar."""
         assert isinstance(pl_module, Task)
-        figure = f"val_{pl_module.figure}"
-        known = {"val": self.history.epochs[-1][figure]} if self.history.epochs else {}
+        metric = f"val_{pl_module.metric}"
+        known = {"val": self.history.epochs[-1][metric]} if self.history.epochs else {}
         return {"loss": self._loss, **known}
 
 

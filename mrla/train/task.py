@@ -106,7 +106,7 @@ class Task(L.LightningModule, ABC):
         new: Patterns of parameters that count as new to a trained network, beside mixers and classifier.
     """
 
-    figure: str
+    metric: str
     """The number of validation that a run is judged by; larger is better."""
 
     def __init__(
@@ -124,7 +124,7 @@ class Task(L.LightningModule, ABC):
 
     @abstractmethod
     def val_numbers(self) -> dict[str, float]:
-        """What the last validation gave, likewise; `figure` is there."""
+        """What the last validation gave, likewise; `metric` is there."""
 
     @abstractmethod
     def save(self, folder: Path, weights: Mapping[str, Tensor]) -> None:
@@ -185,7 +185,7 @@ class Classification(Task):
         saved: What `mrla.save` is told beside the weights, such as the names of the classes.
     """
 
-    figure = "accuracy"
+    metric = "accuracy"
 
     def __init__(
         self,

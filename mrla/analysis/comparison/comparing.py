@@ -60,10 +60,10 @@ class Comparison(Brief):
     was_finished: bool = False
 
     def _brief(self) -> dict[str, object]:
-        figure, table, verdicts = self.content["figure"], self.content["table"], self.verdicts
-        said = {arm: f"{percent(table[arm][figure])} %" for arm in self.content["arms"]}
+        metric, table, verdicts = self.content["figure"], self.content["table"], self.verdicts
+        said = {arm: f"{percent(table[arm][metric])} %" for arm in self.content["arms"]}
         told = {arm: f"{text}, {verdicts[arm]}" if arm in verdicts else text for arm, text in said.items()}
-        return {"folder": str(self.folder), "figure": figure, "seeds": len(self.content["seeds"]), **told}
+        return {"folder": str(self.folder), "figure": metric, "seeds": len(self.content["seeds"]), **told}
 
     @property
     def verdicts(self) -> dict[str, str]:
@@ -223,7 +223,7 @@ def _summarise(
 ) -> dict[str, Any]:
     seeds = list(dict.fromkeys(seed for _, seed in results))
     models = {arm: load(folders[arm, seeds[-1]]) for arm in arms}
-    figure = "val_accuracy" if source.recipe.detector is None else "val_box_ap"
+    metric = "val_accuracy" if source.recipe.detector is None else "val_box_ap"
     first = results[arms[0], seeds[0]]["last"]
     # What only some runs have was made by another version.
     scores = [
@@ -243,7 +243,7 @@ def _summarise(
         runs = [results[arm, seed] for seed in seeds]
         table[arm] = {
             **{name: _spread([run["last"][name] for run in runs]) for name in scores},
-            f"best_{figure}": _spread([run["best"][figure] for run in runs])
+            f"best_{metric}": _spread([run["best"][metric] for run in runs])
             | {"epochs": [run["best"]["epoch"] for run in runs]},
             "parameters": count_parameters(models[arm]),
             # A detector's depend on what it finds.
@@ -251,12 +251,12 @@ def _summarise(
             "images_per_second": rates[arm],
             "train_seconds": _spread([run["seconds"] for run in runs]),
         }
-    differences = compare_arms({arm: table[arm][figure]["values"] for arm in arms}, baseline=arms[0])
+    differences = compare_arms({arm: table[arm][metric]["values"] for arm in arms}, baseline=arms[0])
     return {
         "recipe": source.settings,
         "arms": list(arms),
         "seeds": seeds,
-        "figure": figure,
+        "figure": metric,
         "table": table,
         "differences": {arm: asdict(difference) for arm, difference in differences.items()},
         "note": NOTE,
