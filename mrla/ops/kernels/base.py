@@ -226,7 +226,7 @@ class _BaseTail(torch.autograd.Function):
         of_branch, of_shortcut, of_keys, of_values, of_weights, of_norm = backward(
             gradient, of_key, of_value, ctx.mail.pop(task, ()), branch, shortcut, keys, values,
             BaseWeights(*saved[:6]), state, keep, form, batch_statistics=batch_statistics, wanted=wanted,
-            of_update=of_update, tail=ResidualNorm(*norm, *rest_of_norm),
+            grad_update=of_update, tail=ResidualNorm(*norm, *rest_of_norm),
         )  # fmt: skip
         for block, node in to:
             assert of_update is not None
