@@ -136,6 +136,41 @@ def test_every_room_has_its_page():
     assert all((room / "README.md").is_file() for room in rooms)
 
 
+def test_the_tree_and_its_imports():
+    """Printed, so that ``pytest -s -k the_tree`` draws the package: each folder, and what it imports of the others."""
+    folders = sorted({path.parent for path in FILES} - {PACKAGE}, key=lambda folder: folder.relative_to(PACKAGE).parts)
+    rank = {folder: _rank(folder) for folder in folders}
+    lines = []
+    for folder in sorted(folders, key=lambda folder: rank[folder]):
+        own = ".".join(["mrla", *folder.relative_to(PACKAGE).parts])
+        used = {other for path in folder.glob("*.py") for other in _folders_of(imports(path), folders)} - {folder}
+        names = sorted(("/".join(other.relative_to(PACKAGE).parts) for other in used), key=len)
+        lines.append(f"{own:<32} {len(list(folder.glob('*.py'))):>3} files <- {', '.join(names) or 'nothing of ours'}")
+        doors = {path for path in folder.glob("__init__.py")}
+        later = {other for other in used if rank[other] > rank[folder] and other not in folder.parents}
+        assert not later or doors, f"{own} imports {later}, which stands to its right"
+    print("", *lines, sep="\n")
+    assert len(lines) == len(folders)
+
+
+def _rank(folder: Path) -> tuple[int, int]:
+    room, *inner = folder.relative_to(PACKAGE).parts
+    order = INSIDE.get(room, [""])
+    return ORDER.index(room), order.index(inner[0]) if inner and inner[0] in order else 0
+
+
+def _folders_of(names: set[str], folders: list[Path]) -> set[Path]:
+    """The folders of the package that full dotted names lie in."""
+    found = set()
+    for name in names:
+        parts = name.split(".")
+        for length in range(len(parts), 1, -1):
+            if parts[0] == "mrla" and (folder := PACKAGE.joinpath(*parts[1:length])) in folders:
+                found.add(folder)
+                break
+    return found
+
+
 def test_import_is_light():
     heavy = {"lightning", "matplotlib", "sklearn", "scipy", "jsonargparse", "rich", "onnx", "numba", "torchmetrics"}
     code = "import sys, torch, timm; before = set(sys.modules); import mrla; print(*set(sys.modules) - before)"

@@ -1,8 +1,8 @@
 """Networks made ready to be used: norms folded away, and files that other engines run."""
 
 from .engine_form import engine_form as engine_form
-from .export_check import Comparison as Comparison
 from .export_check import ExportMismatch as ExportMismatch
+from .export_check import InputDifference as InputDifference
 from .export_check import check_export as check_export
 from .export_facts import Facts as Facts
 from .exported_files import Exported as Exported

@@ -23,7 +23,7 @@ _STEP = 32
 
 
 @dataclass(frozen=True)
-class Comparison:
+class InputDifference:
     """One input on which a file and its network were compared.
 
     Attributes:
@@ -36,7 +36,7 @@ class Comparison:
 
 
 class ExportMismatch(ValueError):
-    """An exported file says something else than its network.
+    """An exported file's outputs differ from its network's.
 
     Attributes:
         path: The file; `mrla.deploy.export` has renamed it.
@@ -44,14 +44,14 @@ class ExportMismatch(ValueError):
         layer: Path of the first layer that differs, where it was found.
     """
 
-    def __init__(self, message: str, path: Path, compared: Sequence[Comparison], layer: str | None):
+    def __init__(self, message: str, path: Path, compared: Sequence[InputDifference], layer: str | None):
         super().__init__(message)
         self.path, self.compared, self.layer = path, tuple(compared), layer
 
 
 def check_export(
     path: str | Path, model: nn.Module, *, tolerance: float | None = None, threads: int | None = None
-) -> tuple[Comparison, ...]:
+) -> tuple[InputDifference, ...]:
     """Runs an exported file in its engine on three random inputs of different sizes, against the network itself.
 
     The batches are 1, 2 and 3; where the file takes images of any size, the second is higher and the third is wider.
@@ -81,7 +81,7 @@ def check_export(
     return compare(exported, ready_copy(model), bound_of(get_format(exported.format), tolerance))
 
 
-def compare(exported: Exported, model: nn.Module, bound: float) -> tuple[Comparison, ...]:
+def compare(exported: Exported, model: nn.Module, bound: float) -> tuple[InputDifference, ...]:
     """What `check_export` does, of a file that is open and a network that is ready.
 
     Args:
@@ -113,7 +113,7 @@ def compare(exported: Exported, model: nn.Module, bound: float) -> tuple[Compari
             ) from error
         same = [value.shape for value in found] == [value.shape for value in expected]
         difference = max(map(largest_difference, found, expected), default=0.0) if same else float("inf")
-        compared.append(Comparison(shape, difference))
+        compared.append(InputDifference(shape, difference))
         if worst is None or difference > worst[0]:
             worst = (difference, image)
     assert worst is not None
@@ -123,7 +123,12 @@ def compare(exported: Exported, model: nn.Module, bound: float) -> tuple[Compari
 
 
 def _mismatch(
-    exported: Exported, model: nn.Module, image: Tensor, difference: float, bound: float, compared: list[Comparison]
+    exported: Exported,
+    model: nn.Module,
+    image: Tensor,
+    difference: float,
+    bound: float,
+    compared: list[InputDifference],
 ) -> ExportMismatch:
     format = get_format(exported.format)()
     layer = first_difference(exported.path, format, model, image, bound)

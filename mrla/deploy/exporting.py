@@ -14,8 +14,8 @@ from mrla.messages.one_line import one_line
 from mrla.models.dry_run import dry_run
 
 from .export_check import (
-    Comparison,
     ExportMismatch,
+    InputDifference,
     answer,
     bound_of,
     check_shapes,
@@ -46,7 +46,7 @@ class Export(Brief):
     path: Path
     format: str
     facts: Facts
-    compared: tuple[Comparison, ...]
+    compared: tuple[InputDifference, ...]
     bound: float
     fixed_because: str | None = None
 

@@ -161,7 +161,7 @@ class Backend(ABC):
         *,
         batch_statistics: bool,
         wanted: Sequence[bool],
-        of_update: Tensor | None = None,
+        grad_update: Tensor | None = None,
         tail: ResidualNorm | None = None,
     ) -> tuple[Tensor, Tensor | None, list[Tensor], list[Tensor | None], BaseWeights, tuple[Tensor, Tensor] | None]:
         """Gradients of `x`, the shortcut, earlier keys and values, the weights and, with `tail`, its norm's two.
@@ -181,7 +181,7 @@ class Backend(ABC):
             form: What kind of MRLA-base.
             batch_statistics: Whether the mixer's norm took those of the batch.
             wanted: For which earlier values a gradient is to be made here; the others get a `Letter`.
-            of_update: Where the gradient of y goes for letters; the place of the block's own value may be given.
+            grad_update: Where the gradient of y goes for letters; the place of the block's own value may be given.
             tail: The norm behind the branch.
         """
 

@@ -86,7 +86,7 @@ def launched(monkeypatch) -> list[Any]:
 
     seen: list[Any] = []
     run = launch.run
-    monkeypatch.setattr(launch, "run", lambda *given: (seen.append(given[0]), run(*given))[1])
+    monkeypatch.setattr(launch, "run", lambda kernel, **fields: (seen.append(kernel), run(kernel, **fields))[1])
     return seen
 
 

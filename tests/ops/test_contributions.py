@@ -207,7 +207,7 @@ def test_how_long_the_terms_are():
     assert DepthwiseMixer(CHANNELS).update_norms(x) is None
 
 
-@pytest.mark.parametrize(("mixer", "reach"), [
+@pytest.mark.parametrize(("mixer", "max_lag"), [
     (MRLALight(CHANNELS), 1),
     (MRLALight(CHANNELS, has_shortcut=False), 0),
     (MRLALight(CHANNELS, carry="output", place=ChainPlace(0, 3)), 0),
@@ -216,7 +216,7 @@ def test_how_long_the_terms_are():
     (MRLABase(CHANNELS), 0),
     (DepthwiseMixer(CHANNELS), 0),
 ])  # fmt: skip
-def test_how_far_a_mixer_hears(mixer, max_lag):
+def test_the_largest_lag_of_a_mixer(mixer, max_lag):
     assert mixer.max_lag == max_lag
 
 

@@ -1,6 +1,7 @@
 """The compiled CPU kernels give what torch's operators give, and keep away wherever somebody would notice."""
 
 import copy
+import ctypes
 import math
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
@@ -29,9 +30,9 @@ def launched(monkeypatch) -> list[Any]:
     seen: list[Any] = []
     run = launch.run
 
-    def spy(kernel: Any, *arguments: Any) -> None:
+    def spy(kernel: Any, **fields: Any) -> None:
         seen.append(kernel)
-        run(kernel, *arguments)
+        run(kernel, **fields)
 
     monkeypatch.setattr(launch, "run", spy)
     return seen
@@ -368,18 +369,12 @@ def test_heads_that_do_not_share_out_evenly(set_threads):
 @pytest.mark.parametrize(("channels", "heads"), [(20, 5), (6, 6)])
 def test_pieces_of_work_in_any_order(channels, heads, method, training, set_threads, monkeypatch):
     """No piece leans on another's having been done, also where a kernel reaches over the edge of a chunk."""
-    import numpy as np
-
     from mrla.ops.kernels.cpu import launch
 
-    def backwards(kernel: Any, items: int, work: int, *arguments: Any) -> None:
-        table = np.zeros(64, np.int64)
-        for at, argument in enumerate(arguments, start=2):
-            table[at] = launch._entry(argument)
+    def backwards(kernel: Any, *, items: int, work: int, **fields: Any) -> None:
         for item in reversed(range(items)):
-            counter = np.full(1, item, np.int64)
-            table[0], table[1] = counter.ctypes.data, item + 1
-            kernel.ctypes(table.ctypes.data)
+            call = kernel.record.pack(item + 1, fields, counter=item)
+            kernel.ctypes(ctypes.addressof(call))
 
     case = Case(method, (3, channels, 5, 18), {"heads": heads}, 2, k=9, training=training)
     mixers, maps = case.mixers(), case.maps()

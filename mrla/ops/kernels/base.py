@@ -236,7 +236,7 @@ class _BaseTail(torch.autograd.Function):
             form,
             batch_statistics=batch_statistics,
             wanted=plan.wanted,
-            of_update=of_update,
+            grad_update=of_update,
             tail=saved["norm"]._replace(eps=norm_eps, training=norm_training),
         )
         deferred_grads.leave(plan, of_update, state.weights)

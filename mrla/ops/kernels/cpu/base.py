@@ -1,36 +1,24 @@
 """The kernels of MRLA-base: x + scale * act(norm(sum_s a_s v_s)), each value read where its block has left it.
 
-Tables begin as `blocks` says; entry 8 is the number T of blocks that are asked, this one last. Values come as an array
-of T addresses, the block's own last. From entry 10 on come addresses.
+`num_layers` T is the number of blocks that are asked, this one last. Values and keys come as arrays of T addresses, the
+block's own last.
 """
 
-from functools import cache
 from math import exp, sqrt
-from typing import Any
+from typing import NamedTuple
 
 import numpy as np
 
-from .blocks import clear_ends, find_map_gradients, slide
-from .compiling import SOURCES, kernel, primitive
-from .memory import elements, floats, integers, next_item, reals, table
-from .norms import line_of_branch, line_of_update, way_back
-from .planes import (
-    convolved,
-    corner,
-    correlated,
-    nine,
-    nothing,
-    padded_length,
-    read_x,
-    rectified,
-    row,
-    stride,
-    write_nine,
-)
+from .blocks import BRANCH_SUMS, MapGradient, clear_ends, find_map_gradients, read_x, slide
+from .compiling import kernel, primitive
+from .memory import channels_of, elements, floats, integers, number_at, number_or, plane_at, record_at, records
+from .norms import NormGradient, branch_mean_and_scale, line_of_branch, line_of_update
+from .planes import convolved, corner, correlated, nine, nothing, padded_length, rectified, row, stride, write_nine
+from .records import EPILOGUE, FLOATS, IMAGES, INTEGER, INTEGERS, MAP, NO_EPILOGUE, SCALES, UPDATE_NORM, number_record
 from .vectors import (
     AHEAD,
     LANES,
-    as_kept,
+    as_stored,
     chosen,
     fetch,
     lanes,
@@ -43,103 +31,96 @@ from .vectors import (
     where_positive,
 )
 
-MOMENTS = 2
+MOMENTS = number_record("mean", "yy")
 """Per plane: the mean of y and the sum of (y - mean)^2."""
 
-SUMS = 3
+SUMS = number_record("z", "zy", "g_act")
 """Per plane: the sums of z, of z (y - mean) and of g act(norm(y)), where z is the gradient of norm(y)."""
 
-VALUE_SUMS = 3
+VALUE_SUMS = number_record("v", "zv", "yv")
 """Per plane and value: the sums of v, of z v and of (y - mean) v."""
+
+_RUNS = len(VALUE_SUMS)
+"""Runs of lanes that a value's sums take while a plane is worked on."""
+
+PENDING = number_record("grad_update", "attn", "num_layers", "layer", number=np.int64)
+"""What a later block has left for this one's value: the addresses of the gradient of its y and of its heads' weights,
+of how many layers, and which of those this block is."""
 
 
 @primitive
-def weigh(query, keys, at, asked, softmax, weights):
-    """What one head takes from each block; `at` is where the head's channels are in every key."""
-    most = np.float32(-np.inf)
-    for block in range(asked):
-        key = floats(keys[block], at, len(query))
+def weigh(query, keys, at, softmax, attn):
+    """Attention weights of one head over the layers; `at` is where the head's channels are in every key."""
+    largest = np.float32(-np.inf)
+    for layer in range(len(attn)):
+        key = floats(keys[layer], at, len(query))
         score = np.float32(0)
         for channel in range(len(query)):
             score += query[channel] * key[channel]
-        weights[block] = score / np.float32(sqrt(len(query)))
-        most = max(most, weights[block])
+        attn[layer] = score / np.float32(sqrt(len(query)))
+        largest = max(largest, attn[layer])
     summed = np.float32(0)
-    for block in range(asked):
-        weights[block] = exp(weights[block] - most) if softmax else 1 / (1 + exp(-weights[block]))
-        summed += weights[block]
+    for layer in range(len(attn)):
+        attn[layer] = exp(attn[layer] - largest) if softmax else 1 / (1 + exp(-attn[layer]))
+        summed += attn[layer]
     if softmax:
-        for block in range(asked):
-            weights[block] /= summed
+        for layer in range(len(attn)):
+            attn[layer] /= summed
 
 
 @primitive
-def factor_of(t, at, channel, image):
-    """What multiplies a plane's update: the scale and DropPath's factor, at entry `at` and behind; 1 for 0."""
-    scale = floats(t[at], channel, 1)[0] if t[at] != 0 else np.float32(1)
-    return scale * (floats(t[at + 1], image, 1)[0] if t[at + 1] != 0 else np.float32(1))
+def update_scale(call, plane):
+    """What multiplies a plane's update: the scale and DropPath's factor."""
+    return number_or(call.scale, plane.channel, 1) * number_or(call.drop_scale, plane.image, 1)
 
 
 @primitive
-def mixed(values, weights, count, plane, at, size, inside, kind, bytes_each):
-    """A run of sum_s a_s v_s over the first `count` blocks; asks for the next plane of each value on the way."""
+def mixed(call, plane, values, attn, count, at, inside):
+    """A run of sum_s a_s v_s over the first `count` layers; asks for the next plane of each value on the way."""
     summed = spread(np.float32(0))
-    for block in range(count):
-        value = elements(values[block], plane * size, size, kind, bytes_each)
-        fetch(value, at + size)
-        summed = summed + spread(weights[block]) * load_lanes(value, at, inside)
+    for layer in range(count):
+        value = elements(call, values[layer], plane)
+        fetch(value, at + plane.size)
+        summed = summed + spread(attn[layer]) * load_lanes(value, at, inside)
     return summed
 
 
 @primitive
-def follow(
-    padded,
-    x,
-    shortcut,
-    ahead,
-    taps,
-    values,
-    weights,
-    plane,
-    numbers,
-    rectify,
-    height,
-    width,
-    kind,
-    bytes_each,
-    kept,
-    out,
-):
-    """One plane of the block's own value, where it is kept, and of x + factor * act(scale * y + shift).
-
-    `numbers` are scale, shift and factor.
-    """
-    step, start, kernel_weights, own = stride(width), corner(width), nine(taps), len(weights) - 1
-    scale, shift, factor, own_weight = spread(numbers[0]), spread(numbers[1]), spread(numbers[2]), spread(weights[own])
-    value = elements(values[own], plane * height * width, height * width, kind, bytes_each)
+def follow(call, plane, padded, ahead, taps, values, attn, line, factor):
+    """One plane of the block's own value, where it is stored, and of x + factor * act(norm(y))."""
+    x, shortcut, out = (
+        elements(call, call.x, plane), elements(call, call.shortcut, plane), elements(call, call.out, plane)
+    )  # fmt: skip
+    rectify, height, width, own = call.rectify != 0, plane.height, plane.width, len(attn) - 1
+    step, start, kernel_weights = stride(width), corner(width), nine(taps)
+    scale, shift, factors, own_attn = spread(line.scale), spread(line.shift), spread(factor), spread(attn[own])
+    store_value, value = values[own] != 0, elements(call, values[own], plane)
     for j in range(0, width, LANES):
         inside, upper, middle = lanes(width - j), row(padded, start + j - step), row(padded, start + j)
         for i in range(height):
             at, lower = i * width + j, row(padded, start + j + (i + 1) * step)
             fetch(x, at + ahead)
             fetch(shortcut, at + ahead)
-            mine = as_kept(convolved(upper, middle, lower, kernel_weights), x)
-            if kept:
+            mine = as_stored(convolved(upper, middle, lower, kernel_weights), x)
+            if store_value:
                 store_lanes(value, at, mine, inside)
-            y = mixed(values, weights, own, plane, at, height * width, inside, kind, bytes_each) + own_weight * mine
+            y = mixed(call, plane, values, attn, own, at, inside) + own_attn * mine
             update = y * scale + shift
             if rectify:
                 update = where_positive(update, update)
-            store_lanes(out, at, middle[1] + factor * update, inside)
+            store_lanes(out, at, middle[1] + factors * update, inside)
             upper, middle = middle, lower
 
 
 @primitive
-def collect(padded, x, shortcut, ahead, taps, values, weights, plane, height, width, kind, bytes_each, out, found):
+def collect(call, plane, padded, ahead, taps, values, attn, found):
     """One plane of the block's own value and of y, and the `MOMENTS` of y."""
-    step, start, kernel_weights, own = stride(width), corner(width), nine(taps), len(weights) - 1
-    own_weight, size = spread(weights[own]), height * width
-    value = elements(values[own], plane * size, size, kind, bytes_each)
+    x, shortcut, out = (
+        elements(call, call.x, plane), elements(call, call.shortcut, plane), elements(call, call.out, plane)
+    )  # fmt: skip
+    height, width, own = plane.height, plane.width, len(attn) - 1
+    step, start, kernel_weights, own_attn = stride(width), corner(width), nine(taps), spread(attn[own])
+    value = elements(call, values[own], plane)
     near = off = square = spread(np.float32(0))
     for j in range(0, width, LANES):
         inside, upper, middle = lanes(width - j), row(padded, start + j - step), row(padded, start + j)
@@ -147,319 +128,326 @@ def collect(padded, x, shortcut, ahead, taps, values, weights, plane, height, wi
             at, lower = i * width + j, row(padded, start + j + (i + 1) * step)
             fetch(x, at + ahead)
             fetch(shortcut, at + ahead)
-            mine = as_kept(convolved(upper, middle, lower, kernel_weights), x)
+            mine = as_stored(convolved(upper, middle, lower, kernel_weights), x)
             upper, middle = middle, lower
             store_lanes(value, at, mine, inside)
-            y = mixed(values, weights, own, plane, at, size, inside, kind, bytes_each) + own_weight * mine
+            y = mixed(call, plane, values, attn, own, at, inside) + own_attn * mine
             store_lanes(out, at, y, inside)
             if at == 0:
                 # Sums around a value of the plane: of the plain squares little would be left after subtraction.
                 near = spread(total(chosen(y, lanes(1))))
             deviation = chosen(y - near, inside)
             off, square = off + deviation, square + deviation * deviation
-    summed = total(off)
-    found[0] = total(chosen(near, lanes(1))) + summed / np.float32(size)
-    found[1] = total(square) - summed * summed / np.float32(size)
+    summed, size = total(off), np.float32(plane.size)
+    found.mean = total(chosen(near, lanes(1))) + summed / size
+    found.yy = total(square) - summed * summed / size
 
 
-@cache
-def apply(kind: Any, sources: int = SOURCES) -> Any:
-    """The block's value, its key and query, what it takes from each block, and the output.
+def _ring(call):
+    """The planes that wait for their head's turn."""
+    slots = min(call.channels, call.channels // call.heads + 2 * (call.kernel_size // 2))
+    return np.zeros((slots, padded_length(call.height, call.width)), np.float32)
+
+
+@kernel(
+    IMAGES,
+    EPILOGUE,
+    UPDATE_NORM,
+    SCALES,
+    scratch=_ring,
+    num_layers=INTEGER,
+    softmax=INTEGER,
+    rectify=INTEGER,
+    by_batch=INTEGER,
+    x=MAP,
+    shortcut=MAP,
+    out=MAP,
+    taps=FLOATS,
+    values=INTEGERS,
+    keys=INTEGERS,
+    query=FLOATS,
+    query_weight=FLOATS,
+    key_weight=FLOATS,
+    attn=FLOATS,
+    means=FLOATS,
+    moments=FLOATS,
+)
+def apply(call, item, ring):
+    """The block's value, its key and query, its attention over layers, and the output.
 
     Where the norm goes by its batch, the output is y, not yet normed, with its `MOMENTS`; `finish` does the rest.
     """
-    bytes_each = np.dtype(kind).itemsize
-
-    @kernel
-    def base_apply(data):
-        t, r = table(data, sources), reals(data)
-        channels, height, width, heads, chunks, tail, asked = t[2], t[3], t[4], t[5], t[6], t[7] != 0, t[8]
-        softmax, rectify, by_batch = t[29] != 0, t[30] != 0, t[31] != 0
-        size, per_head, reach = height * width, channels // heads, t[9] // 2
-        query_kernel, key_kernel = floats(t[17], 0, t[9]), floats(t[18], 0, t[9])
-        values, keys = integers(t[14], asked), integers(t[15], asked)
-        slots = min(channels, per_head + 2 * reach)
-        ring = np.zeros((slots, padded_length(height, width)), np.float32)
-        while True:
-            item = next_item(t[0])
-            if item >= t[1]:
-                break
-            image, chunk = item // chunks, item % chunks
-            around = floats(t[27], image * (channels + 2 * reach), channels + 2 * reach)
-            clear_ends(around, reach)
-            first, last = heads * chunk // chunks, heads * (chunk + 1) // chunks
-            pooled = max(0, first * per_head - reach)
-            for head in range(first, last):
-                start, end = head * per_head, (head + 1) * per_head
-                for channel in range(pooled, min(channels, end + reach)):
-                    at = (image * channels + channel) * size
-                    x, s = elements(t[10], at, size, kind, bytes_each), elements(t[11], at, size, kind, bytes_each)
-                    alpha, beta = line_of_branch(t, r, 32, channel)
-                    summed = read_x(x, s, alpha, beta, height, width, tail, ring[channel % slots])
-                    around[reach + channel] = summed / np.float32(size)
-                pooled = min(channels, end + reach)
-                query = floats(t[16], image * channels + start, per_head)
-                slide(around, query_kernel, start, query)
-                slide(around, key_kernel, start, floats(keys[asked - 1], image * channels + start, per_head))
-                weights = floats(t[26], (image * heads + head) * asked, asked)
-                weigh(query, keys, image * channels + start, asked, softmax, weights)
-                for channel in range(start, end):
-                    plane, padded = image * channels + channel, ring[channel % slots]
-                    x, s = (
-                        elements(t[10], plane * size, size, kind, bytes_each),
-                        elements(t[11], plane * size, size, kind, bytes_each),
-                    )
-                    out = elements(t[12], plane * size, size, kind, bytes_each)
-                    taps, ahead = floats(t[13], 9 * channel, 9), size * (per_head + reach)
-                    if by_batch:
-                        found = floats(t[28], plane * MOMENTS, MOMENTS)
-                        collect(
-                            padded,
-                            x,
-                            s,
-                            ahead,
-                            taps,
-                            values,
-                            weights,
-                            plane,
-                            height,
-                            width,
-                            kind,
-                            bytes_each,
-                            out,
-                            found,
-                        )
-                    else:
-                        scale, shift = line_of_update(t, r, 19, channel)
-                        numbers = scale, shift, factor_of(t, 24, channel, image)
-                        follow(
-                            padded, x, s, ahead, taps, values, weights, plane, numbers, rectify, height, width, kind,
-                            bytes_each, values[asked - 1] != 0, out,
-                        )  # fmt: skip
-
-    return base_apply
+    channels, heads, num_layers, slots = call.channels, call.heads, call.num_layers, len(ring)
+    softmax, by_batch = call.softmax != 0, call.by_batch != 0
+    size, per_head, half_kernel = call.height * call.width, channels // heads, call.kernel_size // 2
+    query_weight, key_weight = (
+        floats(call.query_weight, 0, call.kernel_size),
+        floats(call.key_weight, 0, call.kernel_size),
+    )
+    values, keys = integers(call.values, num_layers), integers(call.keys, num_layers)
+    image, chunk = item // call.chunks, item % call.chunks
+    length = channels + 2 * half_kernel
+    means = floats(call.means, image * length, length)
+    clear_ends(means, half_kernel)
+    first, last = heads * chunk // call.chunks, heads * (chunk + 1) // call.chunks
+    pooled = max(0, first * per_head - half_kernel)
+    for head in range(first, last):
+        start, end = head * per_head, (head + 1) * per_head
+        for channel in range(pooled, min(channels, end + half_kernel)):
+            means[half_kernel + channel] = read_x(call, image, channel, ring[channel % slots]) / np.float32(size)
+        pooled = min(channels, end + half_kernel)
+        query = floats(call.query, image * channels + start, per_head)
+        slide(means, query_weight, start, query)
+        slide(means, key_weight, start, floats(keys[num_layers - 1], image * channels + start, per_head))
+        attn = floats(call.attn, (image * heads + head) * num_layers, num_layers)
+        weigh(query, keys, image * channels + start, softmax, attn)
+        for channel in range(start, end):
+            plane, padded = plane_at(call, image, channel), ring[channel % slots]
+            taps, ahead = floats(call.taps, 9 * channel, 9), size * (per_head + half_kernel)
+            if by_batch:
+                found = record_at(call.moments, plane.number, MOMENTS)
+                collect(call, plane, padded, ahead, taps, values, attn, found)
+            else:
+                line, factor = line_of_update(call, channel), update_scale(call, plane)
+                follow(call, plane, padded, ahead, taps, values, attn, line, factor)
 
 
 @primitive
-def follow_stored(x, shortcut, norm, scale, shift, factor, tail, rectify, size, out):
+def follow_stored(call, plane, update_line, factor):
     """One plane of `finish`."""
-    scales, shifts, factors = spread(scale), spread(shift), spread(factor)
-    alpha, beta = spread(norm[0]), spread(norm[1])
+    x, shortcut, out = (
+        elements(call, call.x, plane), elements(call, call.shortcut, plane), elements(call, call.out, plane)
+    )  # fmt: skip
+    branch_line, has_epilogue = line_of_branch(call, plane.channel), call.epilogue != NO_EPILOGUE
+    rectify, size = call.rectify != 0, plane.size
+    scale, shift, factors = spread(update_line.scale), spread(update_line.shift), spread(factor)
+    branch_scale, branch_shift = spread(branch_line.scale), spread(branch_line.shift)
     for at in range(0, size, LANES):
         inside = lanes(size - at)
         fetch(x, at + AHEAD)
         fetch(out, at + AHEAD)
         found = load_lanes(x, at, inside)
-        if tail:
+        if has_epilogue:
             fetch(shortcut, at + AHEAD)
-            found = rectified(found, load_lanes(shortcut, at, inside), alpha, beta, x)
-        update = load_lanes(out, at, inside) * scales + shifts
+            found = rectified(found, load_lanes(shortcut, at, inside), branch_scale, branch_shift, x)
+        update = load_lanes(out, at, inside) * scale + shift
         if rectify:
             update = where_positive(update, update)
         store_lanes(out, at, found + factors * update, inside)
 
 
-@cache
-def finish(kind: Any, sources: int = SOURCES) -> Any:
-    """The output x + factor * act(scale * y + shift), where the output holds y."""
-    bytes_each = np.dtype(kind).itemsize
-
-    @kernel
-    def base_finish(data):
-        t, r = table(data, sources), reals(data)
-        channels, chunks, tail = t[2], t[6], t[7] != 0
-        rectify, size = t[20] != 0, t[3] * t[4]
-        while True:
-            item = next_item(t[0])
-            if item >= t[1]:
-                break
-            image, chunk = item // chunks, item % chunks
-            for channel in range(channels * chunk // chunks, channels * (chunk + 1) // chunks):
-                at = (image * channels + channel) * size
-                x, s = elements(t[10], at, size, kind, bytes_each), elements(t[11], at, size, kind, bytes_each)
-                out = elements(t[12], at, size, kind, bytes_each)
-                scale, shift = line_of_update(t, r, 13, channel)
-                norm, factor = line_of_branch(t, r, 21, channel), factor_of(t, 18, channel, image)
-                follow_stored(x, s, norm, scale, shift, factor, tail, rectify, size, out)
-
-    return base_finish
+@kernel(IMAGES, EPILOGUE, UPDATE_NORM, SCALES, rectify=INTEGER, x=MAP, shortcut=MAP, out=MAP)
+def finish(call, item):
+    """The output x + factor * act(norm(y)), where the output holds y."""
+    image, first, end = channels_of(call, item)
+    for channel in range(first, end):
+        plane = plane_at(call, image, channel)
+        follow_stored(call, plane, line_of_update(call, channel), update_scale(call, plane))
 
 
 @primitive
-def find_sums(values, weights, plane, gradient, numbers, rectify, size, kind, bytes_each, kept, found, of_values, out):
-    """The `SUMS` of one plane, the `VALUE_SUMS` of every value, and y into `out`; `kept` is room for a run of each sum.
-
-    `numbers` are scale and shift of norm(y), the mean of y and the factor behind the activation.
-    """
-    scale, shift, mean, factor = spread(numbers[0]), spread(numbers[1]), spread(numbers[2]), spread(numbers[3])
-    of_z = of_y = of_factor = spread(np.float32(0))
-    for at in range(0, VALUE_SUMS * len(weights) * LANES, LANES):
-        store(kept, at, of_z)
+def find_sums(call, plane, values, attn, room, found, value_sums):
+    """The `SUMS` of one plane, the `VALUE_SUMS` of every value, and y; `room` is for a run of each value's sums."""
+    out, grad_out = elements(call, call.grad_x, plane), elements(call, call.grad_out, plane)
+    line, num_layers, rectify, size = line_of_update(call, plane.channel), len(attn), call.rectify != 0, plane.size
+    scale, shift = spread(line.scale), spread(line.shift)
+    mean, factor = spread(number_at(call.norm_mean, plane.channel)), spread(update_scale(call, plane))
+    sum_z = sum_zy = sum_g_act = spread(np.float32(0))
+    for at in range(0, _RUNS * num_layers * LANES, LANES):
+        store(room, at, sum_z)
     for at in range(0, size, LANES):
         inside = lanes(size - at)
-        y = as_kept(mixed(values, weights, len(weights), plane, at, size, inside, kind, bytes_each), out)
+        y = as_stored(mixed(call, plane, values, attn, num_layers, at, inside), out)
         store_lanes(out, at, y, inside)
-        fetch(gradient, at + size)
-        g, normed, deviation = load_lanes(gradient, at, inside), y * scale + shift, chosen(y - mean, inside)
+        fetch(grad_out, at + size)
+        g, normed, deviation = load_lanes(grad_out, at, inside), y * scale + shift, chosen(y - mean, inside)
         z = g * factor
         if rectify:
-            of_factor = of_factor + g * where_positive(normed, normed)
+            sum_g_act = sum_g_act + g * where_positive(normed, normed)
             z = where_positive(normed, z)
         else:
-            of_factor = of_factor + g * normed
-        of_z, of_y = of_z + z, of_y + z * deviation
-        for block in range(len(weights)):
-            value = load_lanes(elements(values[block], plane * size, size, kind, bytes_each), at, inside)
-            room = VALUE_SUMS * block * LANES
-            store(kept, room, load(kept, room) + value)
-            store(kept, room + LANES, load(kept, room + LANES) + value * z)
-            store(kept, room + 2 * LANES, load(kept, room + 2 * LANES) + value * deviation)
-    found[0], found[1], found[2] = total(of_z), total(of_y), total(of_factor)
-    for number in range(VALUE_SUMS * len(weights)):
-        of_values[number] = total(load(kept, number * LANES))
+            sum_g_act = sum_g_act + g * normed
+        sum_z, sum_zy = sum_z + z, sum_zy + z * deviation
+        for layer in range(num_layers):
+            value = load_lanes(elements(call, values[layer], plane), at, inside)
+            run = _RUNS * layer * LANES
+            store(room, run, load(room, run) + value)
+            store(room, run + LANES, load(room, run + LANES) + value * z)
+            store(room, run + 2 * LANES, load(room, run + 2 * LANES) + value * deviation)
+    found.z, found.zy, found.g_act = total(sum_z), total(sum_zy), total(sum_g_act)
+    for layer in range(num_layers):
+        run, of_value = _RUNS * layer * LANES, value_sums[layer]
+        of_value.v, of_value.zv = total(load(room, run)), total(load(room, run + LANES))
+        of_value.yv = total(load(room, run + 2 * LANES))
 
 
-@cache
-def sums(kind: Any, sources: int = SOURCES) -> Any:
-    """The `SUMS` and `VALUE_SUMS` of every plane, all that the small gradients are made of, and y for `gradients`."""
-    bytes_each = np.dtype(kind).itemsize
+def _value_runs(call):
+    """A run for each of the `VALUE_SUMS` of every layer."""
+    return np.empty(_RUNS * call.num_layers * LANES, np.float32)
 
-    @kernel
-    def base_sums(data):
-        t, r = table(data, sources), reals(data)
-        channels, height, width, heads, chunks, asked = t[2], t[3], t[4], t[5], t[6], t[8]
-        rectify, size, per_head = t[23] != 0, height * width, channels // heads
-        values = integers(t[10], asked)
-        kept = np.empty(VALUE_SUMS * asked * LANES, np.float32)
-        while True:
-            item = next_item(t[0])
-            if item >= t[1]:
-                break
-            image, chunk = item // chunks, item % chunks
-            for channel in range(channels * chunk // chunks, channels * (chunk + 1) // chunks):
-                plane = image * channels + channel
-                g = elements(t[11], plane * size, size, kind, bytes_each)
-                weights = floats(t[12], (image * heads + channel // per_head) * asked, asked)
-                scale, shift = line_of_update(t, r, 13, channel)
-                numbers = scale, shift, floats(t[15], channel, 1)[0], factor_of(t, 18, channel, image)
-                find_sums(
-                    values, weights, plane, g, numbers, rectify, size, kind, bytes_each, kept,
-                    floats(t[20], plane * SUMS, SUMS), floats(t[21], plane * VALUE_SUMS * asked, VALUE_SUMS * asked),
-                    elements(t[22], plane * size, size, kind, bytes_each),
-                )  # fmt: skip
 
-    return base_sums
+@kernel(
+    IMAGES,
+    UPDATE_NORM,
+    SCALES,
+    scratch=_value_runs,
+    num_layers=INTEGER,
+    rectify=INTEGER,
+    grad_out=MAP,
+    grad_x=MAP,
+    values=INTEGERS,
+    attn=FLOATS,
+    sums=FLOATS,
+    value_sums=FLOATS,
+)
+def sums(call, item, room):
+    """The `SUMS` and `VALUE_SUMS` of every plane, all that the small gradients are made of, and y for `gradients`.
+
+    y goes where the gradient of x will be.
+    """
+    num_layers, per_head = call.num_layers, call.channels // call.heads
+    values = integers(call.values, num_layers)
+    image, first, end = channels_of(call, item)
+    for channel in range(first, end):
+        plane = plane_at(call, image, channel)
+        attn = floats(call.attn, (image * call.heads + channel // per_head) * num_layers, num_layers)
+        found = record_at(call.sums, plane.number, SUMS)
+        value_sums = records(call.value_sums, plane.number * num_layers, num_layers, VALUE_SUMS)
+        find_sums(call, plane, values, attn, room, found, value_sums)
 
 
 @primitive
-def find_update_gradient(
-    y_plane, weights, plane, gradient, numbers, rectify, of_values, of_value, mail, mail_weights, of_update, height,
-    width, kind, bytes_each, padded, x_padded, of_taps,
-):  # fmt: skip
-    """The gradient of y, into `of_update` where that is wanted, and what follows from it.
+def find_update_gradient(call, plane, attn, form, pending, pending_attn, padded, x_padded, grad_taps):
+    """The gradient of y, into `call.grad_update` where that is wanted, and what follows from it.
 
-    The gradient of the block's own value goes into `padded`, that of its taps into `of_taps`; those of earlier values
-    where `of_values` names a place. `numbers` are scale and shift of norm(y), the mean of y, the factor behind the
-    activation, and incoming, constant and slope, see `gradients`. `mail` is where later blocks have left the gradient
-    of their y, and `mail_weights` what they took of this block's value; `of_value` what else reaches that, 0 for
-    nothing.
+    The gradient of the block's own value goes into `padded`, that of its taps into `grad_taps`; those of earlier values
+    where `call.grad_values` names a place.
+
+    Args:
+        call: With y where the gradient of x goes, and `grad_value`, what else reaches the block's own value.
+        plane: Which.
+        attn: The head's attention weights.
+        form: The `NormGradient` of the plane.
+        pending: Addresses where later blocks have left the gradient of their y.
+        pending_attn: What they took of this block's value.
+        padded: Room.
+        x_padded: x.
+        grad_taps: Room.
     """
-    step, start, size, own = stride(width), corner(width), height * width, len(weights) - 1
-    scale, shift, mean, factor = spread(numbers[0]), spread(numbers[1]), spread(numbers[2]), spread(numbers[3])
-    incoming, lost, slope = spread(numbers[4]), spread(numbers[5]), spread(numbers[6])
-    summed, own_weight = nothing(), spread(weights[own])
-    kept = elements(of_update, plane * size, size, kind, bytes_each)
+    y_plane, grad_out = elements(call, call.grad_x, plane), elements(call, call.grad_out, plane)
+    grad_value, has_grad_value = elements(call, call.grad_value, plane), call.grad_value != 0
+    grad_update, store_update = elements(call, call.grad_update, plane), call.grad_update != 0
+    grad_values, rectify = integers(call.grad_values, len(attn)), call.rectify != 0
+    height, width, size, own = plane.height, plane.width, plane.size, len(attn) - 1
+    line, step, start = line_of_update(call, plane.channel), stride(width), corner(width)
+    scale, shift, mean = spread(line.scale), spread(line.shift), spread(form.mean)
+    factor, incoming = spread(update_scale(call, plane)), spread(form.incoming)
+    constant, slope = spread(form.constant), spread(form.slope)
+    summed, own_attn = nothing(), spread(attn[own])
     for j in range(0, width, LANES):
         inside, upper, middle = lanes(width - j), row(x_padded, start + j - step), row(x_padded, start + j)
         for i in range(height):
             at, lower = i * width + j, row(x_padded, start + j + (i + 1) * step)
             fetch(y_plane, at + size)
-            fetch(gradient, at + size)
-            y, z = load_lanes(y_plane, at, inside), load_lanes(gradient, at, inside) * factor
+            fetch(grad_out, at + size)
+            y, z = load_lanes(y_plane, at, inside), load_lanes(grad_out, at, inside) * factor
             if rectify:
                 z = where_positive(y * scale + shift, z)
-            of_y = chosen(incoming * z - lost - slope * (y - mean), inside)
-            here = own_weight * of_y + mixed(
-                mail, mail_weights, len(mail_weights), plane, at, size, inside, kind, bytes_each
-            )
-            if of_value != 0:
-                here = here + load_lanes(elements(of_value, plane * size, size, kind, bytes_each), at, inside)
-            if of_update != 0:
-                store_lanes(kept, at, of_y, inside)
-            for block in range(own):
-                if of_values[block] != 0:
-                    found = spread(weights[block]) * of_y
-                    store_lanes(elements(of_values[block], plane * size, size, kind, bytes_each), at, found, inside)
+            grad_y = chosen(incoming * z - constant - slope * (y - mean), inside)
+            here = own_attn * grad_y + mixed(call, plane, pending, pending_attn, len(pending_attn), at, inside)
+            if has_grad_value:
+                here = here + load_lanes(grad_value, at, inside)
+            if store_update:
+                store_lanes(grad_update, at, grad_y, inside)
+            for layer in range(own):
+                if grad_values[layer] != 0:
+                    found = spread(attn[layer]) * grad_y
+                    store_lanes(elements(call, grad_values[layer], plane), at, found, inside)
             store(padded, start + i * step + j, here)
             summed = correlated(summed, upper, middle, lower, here)
             upper, middle = middle, lower
-    write_nine(summed, of_taps)
+    write_nine(summed, grad_taps)
 
 
-@cache
-def gradients(kind: Any, sources: int = SOURCES) -> Any:
+class _GradientScratch(NamedTuple):
+    x_padded: np.ndarray
+    padded: np.ndarray
+    turned: np.ndarray
+    pending: np.ndarray
+    pending_attn: np.ndarray
+
+
+def _gradient_scratch(call):
+    """Room for x and the gradient of the block's value, the taps of the way back, and what later blocks have left."""
+    length, rows = padded_length(call.height, call.width), records(call.pending, 0, call.num_pending, PENDING)
+    pending = np.empty(call.num_pending, np.int64)
+    for later in range(call.num_pending):
+        pending[later] = rows[later].grad_update
+    return _GradientScratch(
+        np.zeros(length, np.float32),
+        np.zeros(length, np.float32),
+        np.empty(9, np.float32),
+        pending,
+        np.empty(call.num_pending, np.float32),
+    )
+
+
+@kernel(
+    IMAGES,
+    EPILOGUE,
+    UPDATE_NORM,
+    SCALES,
+    scratch=_gradient_scratch,
+    num_layers=INTEGER,
+    rectify=INTEGER,
+    num_pending=INTEGER,
+    x=MAP,
+    shortcut=MAP,
+    grad_out=MAP,
+    grad_value=MAP,
+    grad_x=MAP,
+    grad_shortcut=MAP,
+    grad_update=MAP,
+    grad_values=INTEGERS,
+    pending=INTEGERS,
+    attn=FLOATS,
+    taps=FLOATS,
+    incoming=FLOATS,
+    constant=FLOATS,
+    slope=FLOATS,
+    pooled=FLOATS,
+    grad_taps=FLOATS,
+    branch_sums=FLOATS,
+)
+def gradients(call, item, scratch):
     """Gradients of x (or of its branch, before its norm), the shortcut and y; of each plane's taps.
 
     With z the gradient of norm(y), that of y is incoming * z - constant - slope * (y - mean), numbers per channel that
     carry the norm's batch statistics. What the mean of x gets through query and key comes in as `pooled`. Where the
     gradient of x goes, y is at first.
     """
-    bytes_each = np.dtype(kind).itemsize
-
-    @kernel
-    def base_gradients(data):
-        t, r = table(data, sources), reals(data)
-        channels, height, width, heads, chunks, tail, asked = t[2], t[3], t[4], t[5], t[6], t[7] != 0, t[8]
-        rectify, letters = t[29] != 0, t[33]
-        size, per_head = height * width, channels // heads
-        of_values, mail = integers(t[15], asked), integers(t[32], 4 * letters)
-        x_padded = np.zeros(padded_length(height, width), np.float32)
-        padded = np.zeros(padded_length(height, width), np.float32)
-        turned = np.empty(9, np.float32)
-        maps, mail_weights = np.empty(letters, np.int64), np.empty(letters, np.float32)
-        for letter in range(letters):
-            maps[letter] = mail[4 * letter]
-        while True:
-            item = next_item(t[0])
-            if item >= t[1]:
-                break
-            image, chunk = item // chunks, item % chunks
-            for channel in range(channels * chunk // chunks, channels * (chunk + 1) // chunks):
-                plane, head = image * channels + channel, image * heads + channel // per_head
-                x, s, g = (
-                    elements(t[10], plane * size, size, kind, bytes_each),
-                    elements(t[11], plane * size, size, kind, bytes_each),
-                    elements(t[12], plane * size, size, kind, bytes_each),
-                )
-                of_x, of_s = (
-                    elements(t[13], plane * size, size, kind, bytes_each),
-                    elements(t[14], plane * size, size, kind, bytes_each),
-                )
-                for letter in range(letters):
-                    taken, blocks, block = mail[4 * letter + 1], mail[4 * letter + 2], mail[4 * letter + 3]
-                    mail_weights[letter] = floats(taken, head * blocks + block, 1)[0]
-                weights = floats(t[16], head * asked, asked)
-                taps, of_taps = floats(t[17], 9 * channel, 9), floats(t[27], 9 * plane, 9)
-                scale, shift = line_of_update(t, r, 18, channel)
-                alpha, beta = line_of_branch(t, r, 34, channel)
-                numbers = (
-                    scale, shift, floats(t[20], channel, 1)[0], factor_of(t, 39, channel, image),
-                    floats(t[23], channel, 1)[0], floats(t[24], channel, 1)[0], floats(t[25], channel, 1)[0],
-                )  # fmt: skip
-                read_x(x, s, alpha, beta, height, width, tail, x_padded)
-                find_update_gradient(
-                    of_x, weights, plane, g, numbers, rectify, of_values, t[30], maps, mail_weights, t[31], height,
-                    width, kind, bytes_each, padded, x_padded, of_taps,
-                )  # fmt: skip
-                for tap in range(9):
-                    turned[tap] = taps[8 - tap]
-                centre, after = way_back(t, 34, channel, alpha)
-                of_maps, of_norm = (
-                    (floats(t[26], plane, 1)[0], np.float32(0), centre, after),
-                    floats(t[28], 2 * plane, 2),
-                )
-                find_map_gradients(
-                    x_padded, padded, x, s, g, turned, of_maps, height, width, tail, tail, of_x, of_s, of_norm
-                )
-
-    return base_gradients
+    num_layers, per_head = call.num_layers, call.channels // call.heads
+    rows = records(call.pending, 0, call.num_pending, PENDING)
+    padded, x_padded, turned, pending_attn = scratch.padded, scratch.x_padded, scratch.turned, scratch.pending_attn
+    image, first, end = channels_of(call, item)
+    for channel in range(first, end):
+        plane, head = plane_at(call, image, channel), image * call.heads + channel // per_head
+        for later in range(call.num_pending):
+            left = rows[later]
+            pending_attn[later] = number_at(left.attn, head * left.num_layers + left.layer)
+        attn = floats(call.attn, head * num_layers, num_layers)
+        taps, grad_taps = floats(call.taps, 9 * channel, 9), floats(call.grad_taps, 9 * plane.number, 9)
+        form = NormGradient(
+            number_at(call.incoming, channel),
+            number_at(call.constant, channel),
+            number_at(call.slope, channel),
+            number_at(call.norm_mean, channel),
+        )
+        read_x(call, image, channel, x_padded)
+        find_update_gradient(call, plane, attn, form, scratch.pending, pending_attn, padded, x_padded, grad_taps)
+        for tap in range(9):
+            turned[tap] = taps[8 - tap]
+        branch_mean, branch_scale = branch_mean_and_scale(call, channel)
+        way_back = MapGradient(number_at(call.pooled, plane.number), np.float32(0), branch_mean, branch_scale)
+        found = record_at(call.branch_sums, plane.number, BRANCH_SUMS)
+        find_map_gradients(call, plane, x_padded, padded, turned, way_back, found)

@@ -8,21 +8,9 @@ import torch
 from torch import Tensor, nn
 
 from ...batch_norm import advance, kept_statistics
-from ...calls import Begun, ResidualEpilogue, ResidualNorm
+from ...calls import Begun, ResidualEpilogue
 from ..residual_epilogue import begin_by_torch, norm_numbers, tracked_statistics
-
-
-def rest_of(tail: ResidualNorm | None) -> int:
-    """What is left of a tail, as `_kernels.norms.line_of_branch` counts."""
-    if tail is None:
-        return 0
-    return 1 if tail.mean is None else 3 if tail.training else 2
-
-
-def fields_of(tail: ResidualNorm | None) -> tuple[Tensor | float | None, ...]:
-    """Weight, bias, mean, spread and eps of a tail's norm as kernels find them in their table."""
-    weight, bias, mean, spread, eps, _ = tail or ResidualNorm()
-    return weight, bias, mean, spread, float(eps)
+from .fused_maps import epilogue_fields
 
 
 def begin(tail: ResidualEpilogue) -> Begun:
@@ -63,7 +51,15 @@ def kernels_norm_as_torch() -> bool:
         )
         numbers = norm_numbers(ours, kept_statistics(ours) or _batch_statistics(ours, x))
         launch.run(
-            norms.finish(), b * c, 0, c, h * w, 0, 0, 0, rest_of(numbers), x, shortcut, found, *fields_of(numbers)
+            norms.finish(),
+            items=b * c,
+            work=0,
+            **epilogue_fields(numbers),
+            channels=c,
+            pixels=h * w,
+            branch=x,
+            shortcut=shortcut,
+            out=found,
         )
         if not torch.equal(found, torch.relu(normed + shortcut)):
             return False
@@ -84,8 +80,20 @@ def _batch_statistics(norm: nn.BatchNorm2d, branch: Tensor) -> tuple[Tensor, Ten
 
     b, c, h, w = branch.shape
     mean, rstd = (torch.empty(c, dtype=torch.float32, device=branch.device) for _ in range(2))
-    tracked = tracked_statistics(norm, None)
+    running_mean, running_var = tracked_statistics(norm, None)
     launch.run(
-        norms.statistics(), c, branch.numel(), b, c, h * w, branch, mean, rstd, *tracked, advance(norm), float(norm.eps)
+        norms.statistics(),
+        items=c,
+        work=branch.numel(),
+        images=b,
+        channels=c,
+        pixels=h * w,
+        momentum=advance(norm),
+        eps=norm.eps,
+        branch=branch,
+        mean=mean,
+        rstd=rstd,
+        running_mean=running_mean,
+        running_var=running_var,
     )
     return mean, rstd

@@ -6,8 +6,19 @@ import torch
 from torch import Tensor
 
 from ...calls import BaseForm, BaseState, BaseWeights, Letter, ResidualNorm
-from .epilogue import fields_of, rest_of
-from .fused_maps import PARTS, addresses, as_read, chunks_of, kind_of, norm_gradients, packed
+from .fused_maps import (
+    PARTS,
+    addresses,
+    as_read,
+    chunks_of,
+    epilogue_fields,
+    image_fields,
+    kind_of,
+    norm_gradients,
+    packed,
+    plane_number_fields,
+    update_norm_fields,
+)
 
 
 def forward(
@@ -43,44 +54,77 @@ def forward(
     from . import base, base_numbers, launch
 
     weights = packed(weights)
-    form = form._replace(eps=float(form.eps))
-    b, c, h, w = x.shape
-    kind, asked, k = kind_of(x), len(values) + 1, weights.query.numel()
+    b, c, _, _ = x.shape
+    kind, num_layers, k = kind_of(x), len(values) + 1, weights.query.numel()
     per_plane = {"dtype": torch.float32, "device": x.device}
     means = torch.empty((b, c + k - 1), **per_plane)
     by_batch = statistics is None
     keep_value = keep_value or by_batch
     value = torch.empty_like(x) if keep_value else x.new_empty(0)
     key, query = torch.empty((b, c), **per_plane), torch.empty((b, c), **per_plane)
-    taken = torch.empty((b, form.heads, asked), **per_plane)
+    attn = torch.empty((b, form.heads, num_layers), **per_plane)
     all_values, all_keys = [*values, value if keep_value else None], [*(one.contiguous() for one in keys), key]
-    moments = torch.empty((b, c, base.MOMENTS), **per_plane) if by_batch else None
-    norm = (weights.norm_weight, weights.norm_bias, *(statistics or (None, None)), form.eps)
+    moments = torch.empty((b, c, len(base.MOMENTS)), **per_plane) if by_batch else None
     chunks = chunks_of(b, form.heads)
-    header, branch_norm = (c, h, w, form.heads, chunks, rest_of(tail), asked, k), fields_of(tail)
+    images, epilogue = image_fields(x, form.heads, chunks, k), epilogue_fields(tail)
+    scales = {"scale": weights.scale, "drop_scale": keep}
     out = x if in_place and chunks == 1 and not by_batch else torch.empty_like(x)
     launch.run(
-        base.apply(kind), b * chunks, x.numel() * asked, *header,
-        x, shortcut, out, weights.value, addresses(all_values), addresses(all_keys), query, weights.query, weights.key,
-        *norm, weights.scale, keep, taken, means, moments, form.softmax, form.rectify, by_batch, *branch_norm,
-    )  # fmt: skip
+        base.apply(kind),
+        items=b * chunks,
+        work=x.numel() * num_layers,
+        **images,
+        **epilogue,
+        **update_norm_fields(weights.norm_weight, weights.norm_bias, statistics, form.eps),
+        **scales,
+        num_layers=num_layers,
+        softmax=form.softmax,
+        rectify=form.rectify,
+        by_batch=by_batch,
+        x=x,
+        shortcut=shortcut,
+        out=out,
+        taps=weights.value,
+        values=addresses(all_values),
+        keys=addresses(all_keys),
+        query=query,
+        query_weight=weights.query,
+        key_weight=weights.key,
+        attn=attn,
+        means=means,
+        moments=moments,
+    )
     if statistics is None:
-        assert moments is not None
-        statistics = torch.empty(c, **per_plane), torch.empty(c, **per_plane)
-        small = (b, c, h * w, form.heads, k, PARTS)
-        launch.run(base_numbers.statistics(), PARTS, 2 * b * c, *small, moments, *statistics)
-        norm = (weights.norm_weight, weights.norm_bias, *statistics, form.eps)
+        mean, variance = statistics = torch.empty(c, **per_plane), torch.empty(c, **per_plane)
         launch.run(
-            base.finish(kind), b * chunks, x.numel(), *header,
-            x, shortcut, out, *norm, weights.scale, keep, form.rectify, *branch_norm,
-        )  # fmt: skip
-    return out, BaseState(value, key, query, taken, means, *statistics)
+            base_numbers.statistics(),
+            items=PARTS,
+            work=2 * b * c,
+            **plane_number_fields(x, form.heads, k),
+            moments=moments,
+            mean=mean,
+            variance=variance,
+        )
+        launch.run(
+            base.finish(kind),
+            items=b * chunks,
+            work=x.numel(),
+            **images,
+            **epilogue,
+            **update_norm_fields(weights.norm_weight, weights.norm_bias, statistics, form.eps),
+            **scales,
+            rectify=form.rectify,
+            x=x,
+            shortcut=shortcut,
+            out=out,
+        )
+    return out, BaseState(value, key, query, attn, means, *statistics)
 
 
 def backward(
     gradient: Tensor,
-    of_key: Tensor | None,
-    of_value: Tensor | None,
+    grad_key: Tensor | None,
+    grad_value: Tensor | None,
     mail: Sequence[Letter],
     x: Tensor,
     shortcut: Tensor | None,
@@ -93,15 +137,15 @@ def backward(
     *,
     batch_statistics: bool,
     wanted: Sequence[bool],
-    of_update: Tensor | None = None,
+    grad_update: Tensor | None = None,
     tail: ResidualNorm | None = None,
 ) -> tuple[Tensor, Tensor | None, list[Tensor], list[Tensor | None], BaseWeights, tuple[Tensor, Tensor] | None]:
     """Gradients of `x`, the shortcut, earlier keys and values, the weights and, with `tail`, its norm's two.
 
     Args:
         gradient: That of the output.
-        of_key: That of the block's key, from later blocks.
-        of_value: That of its value, from whoever sends no letter.
+        grad_key: That of the block's key, from later blocks.
+        grad_value: That of its value, from whoever sends no letter.
         mail: The letters of later blocks.
         x: As `forward` had it; with `tail` the branch before its norm.
         shortcut: As `forward` had it.
@@ -113,65 +157,123 @@ def backward(
         form: Likewise.
         batch_statistics: Whether the mixer's norm took those of the batch.
         wanted: For which earlier values a gradient is to be made here; the others get a letter.
-        of_update: Where the gradient of y goes for letters; the place of the block's own value may be given.
+        grad_update: Where the gradient of y goes for letters; the place of the block's own value may be given.
         tail: The norm behind the branch.
     """
     from . import base, base_numbers, launch
 
     weights = packed(weights)
-    form = form._replace(eps=float(form.eps))
-    b, c, h, w = x.shape
-    kind, asked = kind_of(x), len(values) + 1
+    b, c, _, _ = x.shape
+    kind, num_layers, k = kind_of(x), len(values) + 1, weights.query.numel()
     gradient = as_read(gradient)
     chunks = chunks_of(b, form.heads)
-    header = (c, h, w, form.heads, chunks, rest_of(tail), asked, weights.query.numel())
-    norm = (weights.norm_weight, weights.norm_bias, state.mean, state.variance, form.eps)
+    images, numbers = image_fields(x, form.heads, chunks, k), plane_number_fields(x, form.heads, k)
+    norm = update_norm_fields(weights.norm_weight, weights.norm_bias, (state.mean, state.variance), form.eps)
+    scales = {"scale": weights.scale, "drop_scale": keep}
     per_plane = {"dtype": torch.float32, "device": x.device}
-    sums = torch.empty((b, c, base.SUMS), **per_plane)
-    of_each = torch.empty((b, c, asked, base.VALUE_SUMS), **per_plane)
-    of_x = torch.empty_like(x)  # y until its place is needed for the gradient
+    sums = torch.empty((b, c, len(base.SUMS)), **per_plane)
+    value_sums = torch.empty((b, c, num_layers, len(base.VALUE_SUMS)), **per_plane)
+    grad_x = torch.empty_like(x)  # y until its place is needed for the gradient
     launch.run(
-        base.sums(kind), b * chunks, x.numel() * asked, *header,
-        addresses([*values, state.value]), gradient, state.weights, *norm, weights.scale, keep, sums, of_each, of_x,
-        form.rectify,
-    )  # fmt: skip
+        base.sums(kind),
+        items=b * chunks,
+        work=x.numel() * num_layers,
+        **images,
+        **norm,
+        **scales,
+        num_layers=num_layers,
+        rectify=form.rectify,
+        grad_out=gradient,
+        grad_x=grad_x,
+        values=addresses([*values, state.value]),
+        attn=state.weights,
+        sums=sums,
+        value_sums=value_sums,
+    )
 
-    k = weights.query.numel()
-    small = (b, c, h * w, form.heads, k, PARTS)
-    incoming, constant, slope, of_norm_weight, of_norm_bias = (torch.empty(c, **per_plane) for _ in range(5))
-    of_scale = None if weights.scale is None else torch.empty(c, **per_plane)
-    of_taken = torch.empty((b, c, asked), **per_plane)
+    incoming, constant, slope, grad_norm_weight, grad_norm_bias = (torch.empty(c, **per_plane) for _ in range(5))
+    grad_scale = None if weights.scale is None else torch.empty(c, **per_plane)
+    grad_attn = torch.empty((b, c, num_layers), **per_plane)
     launch.run(
-        base_numbers.numbers(), PARTS, 4 * b * c * asked, *small,
-        sums, of_each, state.variance, weights.norm_weight, keep, incoming, constant, slope, of_norm_weight,
-        of_norm_bias, of_scale, of_taken, asked, batch_statistics, form.eps,
-    )  # fmt: skip
-    of_keys, pooled = [torch.empty((b, c), **per_plane) for _ in keys], torch.empty((b, c), **per_plane)
-    of_kernels = torch.empty((b, 2, k), **per_plane)
-    key_later = None if of_key is None else as_read(of_key.float())
+        base_numbers.numbers(),
+        items=PARTS,
+        work=4 * b * c * num_layers,
+        **numbers,
+        num_layers=num_layers,
+        by_batch=batch_statistics,
+        norm_eps=form.eps,
+        sums=sums,
+        value_sums=value_sums,
+        variance=state.variance,
+        norm_weight=weights.norm_weight,
+        drop_scale=keep,
+        incoming=incoming,
+        constant=constant,
+        slope=slope,
+        grad_weight=grad_norm_weight,
+        grad_bias=grad_norm_bias,
+        grad_scale=grad_scale,
+        grad_attn=grad_attn,
+    )
+    grad_keys, pooled = [torch.empty((b, c), **per_plane) for _ in keys], torch.empty((b, c), **per_plane)
+    grad_kernels = torch.empty((b, 2, k), **per_plane)
     all_keys = [*(one.contiguous() for one in keys), state.key]
-    at_keys, at_key_gradients = addresses(all_keys), addresses([*of_keys, None])
     launch.run(
-        base_numbers.score_gradients(), b, 4 * b * c * asked, *small,
-        weights.query, weights.key, state.means, state.weights, state.query, at_keys, at_key_gradients, key_later,
-        of_taken, pooled, of_kernels, asked, form.softmax,
-    )  # fmt: skip
+        base_numbers.score_gradients(),
+        items=b,
+        work=4 * b * c * num_layers,
+        **numbers,
+        num_layers=num_layers,
+        softmax=form.softmax,
+        query_weight=weights.query,
+        key_weight=weights.key,
+        means=state.means,
+        attn=state.weights,
+        query=state.query,
+        keys=addresses(all_keys),
+        grad_keys=addresses([*grad_keys, None]),
+        grad_key=None if grad_key is None else as_read(grad_key.float()),
+        grad_attn=grad_attn,
+        pooled=pooled,
+        grad_kernels=grad_kernels,
+    )
 
-    of_shortcut = None if shortcut is None else torch.empty_like(shortcut)
-    of_values = [torch.empty_like(one) if there else None for one, there in zip(values, wanted, strict=True)]
-    of_value = None if of_value is None else as_read(of_value)
-    of_taps, of_tail = torch.empty((b, c, 9), **per_plane), torch.empty((b, c, 2), **per_plane)
+    grad_shortcut = None if shortcut is None else torch.empty_like(shortcut)
+    grad_values = [torch.empty_like(one) if there else None for one, there in zip(values, wanted, strict=True)]
+    grad_taps, branch_sums = torch.empty((b, c, 9), **per_plane), torch.empty((b, c, 2), **per_plane)
     rows = [(one.of_update.data_ptr(), one.taken.data_ptr(), one.taken.shape[2], one.block) for one in mail]
-    letters = torch.tensor(rows, dtype=torch.int64, device="cpu")
     launch.run(
-        base.gradients(kind), b * chunks, x.numel() * (2 + len(mail)), *header,
-        x, shortcut, gradient, of_x, of_shortcut, addresses([*of_values, None]), state.weights, weights.value, *norm,
-        incoming, constant, slope, pooled, of_taps, of_tail, form.rectify, of_value, of_update, letters, len(mail),
-        *fields_of(tail), weights.scale, keep,
-    )  # fmt: skip
-    of_taps = of_taps.sum(0).view_as(weights.value)
-    of_query, of_own_key = of_kernels.sum(0).view(2, 1, 1, -1).unbind()
-    of_all = BaseWeights(of_query, of_own_key, of_taps, of_norm_weight, of_norm_bias, of_scale)
-    of_keys = [one.view_as(key) for one, key in zip(of_keys, keys, strict=True)]
-    of_norm = norm_gradients(tail, x, of_x, of_tail, header, b * chunks)
-    return of_x, of_shortcut, of_keys, of_values, of_all, of_norm
+        base.gradients(kind),
+        items=b * chunks,
+        work=x.numel() * (2 + len(mail)),
+        **images,
+        **epilogue_fields(tail),
+        **norm,
+        **scales,
+        num_layers=num_layers,
+        rectify=form.rectify,
+        num_pending=len(mail),
+        x=x,
+        shortcut=shortcut,
+        grad_out=gradient,
+        grad_value=None if grad_value is None else as_read(grad_value),
+        grad_x=grad_x,
+        grad_shortcut=grad_shortcut,
+        grad_update=grad_update,
+        grad_values=addresses([*grad_values, None]),
+        pending=torch.tensor(rows, dtype=torch.int64, device="cpu"),
+        attn=state.weights,
+        taps=weights.value,
+        incoming=incoming,
+        constant=constant,
+        slope=slope,
+        pooled=pooled,
+        grad_taps=grad_taps,
+        branch_sums=branch_sums,
+    )
+    grad_taps = grad_taps.sum(0).view_as(weights.value)
+    grad_query, grad_own_key = grad_kernels.sum(0).view(2, 1, 1, -1).unbind()
+    grad_weights = BaseWeights(grad_query, grad_own_key, grad_taps, grad_norm_weight, grad_norm_bias, grad_scale)
+    grad_keys = [one.view_as(key) for one, key in zip(grad_keys, keys, strict=True)]
+    grad_norm = norm_gradients(tail, x, grad_x, branch_sums, images, b * chunks)
+    return grad_x, grad_shortcut, grad_keys, grad_values, grad_weights, grad_norm

@@ -4,8 +4,18 @@ import torch
 from torch import Tensor
 
 from ...calls import LightState, LightWeights, ResidualNorm
-from .epilogue import fields_of, rest_of
-from .fused_maps import PARTS, as_read, chunks_of, kind_of, norm_gradients, packed
+from .fused_maps import (
+    PARTS,
+    as_read,
+    chunks_of,
+    epilogue_fields,
+    image_fields,
+    kind_of,
+    norm_gradients,
+    packed,
+    plane_number_fields,
+    update_norm_fields,
+)
 
 
 def forward(
@@ -38,35 +48,73 @@ def forward(
     from . import launch, light, light_numbers
 
     weights = packed(weights)
-    eps = float(eps)
-    b, c, h, w = x.shape
+    b, c, _, _ = x.shape
     kind, k = kind_of(x), weights.query.numel()
     per_plane = {"dtype": torch.float32, "device": x.device}
     means, gates = torch.empty((b, c + k - 1), **per_plane), torch.empty((b, heads), **per_plane)
     chunks = chunks_of(b, heads)
-    header = (c, h, w, heads, chunks, rest_of(tail), shortcut is not None, k)
-    branch_norm = fields_of(tail)
+    images, numbers = image_fields(x, heads, chunks, k), plane_number_fields(x, heads, k)
+    epilogue = epilogue_fields(tail)
     if statistics is None:
-        moments = torch.empty((b, c, light.MOMENTS), **per_plane)
+        moments = torch.empty((b, c, len(light.MOMENTS)), **per_plane)
         mean, variance = torch.empty(c, **per_plane), torch.empty(c, **per_plane)
-        small = (b, c, h * w, heads, k, PARTS)
         launch.run(
-            light.moments(kind), b * chunks, x.numel(), *header,
-            x, shortcut, weights.value, means, moments, *branch_norm,
-        )  # fmt: skip
-        launch.run(light_numbers.gates(), b, b * c * k, *small, weights.query, weights.key, means, gates)
-        launch.run(light_numbers.statistics(), PARTS, 4 * b * c, *small, gates, weights.decay, moments, mean, variance)
+            light.moments(kind),
+            items=b * chunks,
+            work=x.numel(),
+            **images,
+            **epilogue,
+            x=x,
+            shortcut=shortcut,
+            taps=weights.value,
+            means=means,
+            moments=moments,
+        )
+        launch.run(
+            light_numbers.gates(),
+            items=b,
+            work=b * c * k,
+            **numbers,
+            query=weights.query,
+            key=weights.key,
+            means=means,
+            gates=gates,
+        )
+        launch.run(
+            light_numbers.statistics(),
+            items=PARTS,
+            work=4 * b * c,
+            **numbers,
+            gates=gates,
+            decay=weights.decay,
+            moments=moments,
+            mean=mean,
+            variance=variance,
+        )
     else:
         mean, variance = statistics
         # Backward takes the sums of its planes around these, which without batch statistics may be anything.
-        moments = torch.zeros((b, c, light.MOMENTS) if keep_state else 0, **per_plane)
+        moments = torch.zeros((b, c, len(light.MOMENTS)) if keep_state else 0, **per_plane)
     out = x if in_place and chunks == 1 else torch.empty_like(x)
     launch.run(
-        light.apply(kind), b * chunks, x.numel(), *header,
-        x, shortcut, out, weights.value, weights.decay, weights.query, weights.key,
-        weights.norm_weight, weights.norm_bias, mean, variance, eps, keep, gates, means, statistics is None,
-        *branch_norm,
-    )  # fmt: skip
+        light.apply(kind),
+        items=b * chunks,
+        work=x.numel(),
+        **images,
+        **epilogue,
+        **update_norm_fields(weights.norm_weight, weights.norm_bias, (mean, variance), eps),
+        gates_known=statistics is None,
+        x=x,
+        shortcut=shortcut,
+        out=out,
+        taps=weights.value,
+        decay=weights.decay,
+        query=weights.query,
+        key=weights.key,
+        drop_scale=keep,
+        gates=gates,
+        means=means,
+    )
     return out, LightState(means, gates, moments, mean, variance)
 
 
@@ -98,44 +146,95 @@ def backward(
     from . import launch, light, light_numbers
 
     weights = packed(weights)
-    eps = float(eps)
-    b, c, h, w = x.shape
-    kind, heads = kind_of(x), state.gates.shape[1]
+    b, c, _, _ = x.shape
+    kind, heads, k = kind_of(x), state.gates.shape[1], weights.query.numel()
     gradient = as_read(gradient)
     chunks = chunks_of(b, heads)
-    header = (c, h, w, heads, chunks, rest_of(tail), shortcut is not None, weights.query.numel())
-    branch_norm = fields_of(tail)
+    images, numbers = image_fields(x, heads, chunks, k), plane_number_fields(x, heads, k)
+    epilogue = epilogue_fields(tail)
     per_plane = {"dtype": torch.float32, "device": x.device}
-    sums = torch.empty((b, c, light.SUMS), **per_plane)
+    sums = torch.empty((b, c, len(light.SUMS)), **per_plane)
     launch.run(
-        light.sums(kind), b * chunks, x.numel(), *header,
-        x, shortcut, gradient, weights.value, state.moments, sums, *branch_norm,
-    )  # fmt: skip
+        light.sums(kind),
+        items=b * chunks,
+        work=x.numel(),
+        **images,
+        **epilogue,
+        x=x,
+        shortcut=shortcut,
+        grad_out=gradient,
+        taps=weights.value,
+        moments=state.moments,
+        sums=sums,
+    )
 
-    small = (b, c, h * w, heads, weights.query.numel(), PARTS)
-    incoming, of_value, pooled = (torch.empty((b, c), **per_plane) for _ in range(3))
-    constant, slope, of_norm_weight, of_norm_bias = (torch.empty(c, **per_plane) for _ in range(4))
-    of_decay = None if weights.decay is None else torch.empty(c, **per_plane)
-    of_kernels = torch.empty((b, 2, weights.query.numel()), **per_plane)
+    incoming, gate_grads, pooled = (torch.empty((b, c), **per_plane) for _ in range(3))
+    constant, slope, grad_norm_weight, grad_norm_bias = (torch.empty(c, **per_plane) for _ in range(4))
+    grad_decay = None if weights.decay is None else torch.empty(c, **per_plane)
+    grad_kernels = torch.empty((b, 2, k), **per_plane)
     launch.run(
-        light_numbers.numbers(), PARTS, 8 * b * c, *small,
-        state.gates, weights.decay, state.moments, sums, state.mean, state.variance, weights.norm_weight, keep,
-        incoming, of_value, constant, slope, of_norm_weight, of_norm_bias, of_decay, batch_statistics, eps,
-    )  # fmt: skip
+        light_numbers.numbers(),
+        items=PARTS,
+        work=8 * b * c,
+        **numbers,
+        by_batch=batch_statistics,
+        norm_eps=eps,
+        gates=state.gates,
+        decay=weights.decay,
+        moments=state.moments,
+        sums=sums,
+        mean=state.mean,
+        variance=state.variance,
+        norm_weight=weights.norm_weight,
+        drop_scale=keep,
+        incoming=incoming,
+        gate_grads=gate_grads,
+        constant=constant,
+        slope=slope,
+        grad_weight=grad_norm_weight,
+        grad_bias=grad_norm_bias,
+        grad_decay=grad_decay,
+    )
     launch.run(
-        light_numbers.gate_gradients(), b, 4 * b * c, *small,
-        weights.query, weights.key, state.means, state.gates, of_value, pooled, of_kernels,
-    )  # fmt: skip
+        light_numbers.gate_gradients(),
+        items=b,
+        work=4 * b * c,
+        **numbers,
+        query=weights.query,
+        key=weights.key,
+        means=state.means,
+        gates=state.gates,
+        gate_grads=gate_grads,
+        pooled=pooled,
+        grad_kernels=grad_kernels,
+    )
 
-    of_x, of_shortcut = torch.empty_like(x), None if shortcut is None else torch.empty_like(shortcut)
-    of_taps, of_tail = torch.empty((b, c, 9), **per_plane), torch.empty((b, c, 2), **per_plane)
+    grad_x, grad_shortcut = torch.empty_like(x), None if shortcut is None else torch.empty_like(shortcut)
+    grad_taps, branch_sums = torch.empty((b, c, 9), **per_plane), torch.empty((b, c, 2), **per_plane)
     launch.run(
-        light.gradients(kind), b * chunks, x.numel(), *header,
-        x, shortcut, gradient, of_x, of_shortcut, weights.value, weights.decay,
-        constant, slope, state.mean, state.gates, incoming, pooled, of_taps, of_tail, *branch_norm,
-    )  # fmt: skip
-    of_query, of_key = of_kernels.sum(0).view(2, 1, 1, -1).unbind()
-    of_taps = of_taps.sum(0).view_as(weights.value)
-    of_weights = LightWeights(of_query, of_key, of_taps, of_decay, of_norm_weight, of_norm_bias)
-    of_norm = norm_gradients(tail, x, of_x, of_tail, header, b * chunks)
-    return of_x, of_shortcut, of_weights, of_norm
+        light.gradients(kind),
+        items=b * chunks,
+        work=x.numel(),
+        **images,
+        **epilogue,
+        x=x,
+        shortcut=shortcut,
+        grad_out=gradient,
+        grad_x=grad_x,
+        grad_shortcut=grad_shortcut,
+        taps=weights.value,
+        decay=weights.decay,
+        constant=constant,
+        slope=slope,
+        mean=state.mean,
+        gates=state.gates,
+        incoming=incoming,
+        pooled=pooled,
+        grad_taps=grad_taps,
+        branch_sums=branch_sums,
+    )
+    grad_query, grad_key = grad_kernels.sum(0).view(2, 1, 1, -1).unbind()
+    grad_taps = grad_taps.sum(0).view_as(weights.value)
+    grad_weights = LightWeights(grad_query, grad_key, grad_taps, grad_decay, grad_norm_weight, grad_norm_bias)
+    grad_norm = norm_gradients(tail, x, grad_x, branch_sums, images, b * chunks)
+    return grad_x, grad_shortcut, grad_weights, grad_norm

@@ -2,7 +2,6 @@
 
 import ctypes
 import os
-import struct
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
@@ -12,14 +11,8 @@ from torch import Tensor
 _SMALL = 1 << 15
 """Elements of work below which waking a second thread costs more than it saves."""
 
-_Table = ctypes.c_int64 * 64
-_COUNTER = 63
-"""The entry of a table that counts pieces of work; entry 0 has its address."""
 
-_REAL, _INTEGER = struct.Struct("d"), struct.Struct("q")
-
-
-def run(kernel: Any, items: int, work: int, *arguments: Tensor | float | int | None) -> None:
+def run(kernel: Any, *, items: int, work: int, **fields: Tensor | float | int | None) -> None:
     """Runs a kernel on `items` pieces of work, shared by as many threads as torch may use.
 
     The threads are those of torch's own OpenMP team, entered through its C interface: threads of our own would find the
@@ -30,13 +23,15 @@ def run(kernel: Any, items: int, work: int, *arguments: Tensor | float | int | N
         kernel: From `compiling.kernel`.
         items: Pieces of work.
         work: Elements to go over in all, to tell whether more than one thread is worth while.
-        arguments: What the kernel finds in its table from entry 2 on: a tensor's address (0 for None), or a number.
+        fields: A value for each field of the kernel's record, converted by the field's type.
+
+    Raises:
+        TypeError: If a field is missing, unknown, or has a value of another type.
     """
+    call = kernel.record.pack(items, fields)
     if items == 0:
         return
-    table = _Table(0, items, *map(_entry, arguments))
-    address = ctypes.addressof(table)
-    table[0] = address + _COUNTER * ctypes.sizeof(ctypes.c_int64)
+    address = ctypes.addressof(call)
     threads = 1 if _forked or work < _SMALL else min(torch.get_num_threads(), items)
     if threads == 1:
         kernel.ctypes(address)
@@ -46,19 +41,10 @@ def run(kernel: Any, items: int, work: int, *arguments: Tensor | float | int | N
         _share(kernel, address, threads)
 
 
-def _entry(argument: Tensor | float | int | None) -> int:
-    """An argument as 64 bits of a table."""
-    if isinstance(argument, Tensor):
-        return argument.data_ptr()
-    if isinstance(argument, float):
-        return _INTEGER.unpack(_REAL.pack(argument))[0]
-    return argument or 0
-
-
-def _share(kernel: Any, table: int, threads: int) -> None:
+def _share(kernel: Any, call: int, threads: int) -> None:
     with ThreadPoolExecutor(threads - 1) as pool:
-        others = [pool.submit(kernel.ctypes, table) for _ in range(threads - 1)]
-        kernel.ctypes(table)
+        others = [pool.submit(kernel.ctypes, call) for _ in range(threads - 1)]
+        kernel.ctypes(call)
         for other in others:
             other.result()
 

@@ -1,14 +1,23 @@
 """Norms: that at the end of a block's branch, rounded as torch rounds it, and its gradient; the mixer's own."""
 
-from functools import cache
 from math import sqrt
-from typing import Any
+from typing import NamedTuple
 
 import numpy as np
 
-from .compiling import SOURCES, exact, kernel, primitive
-from .memory import elements, floats, next_item, reals, table
+from .compiling import exact, kernel, primitive
+from .memory import channels_of, elements, floats, number_at, number_or, plane_at, put_number
 from .planes import rectified
+from .records import (
+    ADD_ALONE,
+    EPILOGUE,
+    FLOATS,
+    IMAGES,
+    INTEGER,
+    MAP,
+    NUMBER,
+    RUNNING_NORM,
+)
 from .vectors import (
     AHEAD,
     LANES,
@@ -24,38 +33,54 @@ from .vectors import (
 )
 
 
-@exact
-def line_of_branch(t, r, at, channel):
-    """Alpha and beta of a channel, such that the norm of a block's branch is alpha * branch + beta, as torch rounds it.
+class Line(NamedTuple):
+    """A norm for one channel: scale * x + shift."""
 
-    Entry 7 of a table says what is left of a tail: 0 nothing, 1 no norm, 2 a norm whose spread is a variance, 3 one
-    whose spread is 1 / deviation. Its weight, bias (0 for none), mean, spread and eps are at entry `at` and behind it.
+    scale: np.floating
+    shift: np.floating
+
+
+class NormGradient(NamedTuple):
+    """The gradient behind a norm of y for one plane: incoming * gradient - constant - slope * (y - mean).
+
+    Constant and slope carry the norm's batch statistics; they are zero where it goes by its running statistics.
     """
-    if t[7] < 2:
-        return np.float32(1), np.float32(0)
-    mean, alpha = floats(t[at + 2], channel, 1)[0], floats(t[at + 3], channel, 1)[0]
-    if t[7] == 2:
-        alpha = np.float32(1) / np.sqrt(alpha + np.float32(r[at + 4]))
-    if t[at] != 0:
-        alpha = alpha * floats(t[at], channel, 1)[0]
-    bias = floats(t[at + 1], channel, 1)[0] if t[at + 1] != 0 else np.float32(0)
-    return alpha, np.float32(np.float64(bias) - np.float64(mean) * np.float64(alpha))
+
+    incoming: np.floating
+    constant: np.floating
+    slope: np.floating
+    mean: np.floating
+
+
+@exact
+def line_of_branch(call, channel):
+    """The norm of a block's branch, rounded as torch rounds it; scale 1 and shift 0 where there is none."""
+    if call.epilogue <= ADD_ALONE:
+        return Line(np.float32(1), np.float32(0))
+    mean, scale = number_at(call.branch_mean, channel), number_at(call.branch_spread, channel)
+    if call.epilogue == RUNNING_NORM:
+        scale = np.float32(1) / np.sqrt(scale + np.float32(call.branch_eps))
+    if call.branch_weight != 0:
+        scale = scale * number_at(call.branch_weight, channel)
+    bias = number_or(call.branch_bias, channel, 0)
+    return Line(scale, np.float32(np.float64(bias) - np.float64(mean) * np.float64(scale)))
 
 
 @primitive
-def way_back(t, at, channel, alpha):
-    """The mean of that norm, and what the gradient is multiplied with behind it: in training `correct` does it."""
-    if t[7] < 2:
+def branch_mean_and_scale(call, channel):
+    """That norm's mean, and what the gradient is multiplied with behind it: with batch statistics `correct` does it."""
+    if call.epilogue <= ADD_ALONE:
         return np.float32(0), np.float32(1)
-    return floats(t[at + 2], channel, 1)[0], alpha if t[7] == 2 else np.float32(1)
+    scale = line_of_branch(call, channel).scale if call.epilogue == RUNNING_NORM else np.float32(1)
+    return number_at(call.branch_mean, channel), scale
 
 
 @primitive
-def line_of_update(t, r, at, channel):
-    """Scale and shift of the mixer's own norm, of weight, bias, mean, variance and eps from entry `at` on."""
-    spread = floats(t[at + 3], channel, 1)[0] + np.float32(r[at + 4])
-    scale = floats(t[at], channel, 1)[0] / np.sqrt(spread)
-    return scale, floats(t[at + 1], channel, 1)[0] - floats(t[at + 2], channel, 1)[0] * scale
+def line_of_update(call, channel):
+    """The mixer's own norm."""
+    spread = number_at(call.norm_variance, channel) + np.float32(call.norm_eps)
+    scale = number_at(call.norm_weight, channel) / np.sqrt(spread)
+    return Line(scale, number_at(call.norm_bias, channel) - number_at(call.norm_mean, channel) * scale)
 
 
 @primitive
@@ -93,103 +118,79 @@ def move_on(running_mean, running_var, mean, squares, count, weight):
     running_var[0] = np.float64(weight) * unbiased + np.float64(rest * running_var[0])
 
 
-@cache
-def statistics(sources: int = SOURCES) -> Any:
+@kernel(
+    images=INTEGER,
+    channels=INTEGER,
+    pixels=INTEGER,
+    momentum=NUMBER,
+    eps=NUMBER,
+    branch=FLOATS,
+    mean=FLOATS,
+    rstd=FLOATS,
+    running_mean=FLOATS,
+    running_var=FLOATS,
+)
+def statistics(call, channel):
     """Mean and 1 / deviation of float32 maps over batch and space, and running statistics moved on by them.
 
-    Rounded where torch's own CPU operator (2.14) rounds. The table holds counter, channels, images, channels, pixels;
-    behind them branch, mean, 1 / deviation, the running statistics, the batch's weight in them, and eps. A channel's
-    planes come from memory once: the second time they are still in the cache.
+    Rounded where torch's own CPU operator (2.14) rounds. `momentum` is the batch's weight in the running statistics. A
+    channel's planes come from memory once: the second time they are still in the cache.
     """
-
-    @kernel
-    def norm_statistics(data):
-        t, r = table(data, sources), reals(data)
-        images, channels, pixels = t[2], t[3], t[4]
-        weight, eps = np.float32(r[10]), r[11]
-        count = images * pixels
-        while True:
-            channel = next_item(t[0])
-            if channel >= t[1]:
-                break
-            summed = no_sum()
-            for image in range(images):
-                summed = sum_of(floats(t[5], (image * channels + channel) * pixels, pixels), summed)
-            mean = np.float32(exact_total(summed) / count)
-            summed = no_sum()
-            for image in range(images):
-                summed = sum_of_squares(floats(t[5], (image * channels + channel) * pixels, pixels), mean, summed)
-            squares = np.float32(exact_total(summed))
-            running_mean, running_var = floats(t[8], channel, 1), floats(t[9], channel, 1)
-            floats(t[6], channel, 1)[0] = mean
-            floats(t[7], channel, 1)[0] = one_over_deviation(squares, count, eps)
-            if t[8] != 0:
-                move_on(running_mean, running_var, mean, squares, count, weight)
-
-    return norm_statistics
+    images, channels, pixels = call.images, call.channels, call.pixels
+    count = images * pixels
+    summed = no_sum()
+    for image in range(images):
+        summed = sum_of(floats(call.branch, (image * channels + channel) * pixels, pixels), summed)
+    mean = np.float32(exact_total(summed) / count)
+    summed = no_sum()
+    for image in range(images):
+        summed = sum_of_squares(floats(call.branch, (image * channels + channel) * pixels, pixels), mean, summed)
+    squares = np.float32(exact_total(summed))
+    put_number(call.mean, channel, mean)
+    put_number(call.rstd, channel, one_over_deviation(squares, count, call.eps))
+    if call.running_mean != 0:
+        running_mean, running_var = floats(call.running_mean, channel, 1), floats(call.running_var, channel, 1)
+        move_on(running_mean, running_var, mean, squares, count, np.float32(call.momentum))
 
 
-@cache
-def finish(sources: int = SOURCES) -> Any:
+@kernel(EPILOGUE, channels=INTEGER, pixels=INTEGER, branch=FLOATS, shortcut=FLOATS, out=FLOATS)
+def finish(call, plane):
     """relu(norm(branch) + shortcut) alone, for a look at how the other kernels round it."""
-
-    @kernel
-    def norm_finish(data):
-        t, r = table(data, sources), reals(data)
-        channels, size = t[2], t[3]
-        while True:
-            plane = next_item(t[0])
-            if plane >= t[1]:
-                break
-            alpha, beta = line_of_branch(t, r, 11, plane % channels)
-            alphas, betas = spread(alpha), spread(beta)
-            branch, shortcut = floats(t[8], plane * size, size), floats(t[9], plane * size, size)
-            out = floats(t[10], plane * size, size)
-            for at in range(0, size, LANES):
-                inside = lanes(size - at)
-                found = rectified(
-                    load_lanes(branch, at, inside), load_lanes(shortcut, at, inside), alphas, betas, branch
-                )
-                store_lanes(out, at, found, inside)
-
-    return norm_finish
+    pixels = call.pixels
+    line = line_of_branch(call, plane % call.channels)
+    scale, shift = spread(line.scale), spread(line.shift)
+    branch, shortcut = floats(call.branch, plane * pixels, pixels), floats(call.shortcut, plane * pixels, pixels)
+    out = floats(call.out, plane * pixels, pixels)
+    for at in range(0, pixels, LANES):
+        inside = lanes(pixels - at)
+        found = rectified(load_lanes(branch, at, inside), load_lanes(shortcut, at, inside), scale, shift, branch)
+        store_lanes(out, at, found, inside)
 
 
 @primitive
-def correct(branch, gradient, scale, constant, slope, mean):
+def correct(branch, grad, form):
     """One plane of `branch_gradients`."""
-    factor, lost, along, centre = spread(scale), spread(constant), spread(slope), spread(mean)
-    for at in range(0, len(gradient), LANES):
-        inside = lanes(len(gradient) - at)
+    incoming, constant = spread(form.incoming), spread(form.constant)
+    slope, mean = spread(form.slope), spread(form.mean)
+    for at in range(0, len(grad), LANES):
+        inside = lanes(len(grad) - at)
         fetch(branch, at + AHEAD)
-        fetch(gradient, at + AHEAD)
-        deviation = load_lanes(branch, at, inside) - centre
-        found = factor * (load_lanes(gradient, at, inside) - lost - along * deviation)
-        store_lanes(gradient, at, found, inside)
+        fetch(grad, at + AHEAD)
+        deviation = load_lanes(branch, at, inside) - mean
+        found = incoming * (load_lanes(grad, at, inside) - constant - slope * deviation)
+        store_lanes(grad, at, found, inside)
 
 
-@cache
-def branch_gradients(kind: Any, sources: int = SOURCES) -> Any:
-    """The gradient behind a norm with batch statistics, in place: scale * (g - constant - slope * (branch - mean))."""
-    bytes_each = np.dtype(kind).itemsize
-
-    @kernel
-    def branch_gradients(data):
-        t = table(data, sources)
-        channels, height, width, chunks = t[2], t[3], t[4], t[6]
-        size = height * width
-        while True:
-            item = next_item(t[0])
-            if item >= t[1]:
-                break
-            image, chunk = item // chunks, item % chunks
-            for channel in range(channels * chunk // chunks, channels * (chunk + 1) // chunks):
-                at = (image * channels + channel) * size
-                branch = elements(t[10], at, size, kind, bytes_each)
-                gradient = elements(t[11], at, size, kind, bytes_each)
-                correct(
-                    branch, gradient, floats(t[12], channel, 1)[0], floats(t[13], channel, 1)[0],
-                    floats(t[14], channel, 1)[0], floats(t[15], channel, 1)[0],
-                )  # fmt: skip
-
-    return branch_gradients
+@kernel(IMAGES, branch=MAP, grad=MAP, incoming=FLOATS, constant=FLOATS, slope=FLOATS, mean=FLOATS)
+def branch_gradients(call, item):
+    """The gradient behind a norm with batch statistics, in place: incoming * (g - constant - slope * (x - mean))."""
+    image, first, end = channels_of(call, item)
+    for channel in range(first, end):
+        plane = plane_at(call, image, channel)
+        form = NormGradient(
+            number_at(call.incoming, channel),
+            number_at(call.constant, channel),
+            number_at(call.slope, channel),
+            number_at(call.mean, channel),
+        )
+        correct(elements(call, call.branch, plane), elements(call, call.grad, plane), form)

@@ -12,18 +12,14 @@ import numpy as np
 
 from .compiling import exact, primitive
 from .vectors import (
-    AHEAD,
     LANES,
     added_alone,
-    as_kept,
-    chosen,
-    fetch,
+    as_stored,
     lanes,
     load,
     load_lanes,
     scaled_and_shifted,
     spread,
-    store,
     total,
     where_positive,
 )
@@ -78,12 +74,12 @@ def nothing():
 
 
 @primitive
-def correlated(summed, upper, middle, lower, gradient):
+def correlated(summed, upper, middle, lower, grad):
     """Nine sums and what a run of pixels adds to them: a 3x3 convolution's gradient for its taps."""
     return (
-        summed[0] + gradient * upper[0], summed[1] + gradient * upper[1], summed[2] + gradient * upper[2],
-        summed[3] + gradient * middle[0], summed[4] + gradient * middle[1], summed[5] + gradient * middle[2],
-        summed[6] + gradient * lower[0], summed[7] + gradient * lower[1], summed[8] + gradient * lower[2],
+        summed[0] + grad * upper[0], summed[1] + grad * upper[1], summed[2] + grad * upper[2],
+        summed[3] + grad * middle[0], summed[4] + grad * middle[1], summed[5] + grad * middle[2],
+        summed[6] + grad * lower[0], summed[7] + grad * lower[1], summed[8] + grad * lower[2],
     )  # fmt: skip
 
 
@@ -98,8 +94,8 @@ def write_nine(summed, taps):
 @exact
 def rectified(branch, shortcut, alpha, beta, like):
     """relu(alpha * branch + beta + shortcut), rounded wherever a network with maps like `like` would round."""
-    normed = as_kept(scaled_and_shifted(branch, alpha, beta), like)
-    added = as_kept(added_alone(normed, shortcut), like)
+    normed = as_stored(scaled_and_shifted(branch, alpha, beta), like)
+    added = as_stored(added_alone(normed, shortcut), like)
     return where_positive(added, added)
 
 
@@ -110,32 +106,9 @@ def gathered(summed, found):
 
 
 @primitive
-def read_x(x, shortcut, alpha, beta, height, width, tail, padded):
-    """Puts a plane of x into a padded one and returns its sum.
-
-    With `tail`, x is made of a residual block's branch, see `rectified`.
-    """
-    summed, step, start = spread(np.float32(0)), stride(width), corner(width)
-    scale, shift = spread(alpha), spread(beta)
-    for j in range(0, width, LANES):
-        inside = lanes(width - j)
-        for i in range(height):
-            at = i * width + j
-            fetch(x, at + AHEAD)
-            found = load_lanes(x, at, inside)
-            if tail:
-                fetch(shortcut, at + AHEAD)
-                added = load_lanes(shortcut, at, inside)
-                found = chosen(rectified(found, added, scale, shift, x), inside)
-            store(padded, start + i * step + j, found)
-            summed = gathered(summed, found)
-    return total(summed)
-
-
-@primitive
-def total_of(shortcut, height, width):
+def total_of(plane, height, width):
     """The sum of a map's plane."""
     summed = spread(np.float32(0))
     for at in range(0, height * width, LANES):
-        summed = summed + load_lanes(shortcut, at, lanes(height * width - at))
+        summed = summed + load_lanes(plane, at, lanes(height * width - at))
     return total(summed)

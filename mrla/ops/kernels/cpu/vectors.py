@@ -190,7 +190,7 @@ def fetch(typing_context, array, at):
 
 
 @intrinsic
-def as_kept(typing_context, numbers, array):
+def as_stored(typing_context, numbers, array):
     """What would be read back, had the numbers been written into a map like `array`."""
 
     def generate(context, builder, signature, arguments):
