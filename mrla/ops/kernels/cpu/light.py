@@ -55,6 +55,12 @@ def mix(call, plane, padded, ahead, taps, decay, shift):
             upper, middle = middle, lower
 
 
+@primitive
+def num_slots(call):
+    """How many planes wait for their head's turn; with known gates none has to, which spares a division a plane."""
+    return 1 if call.gates_known else min(call.channels, call.channels // call.heads + 2 * (call.kernel_size // 2))
+
+
 class _ApplyScratch(NamedTuple):
     ring: np.ndarray
     taps: np.ndarray
@@ -64,10 +70,9 @@ class _ApplyScratch(NamedTuple):
 
 def _apply_scratch(call):
     """The planes that wait for their head's turn, and room for one head."""
-    per_head, half_kernel = call.channels // call.heads, call.kernel_size // 2
-    slots = 1 if call.gates_known else min(call.channels, per_head + 2 * half_kernel)
+    per_head = call.channels // call.heads
     return _ApplyScratch(
-        np.zeros((slots, padded_length(call.height, call.width)), np.float32),
+        np.zeros((num_slots(call), padded_length(call.height, call.width)), np.float32),
         np.empty(9, np.float32),
         np.empty(per_head, np.float32),
         np.empty(per_head, np.float32),
@@ -100,7 +105,7 @@ def apply(call, item, scratch):
     channels, heads, gates_known, has_shortcut = call.channels, call.heads, call.gates_known != 0, call.shortcut != 0
     size, per_head, half_kernel = call.height * call.width, channels // heads, call.kernel_size // 2
     query, key = floats(call.query, 0, call.kernel_size), floats(call.key, 0, call.kernel_size)
-    ring, scaled, slots = scratch.ring, scratch.taps, len(scratch.ring)
+    ring, scaled, slots = scratch.ring, scratch.taps, num_slots(call)
     ahead = size if gates_known else size * (per_head + half_kernel)
     image, chunk = item // call.chunks, item % call.chunks
     gates = floats(call.gates, image * heads, heads)
