@@ -190,7 +190,7 @@ def mix(
 
     Args:
         mixer: The block's mixer.
-        output: What the block's own forward gave: a tensor, or the tail that it left to the mixer.
+        output: What the block's own forward gave: a tensor, or the epilogue that it left to the mixer.
         shortcut: What the block added; None where that is not known.
         x: The block's input, on which the memory of the blocks before rides.
         grid: Rows and columns of patch tokens.

@@ -10,7 +10,7 @@ from torch import Tensor, nn
 from mrla.ops import LayerMixer, ResidualEpilogue, chosen_path, unobserved
 
 
-class TailNames(NamedTuple):
+class EpilogueNames(NamedTuple):
     """What a kind of block calls the last parts of its branch, and what must not stand between norm and add."""
 
     conv: str
@@ -19,11 +19,11 @@ class TailNames(NamedTuple):
     absent: tuple[str, ...] = ()
 
 
-TAILS = {
-    ("timm.models.resnet", "BasicBlock"): TailNames("conv2", "bn2", "act2", ("se", "drop_path")),
-    ("timm.models.resnet", "Bottleneck"): TailNames("conv3", "bn3", "act3", ("se", "drop_path")),
-    ("torchvision.models.resnet", "BasicBlock"): TailNames("conv2", "bn2", "relu"),
-    ("torchvision.models.resnet", "Bottleneck"): TailNames("conv3", "bn3", "relu"),
+EPILOGUES = {
+    ("timm.models.resnet", "BasicBlock"): EpilogueNames("conv2", "bn2", "act2", ("se", "drop_path")),
+    ("timm.models.resnet", "Bottleneck"): EpilogueNames("conv3", "bn3", "act3", ("se", "drop_path")),
+    ("torchvision.models.resnet", "BasicBlock"): EpilogueNames("conv2", "bn2", "relu"),
+    ("torchvision.models.resnet", "Bottleneck"): EpilogueNames("conv3", "bn3", "relu"),
 }
 """The blocks whose forward ends in ``x = norm(conv(x)); x += shortcut; return act(x)``, by module and class."""
 
@@ -34,7 +34,7 @@ def epilogue_overrides(block: nn.Module, mixer: LayerMixer) -> dict[str, Callabl
     None where the end of `block` may not be left to `mixer` without anybody noticing.
     """
     kind = type(block)
-    names = TAILS.get((kind.__module__, kind.__qualname__))
+    names = EPILOGUES.get((kind.__module__, kind.__qualname__))
     if names is None or not mixer.fuses_epilogue or chosen_path() == "reference" or torch.compiler.is_compiling():
         return {}
     parts: Any = block._modules
@@ -57,15 +57,15 @@ def _hold(norm: nn.Module, conv: nn.Module, branch: Tensor) -> "_Held":
 
 
 def _release(act: nn.Module, x: Any) -> Any:  # one ReLU may serve the whole block
-    return x.tail if isinstance(x, _Held) else act(x)
+    return x.epilogue if isinstance(x, _Held) else act(x)
 
 
 class _Held:
     """A branch that waits for its shortcut to be added."""
 
-    def __init__(self, tail: ResidualEpilogue):
-        self.tail = tail
+    def __init__(self, epilogue: ResidualEpilogue):
+        self.epilogue = epilogue
 
     def __iadd__(self, shortcut: Tensor) -> "_Held":
-        self.tail = self.tail._replace(shortcut=shortcut)
+        self.epilogue = self.epilogue._replace(shortcut=shortcut)
         return self

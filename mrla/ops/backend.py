@@ -1,5 +1,6 @@
 """Which way an operator is computed: by a backend's kernels where one supports the call, else by torch's operators."""
 
+import functools
 from abc import ABC, abstractmethod
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
@@ -16,7 +17,7 @@ from .calls import (
     BaseState,
     BaseWeights,
     Begun,
-    Letter,
+    DeferredGrad,
     LightState,
     LightWeights,
     MixerCall,
@@ -63,21 +64,21 @@ class Backend(ABC):
         heads: int,
         eps: float,
         *,
-        tail: ResidualNorm | None = None,
+        branch_norm: ResidualNorm | None = None,
         in_place: bool = False,
         keep_state: bool = True,
     ) -> tuple[Tensor, LightState]:
         """The output of MRLA-light and what its gradient needs.
 
         Args:
-            x: The block's output; with `tail` the branch that it is relu(norm(branch) + shortcut) of.
+            x: The block's output; with `branch_norm` the branch that it is relu(norm(branch) + shortcut) of.
             shortcut: What the block added.
             weights: The mixer's own.
             statistics: The norm's running mean and variance in float32; None for those of this batch.
             keep: DropPath's factor for each image.
             heads: Number of heads.
             eps: The norm's.
-            tail: The norm behind the branch.
+            branch_norm: The norm behind the branch.
             in_place: Whether `x` may be overwritten.
             keep_state: Whether there will be a gradient.
         """
@@ -94,20 +95,20 @@ class Backend(ABC):
         eps: float,
         *,
         batch_statistics: bool,
-        tail: ResidualNorm | None = None,
+        branch_norm: ResidualNorm | None = None,
     ) -> tuple[Tensor, Tensor | None, LightWeights, tuple[Tensor, Tensor] | None]:
-        """Gradients of `x`, the shortcut, the weights and, with `tail`, weight and bias of its norm.
+        """Gradients of `x`, the shortcut, the weights and, with `branch_norm`, weight and bias of its norm.
 
         Args:
             gradient: That of the output.
-            x: As `light_forward` had it, like the arguments that are not named here; with `tail` before its norm.
+            x: As `light_forward` had it, as the rest; with `branch_norm` the branch.
             shortcut: What the block added.
             weights: The mixer's own.
             state: What `light_forward` returned.
             keep: DropPath's factor for each image.
             eps: The norm's.
             batch_statistics: Whether the mixer's norm took those of the batch.
-            tail: The norm behind the branch.
+            branch_norm: The norm behind the branch.
         """
 
     @abstractmethod
@@ -122,22 +123,22 @@ class Backend(ABC):
         keep: Tensor | None,
         form: BaseForm,
         *,
-        tail: ResidualNorm | None = None,
+        branch_norm: ResidualNorm | None = None,
         in_place: bool = False,
         keep_value: bool = True,
     ) -> tuple[Tensor, BaseState]:
         """The output of MRLA-base, and what the memory and its gradient need.
 
         Args:
-            x: The block's output; with `tail` the branch that it is relu(norm(branch) + shortcut) of.
-            shortcut: What the block added; used with `tail` alone.
+            x: The block's output; with `branch_norm` the branch that it is relu(norm(branch) + shortcut) of.
+            shortcut: What the block added; used with `branch_norm` alone.
             keys: Those of the blocks before.
             values: Those of the blocks before.
             weights: The mixer's own.
             statistics: The norm's running mean and variance in float32; None for those of this batch.
             keep: DropPath's factor for each image.
             form: What kind of MRLA-base.
-            tail: The norm behind the branch.
+            branch_norm: The norm behind the branch.
             in_place: Whether `x` may be overwritten.
             keep_value: Whether anybody reads the block's value later, where the norm goes by its own statistics; an
                 empty tensor stands for it otherwise.
@@ -147,9 +148,9 @@ class Backend(ABC):
     def base_backward(
         self,
         gradient: Tensor,
-        of_key: Tensor | None,
-        of_value: Tensor | None,
-        mail: Sequence[Letter],
+        grad_key: Tensor | None,
+        grad_value: Tensor | None,
+        pending: Sequence[DeferredGrad],
         x: Tensor,
         shortcut: Tensor | None,
         keys: Sequence[Tensor],
@@ -162,16 +163,16 @@ class Backend(ABC):
         batch_statistics: bool,
         wanted: Sequence[bool],
         grad_update: Tensor | None = None,
-        tail: ResidualNorm | None = None,
+        branch_norm: ResidualNorm | None = None,
     ) -> tuple[Tensor, Tensor | None, list[Tensor], list[Tensor | None], BaseWeights, tuple[Tensor, Tensor] | None]:
-        """Gradients of `x`, the shortcut, earlier keys and values, the weights and, with `tail`, its norm's two.
+        """Gradients of `x`, the shortcut, earlier keys and values, the weights and, with `branch_norm`, its norm's two.
 
         Args:
             gradient: That of the output.
-            of_key: That of the block's key, from later blocks.
-            of_value: That of its value, from whoever leaves no `Letter`.
-            mail: What later blocks have left.
-            x: As `base_forward` had it, like the arguments that are not named here; with `tail` before its norm.
+            grad_key: That of the block's key, from later blocks.
+            grad_value: That of its value, from whoever defers nothing.
+            pending: What later blocks have deferred to this one.
+            x: As `base_forward` had it, as the rest; with `branch_norm` the branch.
             shortcut: What the block added.
             keys: Those of the blocks before.
             values: Those of the blocks before.
@@ -180,13 +181,13 @@ class Backend(ABC):
             keep: DropPath's factor for each image.
             form: What kind of MRLA-base.
             batch_statistics: Whether the mixer's norm took those of the batch.
-            wanted: For which earlier values a gradient is to be made here; the others get a `Letter`.
-            grad_update: Where the gradient of y goes for letters; the place of the block's own value may be given.
-            tail: The norm behind the branch.
+            wanted: For which earlier values a gradient is to be made here; the others are deferred.
+            grad_update: Where the gradient of y goes, if any is deferred; the place of the block's own value will do.
+            branch_norm: The norm behind the branch.
         """
 
     @abstractmethod
-    def begin(self, tail: ResidualEpilogue) -> Begun:
+    def begin(self, epilogue: ResidualEpilogue) -> Begun:
         """What is left of the end of a residual block after what torch's own operator must do first.
 
         The running statistics of a norm in training move on, as by calling it. The output must be what the block itself
@@ -262,9 +263,13 @@ def chosen_path() -> str:
 @torch.compiler.assume_constant_result
 def asked_backends() -> tuple[str, ...]:
     """The names of the backends that are asked here and now, in order."""
-    path = _path.get()
-    names = BACKENDS if path == FUSED else () if path == REFERENCE else (path,)
-    return tuple(name for name in names if BACKENDS[name].unavailable() is None)
+    return _available(_path.get(), tuple(BACKENDS.values()))
+
+
+@functools.cache
+def _available(path: str, backends: tuple[Backend, ...]) -> tuple[str, ...]:
+    asked = [backend for backend in backends if path in (FUSED, backend.name)]
+    return tuple(backend.name for backend in asked if backend.unavailable() is None)
 
 
 def select(call: MixerCall) -> str | None:

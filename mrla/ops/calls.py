@@ -19,7 +19,7 @@ class MixerCall(NamedTuple):
         norm: The mixer's norm.
         epilogue: Whether the end of the residual block is computed too.
         values: Those of earlier blocks, for base.
-        keys: Likewise.
+        keys: As `forward` had it.
     """
 
     method: Literal["light", "base"]
@@ -49,7 +49,7 @@ class ResidualEpilogue(NamedTuple):
 
 
 class ResidualNorm(NamedTuple):
-    """The norm of a tail as kernels read it: weight * (branch - mean) / deviation + bias, in float32.
+    """The norm behind a block's branch as kernels read it: weight * (branch - mean) / deviation + bias, in float32.
 
     Attributes:
         weight: Per channel; None for ones.
@@ -69,7 +69,7 @@ class ResidualNorm(NamedTuple):
 
 
 class Begun(NamedTuple):
-    """A tail as far as torch has to compute it before the kernels go on.
+    """A residual epilogue as far as torch has to compute it before the kernels go on.
 
     Attributes:
         map: What the kernels read: the branch, or what torch's norm has made of it.
@@ -147,15 +147,15 @@ class BaseState(NamedTuple):
     variance: Tensor
 
 
-class Letter(NamedTuple):
-    """What a later block leaves to an earlier one: the gradient of its y, and what it took of the earlier one's value.
+class DeferredGrad(NamedTuple):
+    """A gradient that a later block defers to an earlier one: that of its y, and what it took of the earlier value.
 
     Attributes:
-        of_update: The gradient of the later block's y.
-        taken: What the later block's heads take from each block, `BaseState.weights`.
+        grad_update: The gradient of the later block's y.
+        attn: What the later block's heads take from each block, `BaseState.weights`.
         block: The place of the earlier block among those.
     """
 
-    of_update: Tensor
-    taken: Tensor
+    grad_update: Tensor
+    attn: Tensor
     block: int

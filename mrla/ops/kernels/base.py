@@ -1,7 +1,5 @@
-"""MRLA-base as torch's operator `mrla::base`, and as a function of the tail of a residual block."""
+"""MRLA-base as torch's operator `mrla::base`, and as a function of the epilogue of a residual block."""
 
-import inspect
-from collections import namedtuple
 from collections.abc import Sequence
 from typing import Any
 
@@ -42,8 +40,8 @@ def _base(
     form = BaseForm(heads, eps, softmax, rectify)
     statistics = None if running_mean is None or running_var is None else (running_mean.clone(), running_var.clone())
     out, state = BACKENDS[backend].base_forward(x, None, keys, values, weights, statistics, keep, form)
-    value_now, key_now, query_now, taken, means, mean, variance = state
-    return out, value_now, key_now, query_now, taken, means, mean, variance
+    value_now, key_now, query_now, attn, means, mean, variance = state
+    return out, value_now, key_now, query_now, attn, means, mean, variance
 
 
 @_base.register_fake
@@ -56,8 +54,8 @@ def _(x, keys, values, query, key, value, norm_weight, norm_bias, scale, running
 @torch.library.custom_op("mrla::base_backward", mutates_args=())
 def _base_backward(
     gradient: Tensor,
-    of_key: Tensor | None,
-    of_value: Tensor | None,
+    grad_key: Tensor | None,
+    grad_value: Tensor | None,
     x: Tensor,
     keys: Sequence[Tensor],
     values: Sequence[Tensor],
@@ -73,50 +71,48 @@ def _base_backward(
 ) -> list[Tensor]:
     """A backend's `base_backward` as torch's operator: gradients of x, keys, values and weights in turn."""
     all_weights = BaseWeights(*weights, *(None,) * (6 - len(weights)))
-    of_x, _, of_keys, of_values, of_weights, _ = BACKENDS[backend].base_backward(
-        gradient, of_key, of_value, (), x, None, keys, values, all_weights, BaseState(*state), keep,
+    grad_x, _, grad_keys, grad_values, grad_weights, _ = BACKENDS[backend].base_backward(
+        gradient, grad_key, grad_value, (), x, None, keys, values, all_weights, BaseState(*state), keep,
         BaseForm(heads, eps, softmax, rectify), batch_statistics=batch_statistics, wanted=[True] * len(values),
     )  # fmt: skip
-    return [own(one) for one in (of_x, *of_keys, *of_values, *of_weights) if one is not None]
+    return [own(one) for one in (grad_x, *grad_keys, *grad_values, *grad_weights) if one is not None]
 
 
 @_base_backward.register_fake
-def _(gradient, of_key, of_value, x, keys, values, weights, *_):
+def _(gradient, grad_key, grad_value, x, keys, values, weights, *_):
     return [torch.empty_like(one) for one in (x, *keys, *values, *weights)]
 
 
-_Inputs: Any = namedtuple("_Inputs", inspect.signature(_base._init_fn).parameters)
-
-
 def _save(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, ...]) -> None:
-    given = _Inputs(*inputs)
-    weights = BaseWeights(*(getattr(given, name) for name in BaseWeights._fields))
+    x, keys, values, *weights, running_mean, _running_var, keep, heads, eps, softmax, rectify, backend = inputs
     _, value, key, *others = output
     state = BaseState(value, key, *others)
-    save_groups(ctx, x=given.x, keys=given.keys, values=given.values, weights=weights, state=state, keep=given.keep)
-    ctx.rest = given.heads, given.eps, given.softmax, given.rectify, given.backend, given.running_mean is None
+    save_groups(ctx, x=x, keys=keys, values=values, weights=BaseWeights(*weights), state=state, keep=keep)
+    ctx.rest = heads, eps, softmax, rectify, backend, running_mean is None
     ctx.mark_non_differentiable(*others)
     ctx.set_materialize_grads(False)
 
 
 @once_differentiable
-def _gradients(ctx: Any, gradient: Tensor | None, of_value: Tensor | None, of_key: Tensor | None) -> list[Any]:
+def _gradients(ctx: Any, gradient: Tensor | None, grad_value: Tensor | None, grad_key: Tensor | None) -> list[Any]:
     """The gradients of x, the keys, the values and the weights, one after another."""
     saved = saved_groups(ctx)
     x, keys, values = saved["x"], saved["keys"], saved["values"]
     weights = [one for one in saved["weights"] if one is not None]
     gradient = torch.zeros_like(x) if gradient is None else gradient
     return torch.ops.mrla.base_backward(
-        gradient, of_key, of_value, x, keys, values, weights, saved["state"], saved["keep"], *ctx.rest
+        gradient, grad_key, grad_value, x, keys, values, weights, saved["state"], saved["keep"], *ctx.rest
     )
 
 
-def _differentiate(ctx: Any, gradient: Tensor | None, of_value: Tensor | None, of_key: Tensor | None, *_: Any) -> Any:
+def _differentiate(
+    ctx: Any, gradient: Tensor | None, grad_value: Tensor | None, grad_key: Tensor | None, *_: Any
+) -> Any:
     count = sum(size for name, _, size in ctx.layout if name == "keys")
-    of_x, *found = _gradients(ctx, gradient, of_value, of_key)
-    of_keys, of_values, of_weights = found[:count], found[count : 2 * count], found[2 * count :]
-    missing = len(_Inputs._fields) - 3 - len(of_weights)  # a scale that is not there comes last of the weights
-    return of_x, of_keys, of_values, *of_weights, *(None,) * missing
+    grad_x, *found = _gradients(ctx, gradient, grad_value, grad_key)
+    grad_keys, grad_values, grad_weights = found[:count], found[count : 2 * count], found[2 * count :]
+    missing = len(BaseWeights._fields) - len(grad_weights) + 8  # a scale that is not there comes last of the weights
+    return grad_x, grad_keys, grad_values, *grad_weights, *(None,) * missing
 
 
 _base.register_autograd(_differentiate, setup_context=_save)
@@ -140,7 +136,7 @@ def base(
 
 
 def base_with_epilogue(
-    tail: ResidualEpilogue,
+    epilogue: ResidualEpilogue,
     keys: Sequence[Tensor],
     values: Sequence[Tensor],
     weights: BaseWeights,
@@ -151,31 +147,31 @@ def base_with_epilogue(
     *,
     last: bool,
 ) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
-    """Like `base`, of the block's output that a tail stands for.
+    """Like `base`, of the block's output that a epilogue stands for.
 
     With `last` no block reads the memory: without a gradient the value is then an empty tensor.
     """
-    inputs = (tail.branch, tail.shortcut, *affine_of(tail), *weights, *keys, *values)
+    inputs = (epilogue.branch, epilogue.shortcut, *affine_of(epilogue), *weights, *keys, *values)
     if torch.is_grad_enabled() and any(one is not None and one.requires_grad for one in inputs):
-        return _BaseTail.apply(*inputs, tail, len(keys), statistics, keep, form, backend)
-    begun = BACKENDS[backend].begin(tail)
+        return _BaseWithEpilogue.apply(*inputs, epilogue, len(keys), statistics, keep, form, backend)
+    begun = BACKENDS[backend].begin(epilogue)
     out, state = BACKENDS[backend].base_forward(
         begun.map,
-        tail.shortcut,
+        epilogue.shortcut,
         keys,
         values,
         weights,
         statistics,
         keep,
         form,
-        tail=begun.rest,
+        branch_norm=begun.rest,
         in_place=begun.owned,
         keep_value=not last,
     )
     return out, state.key, state.value, state.mean, state.variance
 
 
-class _BaseTail(torch.autograd.Function):
+class _BaseWithEpilogue(torch.autograd.Function):
     """The end of a residual block with MRLA-base behind it: of its maps branch, shortcut and values are kept.
 
     In backward a block gives the earlier ones no gradient of their values, see `deferred_grads`.
@@ -183,13 +179,13 @@ class _BaseTail(torch.autograd.Function):
 
     @staticmethod
     def forward(ctx: Any, branch: Tensor, shortcut: Tensor, weight: Any, bias: Any, *rest: Any) -> Any:
-        *given, tail, num_values, statistics, keep, form, backend = rest
+        *given, epilogue, num_values, statistics, keep, form, backend = rest
         own_weights = len(BaseWeights._fields)
         weights, memory = BaseWeights(*given[:own_weights]), given[own_weights:]
         keys, values = memory[:num_values], memory[num_values:]
-        x, left, norm, _ = BACKENDS[backend].begin(tail)
+        x, left, norm, _ = BACKENDS[backend].begin(epilogue)
         out, state = BACKENDS[backend].base_forward(
-            x, shortcut, keys, values, weights, statistics, keep, form, tail=left
+            x, shortcut, keys, values, weights, statistics, keep, form, branch_norm=left
         )
         kept_norm = norm._replace(eps=None, training=None)
         save_groups(
@@ -210,8 +206,8 @@ class _BaseTail(torch.autograd.Function):
     def backward(
         ctx: Any,
         gradient: Tensor | None,
-        of_key: Tensor | None,
-        of_value: Tensor | None,
+        grad_key: Tensor | None,
+        grad_value: Tensor | None,
         _mean: None,
         _variance: None,
     ) -> Any:
@@ -220,11 +216,11 @@ class _BaseTail(torch.autograd.Function):
         branch, state = saved["branch"], saved["state"]
         gradient = torch.zeros_like(branch) if gradient is None else gradient
         plan = deferred_grads.plan(ctx)
-        of_update = deferred_grads.room_for_update(ctx, plan, state.value, branch)
-        of_branch, of_shortcut, of_keys, of_values, of_weights, of_norm = BACKENDS[backend].base_backward(
+        grad_update = deferred_grads.room_for_update(ctx, plan, state.value, branch)
+        grad_branch, grad_shortcut, grad_keys, grad_values, grad_weights, of_norm = BACKENDS[backend].base_backward(
             gradient,
-            of_key,
-            of_value,
+            grad_key,
+            grad_value,
             plan.pending,
             branch,
             saved["shortcut"],
@@ -236,9 +232,9 @@ class _BaseTail(torch.autograd.Function):
             form,
             batch_statistics=batch_statistics,
             wanted=plan.wanted,
-            grad_update=of_update,
-            tail=saved["norm"]._replace(eps=norm_eps, training=norm_training),
+            grad_update=grad_update,
+            branch_norm=saved["norm"]._replace(eps=norm_eps, training=norm_training),
         )
-        deferred_grads.leave(plan, of_update, state.weights)
+        deferred_grads.leave(plan, grad_update, state.weights)
         of_affine = (one if there else None for one, there in zip(of_norm or (None, None), ctx.affine, strict=True))
-        return of_branch, of_shortcut, *of_affine, *of_weights, *of_keys, *of_values, *(None,) * 6
+        return grad_branch, grad_shortcut, *of_affine, *grad_weights, *grad_keys, *grad_values, *(None,) * 6

@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 
 from .. import torch_internals
-from ..calls import Letter
+from ..calls import DeferredGrad
 
 _VALUE = 2
 """The number of the value among what the function of a block returns."""
@@ -23,7 +23,7 @@ class Plan(NamedTuple):
     """What one block does in one backward pass.
 
     Attributes:
-        receivers: The earlier blocks that a `Letter` is left to: their places among the values, and their nodes.
+        receivers: The earlier blocks that a `DeferredGrad` is left to: their places among the values, and their nodes.
         wanted: For which earlier values a gradient is made here.
         pending: What later blocks have left to this one.
         backward_pass: Which pass it is.
@@ -31,7 +31,7 @@ class Plan(NamedTuple):
 
     receivers: list[tuple[int, Any]]
     wanted: list[bool]
-    pending: Sequence[Letter]
+    pending: Sequence[DeferredGrad]
     backward_pass: int
 
 
@@ -66,11 +66,11 @@ def room_for_update(ctx: Any, plan: Plan, value: Tensor, like: Tensor) -> Tensor
     return value if ctx.own_place and _is_done_with(value) else torch.empty_like(like)
 
 
-def leave(plan: Plan, of_update: Tensor | None, taken: Tensor) -> None:
+def leave(plan: Plan, grad_update: Tensor | None, attn: Tensor) -> None:
     """Leaves the gradient of y and what the heads took at each receiver's node."""
     for block, node in plan.receivers:
-        assert of_update is not None
-        node.pending.setdefault(plan.backward_pass, []).append(Letter(of_update, taken, block))
+        assert grad_update is not None
+        node.pending.setdefault(plan.backward_pass, []).append(DeferredGrad(grad_update, attn, block))
 
 
 def _is_done_with(value: Tensor) -> bool:

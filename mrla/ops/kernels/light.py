@@ -1,7 +1,5 @@
-"""MRLA-light as torch's operator `mrla::light`, and as a function of the tail of a residual block."""
+"""MRLA-light as torch's operator `mrla::light`, and as a function of the epilogue of a residual block."""
 
-import inspect
-from collections import namedtuple
 from typing import Any
 
 import torch
@@ -68,7 +66,7 @@ def _light_backward(
     backend: str,
 ) -> list[Tensor]:
     """A backend's `light_backward` as torch's operator: gradients of x, the shortcut and the weights that are there."""
-    of_x, of_shortcut, of_weights, _ = BACKENDS[backend].light_backward(
+    grad_x, grad_shortcut, grad_weights, _ = BACKENDS[backend].light_backward(
         gradient,
         x,
         shortcut,
@@ -78,7 +76,7 @@ def _light_backward(
         eps,
         batch_statistics=batch_statistics,
     )
-    return [own(one) for one in (of_x, of_shortcut, *of_weights) if one is not None]
+    return [own(one) for one in (grad_x, grad_shortcut, *grad_weights) if one is not None]
 
 
 @_light_backward.register_fake
@@ -87,15 +85,11 @@ def _(gradient, x, shortcut, query, key, value, decay, norm_weight, norm_bias, *
     return [torch.empty_like(one) for one in given if one is not None]
 
 
-_Inputs: Any = namedtuple("_Inputs", inspect.signature(_light._init_fn).parameters)
-
-
 def _save(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, ...]) -> None:
-    given = _Inputs(*inputs)
-    weights = LightWeights(*(getattr(given, name) for name in LightWeights._fields))
+    x, shortcut, *weights, running_mean, _running_var, keep, _heads, eps, backend = inputs
     _, *state = output
-    save_groups(ctx, x=given.x, shortcut=given.shortcut, weights=weights, state=LightState(*state), keep=given.keep)
-    ctx.rest = given.eps, given.running_mean is None, given.backend
+    save_groups(ctx, x=x, shortcut=shortcut, weights=LightWeights(*weights), state=LightState(*state), keep=keep)
+    ctx.rest = eps, running_mean is None, backend
     ctx.mark_non_differentiable(*state)
     ctx.set_materialize_grads(False)
 
@@ -103,12 +97,12 @@ def _save(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, ...]) -> None
 @once_differentiable
 def _differentiate(ctx: Any, gradient: Tensor | None, *_: Any) -> tuple[Any, ...]:
     if gradient is None:
-        return (None,) * len(_Inputs._fields)
+        return (None,) * 14
     saved = saved_groups(ctx)
     given = (saved["x"], saved["shortcut"], *saved["weights"])
     found = iter(torch.ops.mrla.light_backward(gradient, *given, *saved["state"], saved["keep"], *ctx.rest))
     gradients = [None if one is None else next(found) for one in given]
-    return *gradients, *(None,) * (len(_Inputs._fields) - len(gradients))
+    return *gradients, *(None,) * 6
 
 
 _light.register_autograd(_differentiate, setup_context=_save)
@@ -132,7 +126,7 @@ def light(
 
 
 def light_with_epilogue(
-    tail: ResidualEpilogue,
+    epilogue: ResidualEpilogue,
     weights: LightWeights,
     statistics: tuple[Tensor, Tensor] | None,
     keep: Tensor | None,
@@ -140,41 +134,41 @@ def light_with_epilogue(
     eps: float,
     backend: str,
 ) -> tuple[Tensor, Tensor, Tensor]:
-    """Like `light`, of the block's output and shortcut that a tail stands for."""
-    inputs = (tail.branch, tail.shortcut, *affine_of(tail), *weights)
+    """Like `light`, of the block's output and shortcut that a epilogue stands for."""
+    inputs = (epilogue.branch, epilogue.shortcut, *affine_of(epilogue), *weights)
     if torch.is_grad_enabled() and any(one is not None and one.requires_grad for one in inputs):
-        return _LightTail.apply(*inputs, tail, statistics, keep, heads, eps, backend)
-    begun = BACKENDS[backend].begin(tail)
+        return _LightWithEpilogue.apply(*inputs, epilogue, statistics, keep, heads, eps, backend)
+    begun = BACKENDS[backend].begin(epilogue)
     out, state = BACKENDS[backend].light_forward(
         begun.map,
-        tail.shortcut,
+        epilogue.shortcut,
         weights,
         statistics,
         keep,
         heads,
         eps,
-        tail=begun.rest,
+        branch_norm=begun.rest,
         in_place=begun.owned,
         keep_state=False,
     )
     return out, state.mean, state.variance
 
 
-class _LightTail(torch.autograd.Function):
+class _LightWithEpilogue(torch.autograd.Function):
     """The end of a residual block with MRLA-light behind it: of its maps only branch and shortcut are kept.
 
     Not an operator of torch's registry: it moves the running statistics of the block's norm on, as that norm would,
-    which an operator with a gradient may not. So compiled graphs have the tail and the mixer one after the other.
+    which an operator with a gradient may not. So compiled graphs have the epilogue and the mixer one after the other.
     """
 
     @staticmethod
     def forward(ctx: Any, branch: Tensor, shortcut: Tensor, weight: Any, bias: Any, *rest: Any) -> Any:
-        *given, tail, statistics, keep, heads, eps, backend = rest
+        *given, epilogue, statistics, keep, heads, eps, backend = rest
         weights = LightWeights(*given)
-        x, rest, norm, _ = BACKENDS[backend].begin(tail)
+        x, rest, norm, _ = BACKENDS[backend].begin(epilogue)
         owned = x is not branch
         out, state = BACKENDS[backend].light_forward(
-            x, shortcut, weights, statistics, keep, heads, eps, tail=rest, in_place=owned
+            x, shortcut, weights, statistics, keep, heads, eps, branch_norm=rest, in_place=owned
         )
         kept_norm = norm._replace(eps=None, training=None)
         save_groups(ctx, branch=branch, shortcut=shortcut, weights=weights, state=state, keep=keep, norm=kept_norm)
@@ -189,7 +183,7 @@ class _LightTail(torch.autograd.Function):
         saved = saved_groups(ctx)
         eps, batch_statistics, norm_eps, norm_training, backend = ctx.rest
         norm: ResidualNorm = saved["norm"]._replace(eps=norm_eps, training=norm_training)
-        of_branch, of_shortcut, of_weights, of_norm = BACKENDS[backend].light_backward(
+        grad_branch, grad_shortcut, grad_weights, of_norm = BACKENDS[backend].light_backward(
             gradient,
             saved["branch"],
             saved["shortcut"],
@@ -198,7 +192,7 @@ class _LightTail(torch.autograd.Function):
             saved["keep"],
             eps,
             batch_statistics=batch_statistics,
-            tail=norm,
+            branch_norm=norm,
         )
         of_affine = (one if there else None for one, there in zip(of_norm or (None, None), ctx.affine, strict=True))
-        return of_branch, of_shortcut, *of_affine, *of_weights, *(None,) * 6
+        return grad_branch, grad_shortcut, *of_affine, *grad_weights, *(None,) * 6

@@ -9,33 +9,33 @@ from ..batch_norm import advance, as_float32, kept_statistics, moves_statistics,
 from ..calls import Begun, ResidualEpilogue, ResidualNorm
 
 
-def tail_parameters(tail: ResidualEpilogue) -> tuple[Tensor | None, ...] | None:
-    """What kernels read of a tail's norm; None where the norm is none that they know, or does not take the branch."""
-    norm = tail.norm
+def epilogue_parameters(epilogue: ResidualEpilogue) -> tuple[Tensor | None, ...] | None:
+    """What kernels read of the norm; None where it is none that they know, or does not take the branch."""
+    norm = epilogue.norm
     if type(norm) is nn.Identity:
         return ()
-    if type(norm) is not nn.BatchNorm2d or tail.branch.ndim != 4 or not norm_fits(norm, tail.branch):
+    if type(norm) is not nn.BatchNorm2d or epilogue.branch.ndim != 4 or not norm_fits(norm, epilogue.branch):
         return None
     return norm.weight, norm.bias, norm.running_mean, norm.running_var
 
 
-def finish(tail: ResidualEpilogue) -> Tensor:
+def finish(epilogue: ResidualEpilogue) -> Tensor:
     """The block's output, by torch's operators; added in place as the block does, which keeps the branch's type."""
-    normed = tail.norm(tail.branch)
-    normed += tail.shortcut
+    normed = epilogue.norm(epilogue.branch)
+    normed += epilogue.shortcut
     return torch.relu(normed)
 
 
-def affine_of(tail: ResidualEpilogue) -> tuple[Tensor | None, Tensor | None]:
-    """Weight and bias of a tail's norm, where it has them."""
-    return getattr(tail.norm, "weight", None), getattr(tail.norm, "bias", None)
+def affine_of(epilogue: ResidualEpilogue) -> tuple[Tensor | None, Tensor | None]:
+    """Weight and bias of a epilogue's norm, where it has them."""
+    return getattr(epilogue.norm, "weight", None), getattr(epilogue.norm, "bias", None)
 
 
-def begin_by_torch(tail: ResidualEpilogue) -> Begun:
-    """A tail whose norm torch's own operator has applied; the running statistics of a norm in training move on."""
-    norm, branch = tail.norm, tail.branch
+def begin_by_torch(epilogue: ResidualEpilogue) -> Begun:
+    """A epilogue whose norm torch's own operator has applied; the running statistics of a norm in training move on."""
+    norm, branch = epilogue.norm, epilogue.branch
     if not isinstance(norm, nn.BatchNorm2d):
-        return Begun(branch, ResidualNorm(), ResidualNorm(), tail.owned)
+        return Begun(branch, ResidualNorm(), ResidualNorm(), epilogue.owned)
     statistics = kept_statistics(norm)
     normed, *of_batch = torch.native_batch_norm(
         branch,

@@ -10,7 +10,7 @@ from ..batch_norm import as_float32, kept_statistics, track
 from ..calls import BaseForm, BaseWeights, ResidualEpilogue
 from ..contributions import Contribution
 from ..kernels.base import base, base_with_epilogue
-from ..kernels.residual_epilogue import tail_parameters
+from ..kernels.residual_epilogue import epilogue_parameters
 from ..layouts import Grid
 from ..projections import pool, slide
 from .branch import runs_its_class
@@ -84,18 +84,18 @@ class MRLABase(LayerQueryMixer):
         """Whether the kernels know this mixer: no activation on the values, and at most a ReLU behind the norm."""
         return self._has_kernels
 
-    def forward_fused(self, tail: ResidualEpilogue, memory: Any = None) -> tuple[Tensor, Any]:
+    def forward_fused(self, epilogue: ResidualEpilogue, memory: Any = None) -> tuple[Tensor, Any]:
         """The block's new output, of a residual block that has left its last norm, add and ReLU to the mixer."""
-        of_tail = tail_parameters(tail)
+        of_epilogue = epilogue_parameters(epilogue)
         fused = None
-        if of_tail is not None and tail.shortcut.shape == tail.branch.shape:
-            fused = self._fused(tail.branch, tail.shortcut, memory, of_tail)
+        if of_epilogue is not None and epilogue.shortcut.shape == epilogue.branch.shape:
+            fused = self._fused(epilogue.branch, epilogue.shortcut, memory, of_epilogue)
         if fused is None:
-            return super().forward_fused(tail, memory)
+            return super().forward_fused(epilogue, memory)
         norm, before, *rest = fused
         last = self.place is not None and self.place.index + 1 == self.place.length
-        out, *state = base_with_epilogue(tail, *before, *rest, last=last)
-        return out, self._remember(norm, before, tail.branch, *state)
+        out, *state = base_with_epilogue(epilogue, *before, *rest, last=last)
+        return out, self._remember(norm, before, epilogue.branch, *state)
 
     @property
     def _has_kernels(self) -> bool:

@@ -305,7 +305,7 @@ class BranchMixer(LayerMixer):
         """The backend that does the mixer's call, where one can and all around the update is what backends know.
 
         Args:
-            x: The block's output, or the branch of a tail.
+            x: The block's output, or the branch of an epilogue.
             shortcut: What the block added, where it is read.
             taps: The mixer's kernels: query, key and value. Where torch would refuse the type of the value's beside the
                 maps', so does this.

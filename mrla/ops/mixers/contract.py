@@ -149,9 +149,9 @@ class LayerMixer(nn.Module, ABC):
         """Whether the mixer would rather have the end of a residual block to do itself, by `forward_fused`."""
         return False
 
-    def forward_fused(self, tail: ResidualEpilogue, memory: Any = None) -> tuple[Tensor, Any]:
+    def forward_fused(self, epilogue: ResidualEpilogue, memory: Any = None) -> tuple[Tensor, Any]:
         """Like a call with x = relu(norm(branch) + shortcut), where the block has left that to the mixer."""
-        return self(finish(tail), tail.shortcut, memory)
+        return self(finish(epilogue), epilogue.shortcut, memory)
 
     def contributions(
         self,

@@ -12,7 +12,7 @@ from ..calls import LightWeights, ResidualEpilogue
 from ..contributions import Contribution, UpdateNorms
 from ..heads import resolve_heads
 from ..kernels.light import light, light_with_epilogue
-from ..kernels.residual_epilogue import tail_parameters
+from ..kernels.residual_epilogue import epilogue_parameters
 from ..layouts import Grid
 from ..light import light_gate, light_update
 from ..projections import ACTIVATIONS, Activation, depthwise_value
@@ -117,20 +117,20 @@ class MRLALight(BranchMixer):
         """Whether the kernels know this mixer: the released form, with nothing between the update and its norm."""
         return self._is_released_form and self.uses_shortcut and self.plain_norm is not None
 
-    def forward_fused(self, tail: ResidualEpilogue, memory: Any = None) -> tuple[Tensor, Any]:
+    def forward_fused(self, epilogue: ResidualEpilogue, memory: Any = None) -> tuple[Tensor, Any]:
         """The block's new output, of a residual block that has left its last norm, add and ReLU to the mixer."""
         takes = self._is_released_form and self.uses_shortcut
-        of_tail, taps, decay = tail_parameters(tail), self._taps, self.decay
+        of_epilogue, taps, decay = epilogue_parameters(epilogue), self._taps, self.decay
         fused = None
-        if takes and of_tail is not None:
-            fused = self.fused_by(tail.branch, tail.shortcut, taps, decay, of_tail)
+        if takes and of_epilogue is not None:
+            fused = self.fused_by(epilogue.branch, epilogue.shortcut, taps, decay, of_epilogue)
         if fused is None:
-            return super().forward_fused(tail, memory)
+            return super().forward_fused(epilogue, memory)
         backend, norm = fused
-        weights, kept = _light_weights(taps, decay, norm), self.kept(tail.branch)
+        weights, kept = _light_weights(taps, decay, norm), self.kept(epilogue.branch)
         statistics, eps = kept_statistics(norm), float(norm.eps)
-        out, mean, variance = light_with_epilogue(tail, weights, statistics, kept, self.heads, eps, backend)
-        track(norm, mean, variance, tail.branch.numel() // self.channels)
+        out, mean, variance = light_with_epilogue(epilogue, weights, statistics, kept, self.heads, eps, backend)
+        track(norm, mean, variance, epilogue.branch.numel() // self.channels)
         return out, None
 
     @property

@@ -41,16 +41,16 @@ class Stub(Backend):
         """All that is float32."""
         return call.x.dtype is torch.float32
 
-    def begin(self, tail):
+    def begin(self, epilogue):
         """The norm by torch."""
-        return begin_by_torch(tail)
+        return begin_by_torch(epilogue)
 
     def light_forward(
-        self, x, shortcut, weights, statistics, keep, heads, eps, *, tail=None, in_place=False, keep_state=True
+        self, x, shortcut, weights, statistics, keep, heads, eps, *, branch_norm=None, in_place=False, keep_state=True
     ):
         """As `Backend` says."""
         self.done.append("light_forward")
-        whole = x if tail is None else torch.relu(x + shortcut)
+        whole = x if branch_norm is None else torch.relu(x + shortcut)
         update = light_update(whole, shortcut, *weights[:4], heads)
         mean, variance = statistics or moments(update)
         b, c = x.shape[:2]
@@ -58,31 +58,45 @@ class Stub(Backend):
         out = whole + normed(update, weights, mean, variance, eps, keep)
         return out, LightState(means, gates, of_planes, mean, variance)
 
-    def light_backward(self, gradient, x, shortcut, weights, state, keep, eps, *, batch_statistics, tail=None):
+    def light_backward(self, gradient, x, shortcut, weights, state, keep, eps, *, batch_statistics, branch_norm=None):
         """As `Backend` says."""
         self.done.append("light_backward")
 
         def run(x, shortcut, tail_weight, tail_bias, *given):
             own = LightWeights(*given)
             whole = x
-            if tail is not None:
-                statistics = (None, None) if tail.training else (tail.mean, tail.spread)
-                x = batch_norm(x, *statistics, tail_weight, tail_bias, training=tail.training, eps=tail.eps)
+            if branch_norm is not None:
+                statistics = (None, None) if branch_norm.training else (branch_norm.mean, branch_norm.spread)
+                x = batch_norm(
+                    x, *statistics, tail_weight, tail_bias, training=branch_norm.training, eps=branch_norm.eps
+                )
                 whole = torch.relu(x + shortcut)
             update = light_update(whole, shortcut, *own[:4], state.gates.shape[1])
             mean, variance = moments(update) if batch_statistics else (state.mean, state.variance)
             return whole + normed(update, own, mean, variance, eps, keep)
 
-        of_tail = (None, None) if tail is None else (tail.weight, tail.bias)
+        of_tail = (None, None) if branch_norm is None else (branch_norm.weight, branch_norm.bias)
         of_x, of_shortcut, of_weight, of_bias, *rest = gradients(run, gradient, x, shortcut, *of_tail, *weights)
-        return of_x, of_shortcut, LightWeights(*rest), None if tail is None else (of_weight, of_bias)
+        return of_x, of_shortcut, LightWeights(*rest), None if branch_norm is None else (of_weight, of_bias)
 
     def base_forward(
-        self, x, shortcut, keys, values, weights, statistics, keep, form, *, tail=None, in_place=False, keep_value=True
+        self,
+        x,
+        shortcut,
+        keys,
+        values,
+        weights,
+        statistics,
+        keep,
+        form,
+        *,
+        branch_norm=None,
+        in_place=False,
+        keep_value=True,
     ):
         """As `Backend` says."""
         self.done.append("base_forward")
-        whole = x if tail is None else torch.relu(x + shortcut)
+        whole = x if branch_norm is None else torch.relu(x + shortcut)
         memory = LayerMemory(tuple(keys), tuple(values)) if keys else None
         weighting = "softmax" if form.softmax else "sigmoid"
         update, after = base_update(whole, memory, *weights[:3], form.heads, weighting)

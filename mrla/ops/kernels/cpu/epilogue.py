@@ -13,16 +13,16 @@ from ..residual_epilogue import begin_by_torch, norm_numbers, tracked_statistics
 from .fused_maps import epilogue_fields
 
 
-def begin(tail: ResidualEpilogue) -> Begun:
-    """A tail whose norm is left to the kernels, where they round as torch does; else `begin_by_torch`.
+def begin(epilogue: ResidualEpilogue) -> Begun:
+    """A epilogue whose norm is left to the kernels, where they round as torch does; else `begin_by_torch`.
 
     The running statistics of a norm in training move on, as by calling it.
     """
-    norm, branch = tail.norm, tail.branch
+    norm, branch = epilogue.norm, epilogue.branch
     if isinstance(norm, nn.BatchNorm2d) and _is_float32(branch, norm) and kernels_norm_as_torch():
         numbers = norm_numbers(norm, kept_statistics(norm) or _batch_statistics(norm, branch))
-        return Begun(branch, numbers, numbers, tail.owned)
-    return begin_by_torch(tail)
+        return Begun(branch, numbers, numbers, epilogue.owned)
+    return begin_by_torch(epilogue)
 
 
 @functools.cache

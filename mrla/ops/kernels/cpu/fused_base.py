@@ -5,7 +5,7 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-from ...calls import BaseForm, BaseState, BaseWeights, Letter, ResidualNorm
+from ...calls import BaseForm, BaseState, BaseWeights, DeferredGrad, ResidualNorm
 from .fused_maps import (
     PARTS,
     addresses,
@@ -31,22 +31,22 @@ def forward(
     keep: Tensor | None,
     form: BaseForm,
     *,
-    tail: ResidualNorm | None = None,
+    branch_norm: ResidualNorm | None = None,
     in_place: bool = False,
     keep_value: bool = True,
 ) -> tuple[Tensor, BaseState]:
     """The mixer's output, and what the memory and its gradient need.
 
     Args:
-        x: The block's output; with `tail` the branch that it is relu(norm(branch) + shortcut) of.
-        shortcut: What the block added; used with `tail` alone.
+        x: The block's output; with `branch_norm` the branch that it is relu(norm(branch) + shortcut) of.
+        shortcut: What the block added; used with `branch_norm` alone.
         keys: Those of the blocks before.
-        values: Likewise.
+        values: As `forward` had it.
         weights: The mixer's own.
         statistics: The norm's running mean and variance in float32; None for those of this batch.
         keep: DropPath's factor for each image.
         form: What kind of MRLA-base.
-        tail: The norm behind the branch.
+        branch_norm: The norm behind the branch.
         in_place: Whether `x` may be overwritten.
         keep_value: Whether anybody reads the block's value later, where the norm goes by its own statistics; an empty
             tensor stands for it otherwise.
@@ -66,7 +66,7 @@ def forward(
     all_values, all_keys = [*values, value if keep_value else None], [*(one.contiguous() for one in keys), key]
     moments = torch.empty((b, c, len(base.MOMENTS)), **per_plane) if by_batch else None
     chunks = chunks_of(b, form.heads)
-    images, epilogue = image_fields(x, form.heads, chunks, k), epilogue_fields(tail)
+    images, epilogue = image_fields(x, form.heads, chunks, k), epilogue_fields(branch_norm)
     scales = {"scale": weights.scale, "drop_scale": keep}
     out = x if in_place and chunks == 1 and not by_batch else torch.empty_like(x)
     launch.run(
@@ -125,7 +125,7 @@ def backward(
     gradient: Tensor,
     grad_key: Tensor | None,
     grad_value: Tensor | None,
-    mail: Sequence[Letter],
+    pending: Sequence[DeferredGrad],
     x: Tensor,
     shortcut: Tensor | None,
     keys: Sequence[Tensor],
@@ -138,27 +138,27 @@ def backward(
     batch_statistics: bool,
     wanted: Sequence[bool],
     grad_update: Tensor | None = None,
-    tail: ResidualNorm | None = None,
+    branch_norm: ResidualNorm | None = None,
 ) -> tuple[Tensor, Tensor | None, list[Tensor], list[Tensor | None], BaseWeights, tuple[Tensor, Tensor] | None]:
-    """Gradients of `x`, the shortcut, earlier keys and values, the weights and, with `tail`, its norm's two.
+    """Gradients of `x`, the shortcut, earlier keys and values, the weights and, with `branch_norm`, its norm's two.
 
     Args:
         gradient: That of the output.
         grad_key: That of the block's key, from later blocks.
-        grad_value: That of its value, from whoever sends no letter.
-        mail: The letters of later blocks.
-        x: As `forward` had it; with `tail` the branch before its norm.
+        grad_value: That of its value, from whoever defers nothing.
+        pending: What later blocks have deferred to this one.
+        x: As `forward` had it; with `branch_norm` the branch before its norm.
         shortcut: As `forward` had it.
-        keys: Likewise.
-        values: Likewise.
-        weights: Likewise.
+        keys: As `forward` had it.
+        values: As `forward` had it.
+        weights: As `forward` had it.
         state: What `forward` returned.
         keep: As `forward` had it.
-        form: Likewise.
+        form: As `forward` had it.
         batch_statistics: Whether the mixer's norm took those of the batch.
-        wanted: For which earlier values a gradient is to be made here; the others get a letter.
-        grad_update: Where the gradient of y goes for letters; the place of the block's own value may be given.
-        tail: The norm behind the branch.
+        wanted: For which earlier values a gradient is to be made here; the others are deferred.
+        grad_update: Where the gradient of y goes for what is deferred; the place of the block's own value may be given.
+        branch_norm: The norm behind the branch.
     """
     from . import base, base_numbers, launch
 
@@ -241,18 +241,18 @@ def backward(
     grad_shortcut = None if shortcut is None else torch.empty_like(shortcut)
     grad_values = [torch.empty_like(one) if there else None for one, there in zip(values, wanted, strict=True)]
     grad_taps, branch_sums = torch.empty((b, c, 9), **per_plane), torch.empty((b, c, 2), **per_plane)
-    rows = [(one.of_update.data_ptr(), one.taken.data_ptr(), one.taken.shape[2], one.block) for one in mail]
+    rows = [(one.grad_update.data_ptr(), one.attn.data_ptr(), one.attn.shape[2], one.block) for one in pending]
     launch.run(
         base.gradients(kind),
         items=b * chunks,
-        work=x.numel() * (2 + len(mail)),
+        work=x.numel() * (2 + len(pending)),
         **images,
-        **epilogue_fields(tail),
+        **epilogue_fields(branch_norm),
         **norm,
         **scales,
         num_layers=num_layers,
         rectify=form.rectify,
-        num_pending=len(mail),
+        num_pending=len(pending),
         x=x,
         shortcut=shortcut,
         grad_out=gradient,
@@ -275,5 +275,5 @@ def backward(
     grad_query, grad_own_key = grad_kernels.sum(0).view(2, 1, 1, -1).unbind()
     grad_weights = BaseWeights(grad_query, grad_own_key, grad_taps, grad_norm_weight, grad_norm_bias, grad_scale)
     grad_keys = [one.view_as(key) for one, key in zip(grad_keys, keys, strict=True)]
-    grad_norm = norm_gradients(tail, x, grad_x, branch_sums, images, b * chunks)
+    grad_norm = norm_gradients(branch_norm, x, grad_x, branch_sums, images, b * chunks)
     return grad_x, grad_shortcut, grad_keys, grad_values, grad_weights, grad_norm

@@ -27,21 +27,21 @@ def forward(
     heads: int,
     eps: float,
     *,
-    tail: ResidualNorm | None = None,
+    branch_norm: ResidualNorm | None = None,
     in_place: bool = False,
     keep_state: bool = True,
 ) -> tuple[Tensor, LightState]:
     """The mixer's output and what its gradient needs.
 
     Args:
-        x: The block's output; with `tail` the branch that it is relu(norm(branch) + shortcut) of.
+        x: The block's output; with `branch_norm` the branch that it is relu(norm(branch) + shortcut) of.
         shortcut: What the block added.
         weights: The mixer's own.
         statistics: The norm's running mean and variance in float32; None for those of this batch.
         keep: DropPath's factor for each image.
         heads: Number of heads.
         eps: The norm's.
-        tail: The norm behind the branch.
+        branch_norm: The norm behind the branch.
         in_place: Whether `x` may be overwritten.
         keep_state: Whether there will be a gradient.
     """
@@ -54,7 +54,7 @@ def forward(
     means, gates = torch.empty((b, c + k - 1), **per_plane), torch.empty((b, heads), **per_plane)
     chunks = chunks_of(b, heads)
     images, numbers = image_fields(x, heads, chunks, k), plane_number_fields(x, heads, k)
-    epilogue = epilogue_fields(tail)
+    epilogue = epilogue_fields(branch_norm)
     if statistics is None:
         moments = torch.empty((b, c, len(light.MOMENTS)), **per_plane)
         mean, variance = torch.empty(c, **per_plane), torch.empty(c, **per_plane)
@@ -128,20 +128,20 @@ def backward(
     eps: float,
     *,
     batch_statistics: bool,
-    tail: ResidualNorm | None = None,
+    branch_norm: ResidualNorm | None = None,
 ) -> tuple[Tensor, Tensor | None, LightWeights, tuple[Tensor, Tensor] | None]:
-    """Gradients of `x`, the shortcut, the weights and, with `tail`, weight and bias of its norm.
+    """Gradients of `x`, the shortcut, the weights and, with `branch_norm`, weight and bias of its norm.
 
     Args:
         gradient: That of the output.
-        x: As `forward` had it; with `tail` the branch before its norm.
+        x: As `forward` had it; with `branch_norm` the branch before its norm.
         shortcut: As `forward` had it.
-        weights: Likewise.
+        weights: As `forward` had it.
         state: What `forward` returned.
         keep: As `forward` had it.
-        eps: Likewise.
+        eps: As `forward` had it.
         batch_statistics: Whether the mixer's norm took those of the batch.
-        tail: The norm behind the branch.
+        branch_norm: The norm behind the branch.
     """
     from . import launch, light, light_numbers
 
@@ -151,7 +151,7 @@ def backward(
     gradient = as_read(gradient)
     chunks = chunks_of(b, heads)
     images, numbers = image_fields(x, heads, chunks, k), plane_number_fields(x, heads, k)
-    epilogue = epilogue_fields(tail)
+    epilogue = epilogue_fields(branch_norm)
     per_plane = {"dtype": torch.float32, "device": x.device}
     sums = torch.empty((b, c, len(light.SUMS)), **per_plane)
     launch.run(
@@ -236,5 +236,5 @@ def backward(
     grad_query, grad_key = grad_kernels.sum(0).view(2, 1, 1, -1).unbind()
     grad_taps = grad_taps.sum(0).view_as(weights.value)
     grad_weights = LightWeights(grad_query, grad_key, grad_taps, grad_decay, grad_norm_weight, grad_norm_bias)
-    grad_norm = norm_gradients(tail, x, grad_x, branch_sums, images, b * chunks)
+    grad_norm = norm_gradients(branch_norm, x, grad_x, branch_sums, images, b * chunks)
     return grad_x, grad_shortcut, grad_weights, grad_norm
