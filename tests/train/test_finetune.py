@@ -96,7 +96,7 @@ def test_what_is_new_learns_first_then_everything(method):
     silent = {
         f"{path}.{name}"
         for path, module in model.named_modules()
-        if hasattr(module, "silent_parameters")
+        if hasattr(module, "zero_grad_parameters")
         for name in module.zero_grad_parameters()
     }
     fresh = {name for name, _ in model.named_parameters() if is_new(name)} - silent

@@ -52,7 +52,7 @@ def cam_target_for(model: nn.Module, plain: nn.Module, shape: Sequence[int]) -> 
     return cam_target_of(plain, _chain_with_room(chains), shape)
 
 
-def draw_looked_at(
+def draw_cam_overlay(
     model: nn.Module,
     plain: nn.Module,
     picture: Picture,

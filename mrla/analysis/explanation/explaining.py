@@ -21,7 +21,7 @@ from mrla.train.runs import versions
 
 from ..report.page import write_report
 from .activation_maps import CamTarget, plain_twin
-from .cam_targets import Picture, cam_target_for, draw_looked_at
+from .cam_targets import Picture, cam_target_for, draw_cam_overlay
 from .effects import (
     Batches,
     Cut,
@@ -35,7 +35,7 @@ from .effects import (
     possible_cuts,
     without_mixers,
 )
-from .layer_attention_maps import LayerAttentionStatistics, draw_retrieval, of_one_image
+from .layer_attention_maps import LayerAttentionStatistics, draw_layer_attention, of_one_image
 from .margins import MARGIN, check_margin, judge_first
 from .passes import OnProgress, Passes
 from .verdicts import verdict_of
@@ -198,7 +198,7 @@ def explain(
 def _write(folder: Path, content: Mapping[str, Any]) -> None:
     if content["chains"]:
         title = f"{content['model']}, {content['method']}: {content['images']['count']} images"
-        draw_retrieval(content["chains"], folder / MAPS, title=title)
+        draw_layer_attention(content["chains"], folder / MAPS, title=title)
     write_json(folder / EXPLANATION, content)
     write_report(folder, content, kind="explain")
 
@@ -346,7 +346,7 @@ def _look(
                 shape = picture.input.shape
                 if shape not in places:
                     places[shape] = cam_target_for(model, plain, shape)
-                said = draw_looked_at(model, plain, picture, places[shape], class_names, folder / name)
+                said = draw_cam_overlay(model, plain, picture, places[shape], class_names, folder / name)
                 record |= {"caption": said, "drawing": name}
             except ValueError as error:  # not every network has a place to look at
                 record["caption"] = f"no activation maps: {error}"

@@ -82,7 +82,7 @@ def _plain(value: Any) -> Any:
     return None if value != value else float(f"{value:.6g}")
 
 
-def draw_retrieval(chains: Sequence[Mapping[str, Any]], path: Path, *, title: str) -> Path:
+def draw_layer_attention(chains: Sequence[Mapping[str, Any]], path: Path, *, title: str) -> Path:
     """Draws the maps of all chains as one PNG: rows are blocks, columns what they hear, with the spread over images.
 
     Args:
@@ -97,7 +97,7 @@ def draw_retrieval(chains: Sequence[Mapping[str, Any]], path: Path, *, title: st
         >>> import tempfile
         >>> chain = {"name": "layer1", "blocks": ["layer1.0"], "sources": ["input", "layer1.0"], "quantity": WEIGHT,
         ...          "mean": [[None, 1.0]], "sd": [[None, 0.0]]}
-        >>> draw_retrieval([chain], Path(tempfile.mkdtemp()) / "map.png", title="One").name
+        >>> draw_layer_attention([chain], Path(tempfile.mkdtemp()) / "map.png", title="One").name
         'map.png'
     """
     import matplotlib

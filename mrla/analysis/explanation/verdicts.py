@@ -28,7 +28,7 @@ def verdict_of(content: Mapping[str, Any]) -> list[str]:
         ['In layer1 the others attend to a most: 0.7 in the mean over later blocks.']
     """
     sentences = _of_cuts(content["cuts"]) if content["cuts"] else []
-    sentences += _of_retrieval(content["chains"])
+    sentences += _of_attention(content["chains"])
     if content["terms"]:
         sentences.append(_of_terms(content["terms"]))
     return sentences or [f"Blocks take nothing from other blocks in these {content['images']['count']} images."]
@@ -103,7 +103,7 @@ def _name(record: Mapping[str, Any]) -> str:
     return f"head {record['head']} of {record['block']}" if "head" in record else record["block"]
 
 
-def _of_retrieval(chains: Sequence[Mapping[str, Any]]) -> list[str]:
+def _of_attention(chains: Sequence[Mapping[str, Any]]) -> list[str]:
     """Of each chain the block that others attend to most, where there is one."""
     found = []
     for chain in chains:

@@ -19,7 +19,7 @@ from mrla.analysis import Picture
 from mrla.analysis.explanation import explaining
 from mrla.analysis.explanation.checkpoints import explain_checkpoint
 from mrla.analysis.explanation.explaining import Origin
-from mrla.analysis.explanation.layer_attention_maps import draw_retrieval
+from mrla.analysis.explanation.layer_attention_maps import draw_layer_attention
 from mrla.cli import main
 from mrla.data.sources import Shapes
 from mrla.dense import detector
@@ -241,7 +241,7 @@ def test_a_network_with_no_place_to_look_at_is_explained_without_maps(tmp_path, 
     def none(*_: object, **__: object):
         raise ValueError("needs a module that gives it")
 
-    monkeypatch.setattr(explaining, "draw_looked_at", none)
+    monkeypatch.setattr(explaining, "draw_cam_overlay", none)
     picture = Picture(name="one", input=torch.randn(3, 32, 32))
     content = mrla.explain(network(), pictures=[picture], cuts=[], out=tmp_path / "out").content
     assert content["pictures"][0]["drawing"] is None
@@ -324,7 +324,7 @@ def test_a_map_with_many_columns_is_drawn(tmp_path):
         "mean": mean,
         "sd": mean,
     }
-    with Image.open(draw_retrieval([chain, chain, chain], tmp_path / "map.png", title="many")) as picture:
+    with Image.open(draw_layer_attention([chain, chain, chain], tmp_path / "map.png", title="many")) as picture:
         assert picture.height > picture.width / 2
 
 
