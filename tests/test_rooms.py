@@ -96,6 +96,20 @@ def test_only_kernels_are_compiled():
             assert not {name.split(".")[0] for name in imports(path)} & {"numba", "llvmlite"}, path
 
 
+def test_torchs_private_names_are_in_one_file():
+    for path in FILES:
+        if path == PACKAGE / "ops" / "torch_internals.py":
+            continue
+        for node in ast.walk(ast.parse(path.read_text())):
+            if isinstance(node, ast.Attribute) and ast.unparse(node).startswith("torch."):
+                private = any(
+                    part.startswith("_") and not part.startswith("__") for part in ast.unparse(node).split(".")
+                )
+                assert not private, f"{path}: {ast.unparse(node)}"
+        private = {name for name in imports(path) if name.startswith("torch.") and "._" in name}
+        assert private <= {"torch.nn.modules.batchnorm._BatchNorm"}, f"{path}: {private}"
+
+
 def test_no_room_is_called_utils():
     names = {part for path in FILES for part in path.relative_to(PACKAGE).with_suffix("").parts}
     assert not names & {"utils", "common", "core", "helpers", "misc"}

@@ -11,9 +11,9 @@ from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
-from torch._subclasses.fake_tensor import FakeTensorMode
 
 from mrla.messages.one_line import one_line
+from mrla.ops.torch_internals import FakeTensorMode
 
 from .grids import GridFromPatches
 from .mixed_blocks import MixedBlock, mixed, unmix_block

@@ -1,14 +1,22 @@
-"""All of torch's private names that the operators use, in one place: what each gives, and what happens without it.
+"""All of torch's private names that this package uses, in one place: what each gives, and what happens without it.
 
 They were read in torch 2.11 to 2.14. Where a later torch has not one of a group, the group's fallback is taken: nothing
-is deferred and every gradient is made where it belongs, or the operators go by torch's own.
+is deferred and every gradient is made where it belongs, or the operators go by torch's own. Without the fake tensors of
+the dry run, operators' overloads and trees of values, which torch has had under these names since 2.1, there is no
+fallback: the import fails.
 """
 
 import functools
+from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch._ops import OpOverload as OpOverload
+from torch._subclasses.fake_tensor import FakeTensorMode as FakeTensorMode
+from torch.utils._pytree import tree_flatten as tree_flatten
+from torch.utils._pytree import tree_unflatten as tree_unflatten
 
 _C: Any = torch._C
 _DEFERRING = ("_will_engine_execute_node", "_current_graph_task_id", "_storage_Use_Count")
@@ -45,6 +53,20 @@ def has_saved_tensor_hooks() -> bool:
 def storage_users(tensor: Tensor) -> int:
     """How many tensors lie in the memory of one."""
     return _C._storage_Use_Count(tensor.untyped_storage()._cdata)
+
+
+def own(tensor: Tensor) -> Tensor:
+    """The tensor itself, or a copy where it is a part of another: what an operator returns may share no memory."""
+    return tensor.clone() if tensor._is_view() else tensor
+
+
+@contextmanager
+def compiling_often(limit: int) -> Iterator[None]:
+    """Lets torch compile one function up to so many times in the body, for as many networks."""
+    import torch._dynamo as dynamo  # takes a second
+
+    with dynamo.config.patch(recompile_limit=max(limit, dynamo.config.recompile_limit)):
+        yield
 
 
 def is_watched() -> bool:

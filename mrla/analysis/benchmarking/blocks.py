@@ -5,13 +5,13 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.utils._pytree import tree_flatten, tree_unflatten
 
 from mrla.data.randomness import derive_seed, seeded
 from mrla.models import Chain, find_chains
 from mrla.models.mixed_blocks import mix_block, with_memory
 from mrla.models.wiring import Wiring
 from mrla.ops import ChainPlace, ChainSite, LayerMixer, method_named
+from mrla.ops.torch_internals import tree_flatten, tree_unflatten
 from mrla.train.arm_names import parse_arm
 
 from .arms import draw_mixer

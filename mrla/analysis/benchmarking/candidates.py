@@ -15,6 +15,7 @@ from torch.nn.functional import cross_entropy
 import mrla.ops
 from mrla.deploy import Facts, get_format
 from mrla.messages.one_line import one_line
+from mrla.ops.torch_internals import compiling_often
 
 from .arms import Arm
 
@@ -124,10 +125,8 @@ def compiling(arms: Iterable[Arm]) -> Iterator[None]:
     if not any("compiled" in arm.states for arm in arms):
         yield
         return
-    import torch._dynamo  # takes a second
-
     torch.compiler.reset()
-    with torch._dynamo.config.patch(recompile_limit=max(64, torch._dynamo.config.recompile_limit)):
+    with compiling_often(64):
         yield
 
 

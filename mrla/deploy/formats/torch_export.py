@@ -9,6 +9,8 @@ import torch
 from torch import Tensor
 from torch.export import ExportedProgram
 
+from mrla.ops.torch_internals import OpOverload
+
 from ..export_facts import KEY, Facts
 from ..fusing import tensors_in
 from .contract import ExportFormat, Opened, register_format
@@ -29,7 +31,7 @@ class TorchExportFormat(ExportFormat):
         """Writes the program, once it is known that torch alone can run it."""
         for node in program.graph.nodes:
             operator = node.target
-            if isinstance(operator, torch._ops.OpOverload) and operator.namespace not in ("aten", "prims", "prim"):
+            if isinstance(operator, OpOverload) and operator.namespace not in ("aten", "prims", "prim"):
                 raise lacking(self.name, str(operator), module_of_node(node))
         # Into memory first: where a disk is full, torch's writer ends the process.
         whole = io.BytesIO()

@@ -8,8 +8,8 @@ from torch import Tensor
 
 from ..backend import BACKENDS
 from ..calls import BaseForm, BaseState, BaseWeights, ResidualEpilogue
+from ..torch_internals import own
 from . import deferred_grads
-from .operator_outputs import own
 from .residual_epilogue import affine_of
 from .saved import save_groups, saved_groups
 from .second_derivative import once_differentiable

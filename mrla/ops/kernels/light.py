@@ -7,7 +7,7 @@ from torch import Tensor
 
 from ..backend import BACKENDS
 from ..calls import LightState, LightWeights, ResidualEpilogue, ResidualNorm
-from .operator_outputs import own
+from ..torch_internals import own
 from .residual_epilogue import affine_of
 from .saved import save_groups, saved_groups
 from .second_derivative import once_differentiable
