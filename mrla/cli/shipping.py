@@ -15,7 +15,7 @@ from .printing import console_of_width, print_pruning, progress_bar
 
 
 def export_command(words: Sequence[str]) -> int:
-    """Write a trained network as a file for another engine, run that file, and compare what it says."""
+    """Write a trained network as a file for another engine, run that file, and compare its outputs."""
     from mrla.deploy.formats import FORMATS
 
     parser = command_parser("export", export_command)

@@ -120,7 +120,7 @@ def collect_facts(
     crop_pct: float | None = None,
     interpolation: str | None = None,
 ) -> Facts:
-    """The facts of a network: those given, the others from what it says of itself.
+    """The facts of a network: those given, the others from its own configuration.
 
     Args:
         pretrained_cfg: What the network says of itself, in timm's form; `mrla.load` leaves the trained network's there.

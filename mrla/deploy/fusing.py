@@ -273,7 +273,7 @@ def _answer(model: nn.Module, image: Tensor) -> list[Tensor]:
             ) from error
     if not answer or any(value.numel() and not value.isfinite().any() for value in answer):
         raise ValueError(
-            f"a copy is checked by what it says to random images: this {type(model).__name__} gives "
+            f"a copy is checked by its outputs for random images: this {type(model).__name__} gives "
             f"{'nothing finite' if answer else 'no tensor'}; fuse it in float32, or without what comes after"
         )
     return answer

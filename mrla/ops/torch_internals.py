@@ -91,9 +91,9 @@ def _is_overridden() -> bool:
 
 
 def unobserved(*modules: nn.Module) -> bool:
-    """Whether nothing waits for these modules to be called, so that their work may be done without calling them.
+    """True if no hook observes these modules, so that their work may be done without calling them.
 
-    What waits may be a hook, or a ``forward`` of the module's own.
+    A ``forward`` that was put on a module counts like a hook.
     """
     everywhere: Any = torch.nn.modules.module
     if (

@@ -1,4 +1,4 @@
-"""How Lightning is set up: devices, threads, checkpoints written whole, and what it need not say."""
+"""How Lightning is set up: devices, threads, checkpoints written whole, and which warnings are silenced."""
 
 import logging
 import signal

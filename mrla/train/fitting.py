@@ -408,7 +408,7 @@ def _save_weights(task: Task, out: Path) -> None:
 
 
 def count_classes(model: nn.Module, images: Tensor) -> int:
-    """How many classes a network tells apart, by what it says of an image.
+    """The number of classes of a network, by its outputs for an image.
 
     Args:
         model: Network from images to logits.

@@ -178,7 +178,7 @@ def calibrate_bn(network: nn.Module, images: Tensor) -> nn.Module:
     """Gives every BatchNorm statistics of some images, so that no map of a deep network runs off to infinity.
 
     Its mean is a tenth of theirs: taken off whole, nothing would be left but what tells images apart, and a deep
-    network at random weights makes of its rounding errors what it makes of that.
+    network at random weights amplifies its rounding errors as it amplifies that difference.
 
     Args:
         network: The network, changed in place; it is in eval mode afterwards.
