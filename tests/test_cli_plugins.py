@@ -146,6 +146,8 @@ def test_a_method_that_a_program_imported_goes_along():
         pass
 
     assert plugins.plugins_for(["mine"]) == [__file__]
+    Mine.__module__ = "their_package.methods"
+    assert plugins.plugins_for(["mine"]) == ["their_package.methods"]
 
 
 @pytest.mark.parametrize(

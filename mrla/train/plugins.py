@@ -55,14 +55,16 @@ def plugins_for(methods: Iterable[str]) -> list[str]:
         mixer = METHODS[method]
         if mixer.__module__.partition(".")[0] == "mrla":
             continue
-        file = file_of(mixer)
-        if mixer.__module__ == "__main__" or not file.endswith(".py"):
+        # A module of a package by its name, since it may import its siblings; any other by its file.
+        module = mixer.__module__
+        name = module if "." in module else file_of(mixer)
+        if module == "__main__" or not ("." in module or name.endswith(".py")):
             raise ValueError(
                 f"the method {method!r} must be in a file of its own, which the processes of a comparison import: "
-                f"{mixer.__qualname__} is defined in {mixer.__module__}; move it to a file and import that"
+                f"{mixer.__qualname__} is defined in {module}; move it to a file and import that"
             )
-        if not set(_loaded) & {mixer.__module__, file}:
-            plugins[file] = None
+        if not set(_loaded) & {module, name}:
+            plugins[name] = None
     return list(plugins)
 
 
