@@ -31,8 +31,8 @@ from mrla.data.samples import loader
 from mrla.files.atomic_write import write_json
 from mrla.train import Recipe, fitting, get_recipe
 from mrla.train.history import History
+from mrla.train.recipe import as_dict
 from mrla.train.recipe_tasks import build_network
-from mrla.train.recipes import as_dict
 from mrla.train.schedule import make_optimizer, make_schedule
 
 ARMS = ("plain", "light")

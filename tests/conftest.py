@@ -82,7 +82,7 @@ def one_process() -> Iterator[None]:
     from mrla.analysis.comparison import runs as comparison_runs
     from mrla.files.atomic_write import write_json
     from mrla.train.fitting import train
-    from mrla.train.recipes import Recipe, as_dict, from_dict
+    from mrla.train.recipe import Recipe, as_dict, from_dict
 
     def start(folder: Path, recipe: Recipe, plugins: Sequence[str]) -> SimpleNamespace:
         write_json(folder / "recipe.json", as_dict(recipe))

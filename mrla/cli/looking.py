@@ -5,7 +5,7 @@ from collections.abc import Sequence
 
 from rich.table import Table
 
-from mrla.train.recipes import Machine
+from mrla.train.recipe import Machine
 
 from .parsing import add_progress_flag, add_study_flags, command_parser, listed, parse, study_options
 from .printing import console_of_width, progress_bar

@@ -14,7 +14,8 @@ from mrla.data.sources import DATA_KINDS, source_class
 from mrla.messages.one_line import one_line
 from mrla.messages.suggestions import nearest
 from mrla.train.plugins import load_plugins
-from mrla.train.recipes import RECIPES, DetectorOptions, Machine, Recipe, as_dict, from_dict, get_recipe
+from mrla.train.recipe import DetectorOptions, Machine, Recipe, as_dict, from_dict
+from mrla.train.recipes import RECIPES, get_recipe
 
 DEFAULT_RECIPE = "digits_resnet18"
 PLUGINS = "--plugins"

@@ -8,7 +8,7 @@ from typing import Any
 from rich.table import Table
 
 from mrla.train.arm_names import folder_name, known_arms
-from mrla.train.recipes import Machine
+from mrla.train.recipe import Machine
 
 from .parsing import (
     add_data_flags,

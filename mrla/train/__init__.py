@@ -12,11 +12,11 @@ from mrla.data import Digits as Digits
 from mrla.data import Folder as Folder
 
 from .arm_names import known_arms as known_arms
+from .recipe import Machine as Machine
+from .recipe import MixerOptions as MixerOptions
+from .recipe import Optim as Optim
+from .recipe import Recipe as Recipe
 from .recipes import RECIPES as RECIPES
-from .recipes import Machine as Machine
-from .recipes import MixerOptions as MixerOptions
-from .recipes import Optim as Optim
-from .recipes import Recipe as Recipe
 from .recipes import get_recipe as get_recipe
 from .runs import Run as Run
 

@@ -29,7 +29,7 @@ from mrla.models.dry_run import input_sizes
 from mrla.ops import is_method, method_named, options_of
 
 from .arm_names import parse_arm
-from .recipes import Recipe
+from .recipe import Recipe
 
 
 def resolve_defaults(recipe: Recipe) -> Recipe:

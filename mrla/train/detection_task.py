@@ -14,7 +14,7 @@ from torchmetrics import MeanMetric
 from mrla.data.sampling import PADDING
 from mrla.dense import save
 
-from .recipes import Optim
+from .recipe import Optim
 from .task import Task
 
 MASK_THRESHOLD = 0.5

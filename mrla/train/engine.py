@@ -17,7 +17,7 @@ from lightning.pytorch.plugins.io import TorchCheckpointIO
 
 from mrla.files.atomic_write import written_whole
 
-from .recipes import Machine
+from .recipe import Machine
 from .stopping import StopOnce
 
 

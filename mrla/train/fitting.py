@@ -35,8 +35,8 @@ from .history import History
 from .loaders import Batches, OwnLoaders, RecipeImages, first_batch
 from .packages import need
 from .progress_lines import duration
+from .recipe import Machine, Optim, Recipe, as_dict, check_numbers
 from .recipe_tasks import make_task, packages_of
-from .recipes import Machine, Optim, Recipe, as_dict, check_numbers
 from .run_progress import RunLog, shown_progress
 from .runs import BEST, CHECKPOINTS, RESULT, Run, finished_run, open_run, versions
 from .stopping import stopped_in_order

@@ -13,7 +13,7 @@ from mrla.data.samples import KeyedSamples, loader
 from mrla.data.sampling import EpochSampler
 from mrla.data.sources import Split
 
-from .recipes import Recipe
+from .recipe import Recipe
 
 
 class Batches:

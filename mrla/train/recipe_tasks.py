@@ -7,7 +7,7 @@ from torch import nn
 from mrla.data.samples import ImageFacts
 
 from .arms import added_by, build_arm, build_detector
-from .recipes import Recipe
+from .recipe import Recipe
 from .task import Classification, Task
 
 

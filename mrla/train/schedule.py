@@ -10,7 +10,7 @@ from torch.optim.lr_scheduler import LambdaLR
 
 from mrla.models import param_groups
 
-from .recipes import Optim
+from .recipe import Optim
 
 WARMUP_START = 0.01
 

@@ -15,7 +15,7 @@ from mrla.data.randomness import derive_seed, seed_generators
 from mrla.data.samples import IGNORE_LABEL
 from mrla.models import save
 
-from .recipes import Optim
+from .recipe import Optim
 from .schedule import make_optimizer, make_schedule
 
 LOG_EVERY = 10

@@ -12,8 +12,8 @@ from mrla.models.checkpoints.config_files import checked_config
 from mrla.models.checkpoints.descriptions import build_from, differences
 from mrla.models.checkpoints.tensor_files import check_tensors, check_values, read_torch
 
+from .recipe import Recipe, from_dict
 from .recipe_tasks import build_network
-from .recipes import Recipe, from_dict
 from .runs import CONFIG
 
 PRUNED = "prune.json"

@@ -5,15 +5,8 @@ import numpy as np
 import pytest
 from scipy import integrate, optimize, stats
 
-from mrla.analysis.statistics import (
-    PairedDifference,
-    compare_arms,
-    holm,
-    images_needed,
-    paired_interval,
-    proportion_interval,
-    summary,
-)
+from mrla.analysis.proportions import images_needed, paired_interval, proportion_interval
+from mrla.analysis.statistics import PairedDifference, compare_arms, holm, summary
 
 PLAIN = [0.9441, 0.9513, 0.9467, 0.9402, 0.9498]
 LIGHT = [0.9502, 0.9533, 0.9511, 0.9479, 0.9522]

@@ -33,8 +33,9 @@ from mrla.train.detection_task import PRECISIONS, AveragePrecision
 from mrla.train.fitting import evaluate_detector, train
 from mrla.train.history import History
 from mrla.train.loaders import Batches
+from mrla.train.recipe import DetectorOptions
 from mrla.train.recipe_tasks import build_network
-from mrla.train.recipes import DetectorOptions, get_recipe
+from mrla.train.recipes import get_recipe
 from mrla.train.task import DivergedError
 
 

@@ -14,7 +14,7 @@ from tiny_runs import CPU, OPTIM, tiny
 import mrla
 from mrla.cli import main
 from mrla.data import DATA_KINDS, SampleKey
-from mrla.train.recipes import as_dict, from_dict
+from mrla.train.recipe import as_dict, from_dict
 from mrla.train.trained import load_trained
 
 README = Path(mrla.__file__).parent / "data" / "sources" / "README.md"

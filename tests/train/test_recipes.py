@@ -6,7 +6,7 @@ import pytest
 
 from mrla.messages.suggestions import nearest
 from mrla.train import RECIPES, Cifar10, Digits, Folder, Machine, MixerOptions, Optim, get_recipe, known_arms
-from mrla.train.recipes import as_dict, from_dict
+from mrla.train.recipe import as_dict, from_dict
 
 
 def test_the_notebooks_settings():

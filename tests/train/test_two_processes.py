@@ -17,7 +17,7 @@ from mrla.data.sources import Shapes
 from mrla.dense import load
 from mrla.train import Machine, MixerOptions, Optim
 from mrla.train.fitting import evaluate_detector, train
-from mrla.train.recipes import as_dict
+from mrla.train.recipe import as_dict
 
 # Without BatchNorm, whose statistics are of one process's images; SyncBatchNorm does not run on a CPU.
 RECIPE = tiny(
@@ -36,7 +36,7 @@ import json, sys
 import torch
 from mrla.train import task
 from mrla.train.fitting import train
-from mrla.train.recipes import from_dict
+from mrla.train.recipe import from_dict
 
 {prelude}
 if __name__ == "__main__":

@@ -11,7 +11,7 @@ from safetensors.torch import load_file
 
 from mrla.data.sources import Shapes
 from mrla.train import Machine, Optim, Recipe, get_recipe
-from mrla.train.recipes import DetectorOptions
+from mrla.train.recipe import DetectorOptions
 
 OPTIM = Optim(lr=0.1, weight_decay=5e-4, warmup_epochs=1)
 CPU = Machine(accelerator="cpu", threads=1)

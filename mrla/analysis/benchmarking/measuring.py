@@ -16,7 +16,7 @@ from mrla.files.one_writer import alone_in
 from mrla.messages.brief import Brief
 from mrla.messages.suggestions import nearest
 from mrla.train.engine import thread_limit
-from mrla.train.recipes import MOST_PROCESSES
+from mrla.train.recipe import MOST_PROCESSES
 
 from .arms import NO_NUMBA, check_network, read_arm
 from .candidates import DTYPES, LEARNING_RATE, MOMENTUM, MemoryFormat

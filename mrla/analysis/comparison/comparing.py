@@ -22,8 +22,8 @@ from mrla.train.engine import thread_limit
 from mrla.train.history import write_csv
 from mrla.train.packages import need
 from mrla.train.progress_lines import CountedLines
+from mrla.train.recipe import MOST_PROCESSES, Recipe
 from mrla.train.recipe_tasks import packages_of
-from mrla.train.recipes import MOST_PROCESSES, Recipe
 from mrla.train.runs import RESULT, finished_run, open_run, versions
 from mrla.train.stopping import stopped_in_order
 from mrla.train.work_time import WorkTime

@@ -26,8 +26,8 @@ from mrla.train.arms import attach_arm, resolve_defaults
 from mrla.train.fitting import count_classes, fit
 from mrla.train.loaders import RecipeImages, first_batch
 from mrla.train.plugins import plugins_for
+from mrla.train.recipe import Recipe, as_dict
 from mrla.train.recipe_tasks import build_network
-from mrla.train.recipes import Recipe, as_dict
 from mrla.train.run_progress import LOG
 from mrla.train.runs import open_run
 from mrla.train.task import check_labels

@@ -8,7 +8,7 @@ import threading
 from pathlib import Path
 
 from mrla.files.atomic_write import NotWrittenError
-from mrla.train.recipes import from_dict
+from mrla.train.recipe import from_dict
 
 
 def main() -> int:

@@ -8,7 +8,7 @@ from torch import Tensor, nn
 
 from mrla.data.images import files_in
 from mrla.deploy.export_facts import preprocessing_of
-from mrla.train.recipes import Recipe
+from mrla.train.recipe import Recipe
 
 
 def checked_files(images: Sequence[str | Path]) -> list[Path]:

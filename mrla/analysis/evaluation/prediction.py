@@ -17,7 +17,7 @@ from mrla.files.one_writer import alone_in
 from mrla.models import task_of
 from mrla.train.engine import thread_limit
 from mrla.train.packages import need
-from mrla.train.recipes import Machine
+from mrla.train.recipe import Machine
 from mrla.train.trained import load_trained
 
 from ..fonts import drawable

@@ -12,7 +12,7 @@ from mrla.deploy import ExportedNetwork
 from mrla.train.arms import count_parameters
 from mrla.train.engine import thread_limit
 from mrla.train.fitting import evaluate, evaluate_detector
-from mrla.train.recipes import Machine
+from mrla.train.recipe import Machine
 
 from ..measure import count_macs, measure_throughput, timing_device
 from .study import StudyImages, open_study

@@ -15,7 +15,7 @@ from mrla.deploy import ExportedNetwork, is_exported, open_exported
 from mrla.models import is_attached, task_of
 from mrla.models.dry_run import input_sizes
 from mrla.train.fitting import count_classes
-from mrla.train.recipes import Recipe
+from mrla.train.recipe import Recipe
 from mrla.train.trained import load_trained
 
 

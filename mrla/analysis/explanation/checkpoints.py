@@ -8,7 +8,7 @@ from mrla.data.images import read_image
 from mrla.data.sources import DataSource, Split
 from mrla.train.engine import thread_limit
 from mrla.train.packages import need
-from mrla.train.recipes import Machine
+from mrla.train.recipe import Machine
 
 from ..evaluation.image_files import checked_files, classifier_input, preparation
 from ..evaluation.study import Study, open_study

@@ -15,7 +15,8 @@ from mrla.models import MixedChain, ablate, mixed_chains
 from mrla.models.mixed_blocks import MIXER
 from mrla.models.modes import in_eval_mode
 
-from ..statistics import Verdict, paired_interval
+from ..proportions import paired_interval
+from ..statistics import Verdict
 
 CutKind = Literal["mixers", "links", "heads"]
 CUT_KINDS: tuple[str, ...] = get_args(CutKind)
@@ -203,7 +204,7 @@ def cut_records(whole: Outcomes, found: Sequence[Outcomes], cuts: Sequence[Cut])
 def changes(whole: Outcomes, found: Outcomes, *, comparisons: int = 1) -> dict[str, Any]:
     """Scores of a cut network, and what has changed against the whole one.
 
-    The accuracy's interval is Tango's (`mrla.analysis.statistics.paired_interval`), since a t test would be sure of
+    The accuracy's interval is Tango's (`mrla.analysis.proportions.paired_interval`), since a t test would be sure of
     zero where no image changes; the loss's is that of a paired t test over the images.
 
     Args:

@@ -5,7 +5,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from typing import Any
 
-from ..statistics import images_needed
+from ..proportions import images_needed
 from .effects import Outcomes, changes
 
 MARGIN = 0.5

@@ -12,8 +12,8 @@ from mrla.models import save
 from mrla.models.checkpoints.hub_transfer import hub_name
 from mrla.train.engine import thread_limit
 from mrla.train.packages import need
+from mrla.train.recipe import Machine, as_dict
 from mrla.train.recipe_tasks import saved_facts
-from mrla.train.recipes import Machine, as_dict
 from mrla.train.runs import versions
 from mrla.train.trained import PRUNED
 

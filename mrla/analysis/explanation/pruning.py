@@ -15,7 +15,7 @@ from mrla.train.arms import count_parameters
 from mrla.train.packages import need
 
 from ..measure import measure_throughput
-from ..statistics import proportion_interval
+from ..proportions import proportion_interval
 from .effects import (
     Batches,
     Outcomes,
@@ -97,7 +97,7 @@ def prune(
     accuracy is highest. Then the first of them, the first two, and so on are cut together. The largest such set goes up
     to which every one is shown to lose less than the margin, and then the network that is left is looked at once more.
     Shown is what the lower end of the interval of the change of accuracy says (a test of non-inferiority, with
-    `mrla.analysis.statistics.paired_interval`). A mixer whose cut alone is seen to lose more than the margin stays.
+    `mrla.analysis.proportions.paired_interval`). A mixer whose cut alone is seen to lose more than the margin stays.
     Where the images do not suffice all stay.
 
     Steps up to the first that fails need no correction for their number if their order is settled beforehand. Here the

@@ -7,7 +7,8 @@ from collections.abc import Mapping
 from typing import Any
 
 from mrla.data.sources import source_class
-from mrla.train.recipes import RECIPES, Recipe, as_dict, from_dict, get_recipe
+from mrla.train.recipe import Recipe, as_dict, from_dict
+from mrla.train.recipes import RECIPES, get_recipe
 
 _OF_THE_CALLER = ("data", "detector", "batch_size", "model", "model_args", "pretrained")
 

@@ -22,7 +22,7 @@ from mrla.analysis.comparison import runs as comparison_runs
 from mrla.analysis.comparison.comparing import Comparison, compare
 from mrla.analysis.statistics import compare_arms, summary
 from mrla.train import MixerOptions, Optim, Recipe, get_recipe
-from mrla.train.recipes import as_dict, from_dict
+from mrla.train.recipe import as_dict, from_dict
 
 ARMS, SEEDS, EPOCHS = ("plain", "light"), (0, 1), 3
 OPTIM = Optim(lr=1.0, schedule="constant")
@@ -31,7 +31,7 @@ FILES = {"report.html", "compare.json", "table.csv", "history.csv", "curves.png"
 START = """
 import json, sys
 from mrla.analysis.comparison.comparing import compare
-from mrla.train.recipes import from_dict
+from mrla.train.recipe import from_dict
 compare(from_dict(json.loads(sys.argv[1])), seeds=2, out=sys.argv[2], jobs=2)
 """
 

@@ -17,7 +17,8 @@ from mrla.data.sources import Shapes, write_coco
 from mrla.dense import detector, load, save
 from mrla.deploy import export
 from mrla.train import Machine
-from mrla.train.recipes import Folder, Recipe
+from mrla.train.recipe import Recipe
+from mrla.train.recipes import Folder
 
 CPU = Machine(accelerator="cpu", threads=1)
 

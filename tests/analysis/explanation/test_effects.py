@@ -22,7 +22,7 @@ from mrla.analysis.explanation.effects import (
     possible_cuts,
     without_mixers,
 )
-from mrla.analysis.statistics import paired_interval
+from mrla.analysis.proportions import paired_interval
 from mrla.models.mixed_blocks import MIXER
 
 SMALL = {"channels": (8, 8, 16, 16), "num_classes": 3}

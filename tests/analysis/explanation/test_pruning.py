@@ -10,7 +10,7 @@ from test_effects import awake, batches, network
 import mrla
 from mrla.analysis.explanation import pruning
 from mrla.analysis.explanation.effects import outcomes
-from mrla.analysis.statistics import images_needed
+from mrla.analysis.proportions import images_needed
 from mrla.models import is_attached
 
 ANY = 100

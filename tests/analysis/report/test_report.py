@@ -25,7 +25,8 @@ from mrla.analysis.report.tables import comparison_table
 from mrla.analysis.statistics import compare_arms, summary
 from mrla.cli import main
 from mrla.data.sources import Folder
-from mrla.train.recipes import RECIPES, Machine, MixerOptions, Optim, as_dict, get_recipe
+from mrla.train.recipe import Machine, MixerOptions, Optim, as_dict
+from mrla.train.recipes import RECIPES, get_recipe
 
 HOSTILE = "</script><script>alert(1)</script><img src=x onerror=alert(2)>\"'>{{ 7 * 7 }}&lt;@arm{safe}$name"
 
