@@ -60,7 +60,7 @@ class Backend(ABC):
         shortcut: Tensor | None,
         weights: LightWeights,
         statistics: tuple[Tensor, Tensor] | None,
-        keep: Tensor | None,
+        drop_scale: Tensor | None,
         heads: int,
         eps: float,
         *,
@@ -75,7 +75,7 @@ class Backend(ABC):
             shortcut: What the block added.
             weights: The mixer's own.
             statistics: The norm's running mean and variance in float32; None for those of this batch.
-            keep: DropPath's factor for each image.
+            drop_scale: DropPath's factor for each image.
             heads: Number of heads.
             eps: The norm's.
             branch_norm: The norm behind the branch.
@@ -91,7 +91,7 @@ class Backend(ABC):
         shortcut: Tensor | None,
         weights: LightWeights,
         state: LightState,
-        keep: Tensor | None,
+        drop_scale: Tensor | None,
         eps: float,
         *,
         batch_statistics: bool,
@@ -105,7 +105,7 @@ class Backend(ABC):
             shortcut: What the block added.
             weights: The mixer's own.
             state: What `light_forward` returned.
-            keep: DropPath's factor for each image.
+            drop_scale: DropPath's factor for each image.
             eps: The norm's.
             batch_statistics: Whether the mixer's norm took those of the batch.
             branch_norm: The norm behind the branch.
@@ -120,7 +120,7 @@ class Backend(ABC):
         values: Sequence[Tensor],
         weights: BaseWeights,
         statistics: tuple[Tensor, Tensor] | None,
-        keep: Tensor | None,
+        drop_scale: Tensor | None,
         form: BaseForm,
         *,
         branch_norm: ResidualNorm | None = None,
@@ -136,7 +136,7 @@ class Backend(ABC):
             values: Those of the blocks before.
             weights: The mixer's own.
             statistics: The norm's running mean and variance in float32; None for those of this batch.
-            keep: DropPath's factor for each image.
+            drop_scale: DropPath's factor for each image.
             form: What kind of MRLA-base.
             branch_norm: The norm behind the branch.
             in_place: Whether `x` may be overwritten.
@@ -157,7 +157,7 @@ class Backend(ABC):
         values: Sequence[Tensor],
         weights: BaseWeights,
         state: BaseState,
-        keep: Tensor | None,
+        drop_scale: Tensor | None,
         form: BaseForm,
         *,
         batch_statistics: bool,
@@ -178,7 +178,7 @@ class Backend(ABC):
             values: Those of the blocks before.
             weights: The mixer's own.
             state: What `base_forward` returned.
-            keep: DropPath's factor for each image.
+            drop_scale: DropPath's factor for each image.
             form: What kind of MRLA-base.
             batch_statistics: Whether the mixer's norm took those of the batch.
             wanted: For which earlier values a gradient is to be made here; the others are deferred.

@@ -28,7 +28,7 @@ def _base(
     scale: Tensor | None,
     running_mean: Tensor | None,
     running_var: Tensor | None,
-    keep: Tensor | None,
+    drop_scale: Tensor | None,
     heads: int,
     eps: float,
     softmax: bool,
@@ -39,13 +39,15 @@ def _base(
     weights = BaseWeights(query, key, value, norm_weight, norm_bias, scale)
     form = BaseForm(heads, eps, softmax, rectify)
     statistics = None if running_mean is None or running_var is None else (running_mean.clone(), running_var.clone())
-    out, state = BACKENDS[backend].base_forward(x, None, keys, values, weights, statistics, keep, form)
+    out, state = BACKENDS[backend].base_forward(x, None, keys, values, weights, statistics, drop_scale, form)
     value_now, key_now, query_now, attn, means, mean, variance = state
     return out, value_now, key_now, query_now, attn, means, mean, variance
 
 
 @_base.register_fake
-def _(x, keys, values, query, key, value, norm_weight, norm_bias, scale, running_mean, running_var, keep, heads, *_):
+def _(
+    x, keys, values, query, key, value, norm_weight, norm_bias, scale, running_mean, running_var, drop_scale, heads, *_
+):
     b, c = x.shape[:2]
     shapes = (b, c), (b, c), (b, heads, len(values) + 1), (b, c + query.numel() - 1), (c,), (c,)
     return torch.empty_like(x), torch.empty_like(x), *(x.new_empty(shape, dtype=torch.float32) for shape in shapes)
@@ -61,7 +63,7 @@ def _base_backward(
     values: Sequence[Tensor],
     weights: Sequence[Tensor],
     state: Sequence[Tensor],
-    keep: Tensor | None,
+    drop_scale: Tensor | None,
     heads: int,
     eps: float,
     softmax: bool,
@@ -72,7 +74,7 @@ def _base_backward(
     """A backend's `base_backward` as torch's operator: gradients of x, keys, values and weights in turn."""
     all_weights = BaseWeights(*weights, *(None,) * (6 - len(weights)))
     grad_x, _, grad_keys, grad_values, grad_weights, _ = BACKENDS[backend].base_backward(
-        gradient, grad_key, grad_value, (), x, None, keys, values, all_weights, BaseState(*state), keep,
+        gradient, grad_key, grad_value, (), x, None, keys, values, all_weights, BaseState(*state), drop_scale,
         BaseForm(heads, eps, softmax, rectify), batch_statistics=batch_statistics, wanted=[True] * len(values),
     )  # fmt: skip
     return [own(one) for one in (grad_x, *grad_keys, *grad_values, *grad_weights) if one is not None]
@@ -84,10 +86,10 @@ def _(gradient, grad_key, grad_value, x, keys, values, weights, *_):
 
 
 def _save(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, ...]) -> None:
-    x, keys, values, *weights, running_mean, _running_var, keep, heads, eps, softmax, rectify, backend = inputs
+    x, keys, values, *weights, running_mean, _running_var, drop_scale, heads, eps, softmax, rectify, backend = inputs
     _, value, key, *others = output
     state = BaseState(value, key, *others)
-    save_groups(ctx, x=x, keys=keys, values=values, weights=BaseWeights(*weights), state=state, keep=keep)
+    save_groups(ctx, x=x, keys=keys, values=values, weights=BaseWeights(*weights), state=state, drop_scale=drop_scale)
     ctx.rest = heads, eps, softmax, rectify, backend, running_mean is None
     ctx.mark_non_differentiable(*others)
     ctx.set_materialize_grads(False)
@@ -101,7 +103,7 @@ def _gradients(ctx: Any, gradient: Tensor | None, grad_value: Tensor | None, gra
     weights = [one for one in saved["weights"] if one is not None]
     gradient = torch.zeros_like(x) if gradient is None else gradient
     return torch.ops.mrla.base_backward(
-        gradient, grad_key, grad_value, x, keys, values, weights, saved["state"], saved["keep"], *ctx.rest
+        gradient, grad_key, grad_value, x, keys, values, weights, saved["state"], saved["drop_scale"], *ctx.rest
     )
 
 
@@ -124,13 +126,13 @@ def base(
     values: Sequence[Tensor],
     weights: BaseWeights,
     statistics: tuple[Tensor, Tensor] | None,
-    keep: Tensor | None,
+    drop_scale: Tensor | None,
     form: BaseForm,
     backend: str,
 ) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
     """The mixer's output, the block's key (b, c) and value, and mean and biased variance that its norm went by."""
     out, value, key, _, _, _, mean, variance = torch.ops.mrla.base(
-        x, list(keys), list(values), *weights, *(statistics or (None, None)), keep, *form, backend
+        x, list(keys), list(values), *weights, *(statistics or (None, None)), drop_scale, *form, backend
     )
     return out, key, value, mean, variance
 
@@ -141,7 +143,7 @@ def base_with_epilogue(
     values: Sequence[Tensor],
     weights: BaseWeights,
     statistics: tuple[Tensor, Tensor] | None,
-    keep: Tensor | None,
+    drop_scale: Tensor | None,
     form: BaseForm,
     backend: str,
     *,
@@ -153,7 +155,7 @@ def base_with_epilogue(
     """
     inputs = (epilogue.branch, epilogue.shortcut, *affine_of(epilogue), *weights, *keys, *values)
     if torch.is_grad_enabled() and any(one is not None and one.requires_grad for one in inputs):
-        return _BaseWithEpilogue.apply(*inputs, epilogue, len(keys), statistics, keep, form, backend)
+        return _BaseWithEpilogue.apply(*inputs, epilogue, len(keys), statistics, drop_scale, form, backend)
     begun = BACKENDS[backend].begin(epilogue)
     out, state = BACKENDS[backend].base_forward(
         begun.map,
@@ -162,7 +164,7 @@ def base_with_epilogue(
         values,
         weights,
         statistics,
-        keep,
+        drop_scale,
         form,
         branch_norm=begun.rest,
         in_place=begun.owned,
@@ -179,18 +181,18 @@ class _BaseWithEpilogue(torch.autograd.Function):
 
     @staticmethod
     def forward(ctx: Any, branch: Tensor, shortcut: Tensor, weight: Any, bias: Any, *rest: Any) -> Any:
-        *given, epilogue, num_values, statistics, keep, form, backend = rest
+        *given, epilogue, num_values, statistics, drop_scale, form, backend = rest
         own_weights = len(BaseWeights._fields)
         weights, memory = BaseWeights(*given[:own_weights]), given[own_weights:]
         keys, values = memory[:num_values], memory[num_values:]
         x, left, norm, _ = BACKENDS[backend].begin(epilogue)
         out, state = BACKENDS[backend].base_forward(
-            x, shortcut, keys, values, weights, statistics, keep, form, branch_norm=left
+            x, shortcut, keys, values, weights, statistics, drop_scale, form, branch_norm=left
         )
         kept_norm = norm._replace(eps=None, training=None)
         save_groups(
-            ctx, branch=branch, shortcut=shortcut, weights=weights, keys=keys, values=values, state=state, keep=keep,
-            norm=kept_norm,
+            ctx, branch=branch, shortcut=shortcut, weights=weights, keys=keys, values=values, state=state,
+            drop_scale=drop_scale, norm=kept_norm,
         )  # fmt: skip
         ctx.rest = form, statistics is None, norm.eps, norm.training, backend
         ctx.affine = weight is not None, bias is not None
@@ -228,7 +230,7 @@ class _BaseWithEpilogue(torch.autograd.Function):
             saved["values"],
             saved["weights"],
             state,
-            saved["keep"],
+            saved["drop_scale"],
             form,
             batch_statistics=batch_statistics,
             wanted=plan.wanted,

@@ -25,7 +25,7 @@ def _light(
     norm_bias: Tensor,
     running_mean: Tensor | None,
     running_var: Tensor | None,
-    keep: Tensor | None,
+    drop_scale: Tensor | None,
     heads: int,
     eps: float,
     backend: str,
@@ -33,12 +33,12 @@ def _light(
     """A backend's `light_forward` as torch's operator: the output, then the five parts of the state."""
     weights = LightWeights(query, key, value, decay, norm_weight, norm_bias)
     statistics = None if running_mean is None or running_var is None else (running_mean.clone(), running_var.clone())
-    out, state = BACKENDS[backend].light_forward(x, shortcut, weights, statistics, keep, heads, eps)
+    out, state = BACKENDS[backend].light_forward(x, shortcut, weights, statistics, drop_scale, heads, eps)
     return out, state.means, state.gates, state.moments, state.mean, state.variance
 
 
 @_light.register_fake
-def _(x, shortcut, query, key, value, decay, norm_weight, norm_bias, running_mean, running_var, keep, heads, *_):
+def _(x, shortcut, query, key, value, decay, norm_weight, norm_bias, running_mean, running_var, drop_scale, heads, *_):
     b, c = x.shape[:2]
     shapes = (b, c + query.numel() - 1), (b, heads), (b, c, 5), (c,), (c,)
     return torch.empty_like(x), *(x.new_empty(shape, dtype=torch.float32) for shape in shapes)
@@ -60,7 +60,7 @@ def _light_backward(
     moments: Tensor,
     mean: Tensor,
     variance: Tensor,
-    keep: Tensor | None,
+    drop_scale: Tensor | None,
     eps: float,
     batch_statistics: bool,
     backend: str,
@@ -72,7 +72,7 @@ def _light_backward(
         shortcut,
         LightWeights(query, key, value, decay, norm_weight, norm_bias),
         LightState(means, gates, moments, mean, variance),
-        keep,
+        drop_scale,
         eps,
         batch_statistics=batch_statistics,
     )
@@ -86,9 +86,11 @@ def _(gradient, x, shortcut, query, key, value, decay, norm_weight, norm_bias, *
 
 
 def _save(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, ...]) -> None:
-    x, shortcut, *weights, running_mean, _running_var, keep, _heads, eps, backend = inputs
+    x, shortcut, *weights, running_mean, _running_var, drop_scale, _heads, eps, backend = inputs
     _, *state = output
-    save_groups(ctx, x=x, shortcut=shortcut, weights=LightWeights(*weights), state=LightState(*state), keep=keep)
+    save_groups(
+        ctx, x=x, shortcut=shortcut, weights=LightWeights(*weights), state=LightState(*state), drop_scale=drop_scale
+    )
     ctx.rest = eps, running_mean is None, backend
     ctx.mark_non_differentiable(*state)
     ctx.set_materialize_grads(False)
@@ -100,7 +102,7 @@ def _differentiate(ctx: Any, gradient: Tensor | None, *_: Any) -> tuple[Any, ...
         return (None,) * 14
     saved = saved_groups(ctx)
     given = (saved["x"], saved["shortcut"], *saved["weights"])
-    found = iter(torch.ops.mrla.light_backward(gradient, *given, *saved["state"], saved["keep"], *ctx.rest))
+    found = iter(torch.ops.mrla.light_backward(gradient, *given, *saved["state"], saved["drop_scale"], *ctx.rest))
     gradients = [None if one is None else next(found) for one in given]
     return *gradients, *(None,) * 6
 
@@ -113,14 +115,14 @@ def light(
     shortcut: Tensor | None,
     weights: LightWeights,
     statistics: tuple[Tensor, Tensor] | None,
-    keep: Tensor | None,
+    drop_scale: Tensor | None,
     heads: int,
     eps: float,
     backend: str,
 ) -> tuple[Tensor, Tensor, Tensor]:
     """The mixer's output, and mean and biased variance that its norm went by; see `Backend.light_forward`."""
     out, _, _, _, mean, variance = torch.ops.mrla.light(
-        x, shortcut, *weights, *(statistics or (None, None)), keep, heads, eps, backend
+        x, shortcut, *weights, *(statistics or (None, None)), drop_scale, heads, eps, backend
     )
     return out, mean, variance
 
@@ -129,7 +131,7 @@ def light_with_epilogue(
     epilogue: ResidualEpilogue,
     weights: LightWeights,
     statistics: tuple[Tensor, Tensor] | None,
-    keep: Tensor | None,
+    drop_scale: Tensor | None,
     heads: int,
     eps: float,
     backend: str,
@@ -137,14 +139,14 @@ def light_with_epilogue(
     """Like `light`, of the block's output and shortcut that a epilogue stands for."""
     inputs = (epilogue.branch, epilogue.shortcut, *affine_of(epilogue), *weights)
     if torch.is_grad_enabled() and any(one is not None and one.requires_grad for one in inputs):
-        return _LightWithEpilogue.apply(*inputs, epilogue, statistics, keep, heads, eps, backend)
+        return _LightWithEpilogue.apply(*inputs, epilogue, statistics, drop_scale, heads, eps, backend)
     begun = BACKENDS[backend].begin(epilogue)
     out, state = BACKENDS[backend].light_forward(
         begun.map,
         epilogue.shortcut,
         weights,
         statistics,
-        keep,
+        drop_scale,
         heads,
         eps,
         branch_norm=begun.rest,
@@ -163,15 +165,17 @@ class _LightWithEpilogue(torch.autograd.Function):
 
     @staticmethod
     def forward(ctx: Any, branch: Tensor, shortcut: Tensor, weight: Any, bias: Any, *rest: Any) -> Any:
-        *given, epilogue, statistics, keep, heads, eps, backend = rest
+        *given, epilogue, statistics, drop_scale, heads, eps, backend = rest
         weights = LightWeights(*given)
         x, rest, norm, _ = BACKENDS[backend].begin(epilogue)
         owned = x is not branch
         out, state = BACKENDS[backend].light_forward(
-            x, shortcut, weights, statistics, keep, heads, eps, branch_norm=rest, in_place=owned
+            x, shortcut, weights, statistics, drop_scale, heads, eps, branch_norm=rest, in_place=owned
         )
         kept_norm = norm._replace(eps=None, training=None)
-        save_groups(ctx, branch=branch, shortcut=shortcut, weights=weights, state=state, keep=keep, norm=kept_norm)
+        save_groups(
+            ctx, branch=branch, shortcut=shortcut, weights=weights, state=state, drop_scale=drop_scale, norm=kept_norm
+        )
         ctx.rest = eps, statistics is None, norm.eps, norm.training, backend
         ctx.affine = weight is not None, bias is not None
         ctx.mark_non_differentiable(state.mean, state.variance)
@@ -189,7 +193,7 @@ class _LightWithEpilogue(torch.autograd.Function):
             saved["shortcut"],
             saved["weights"],
             saved["state"],
-            saved["keep"],
+            saved["drop_scale"],
             eps,
             batch_statistics=batch_statistics,
             branch_norm=norm,

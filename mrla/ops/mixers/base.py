@@ -119,7 +119,7 @@ class MRLABase(LayerQueryMixer):
         own = as_float32(query), as_float32(key), as_float32(value)
         weights = BaseWeights(*own, as_float32(norm.weight), as_float32(norm.bias), scale)
         form = BaseForm(self.heads, float(norm.eps), self.weighting == "softmax", self.out_act == "relu")
-        return norm, before, weights, kept_statistics(norm), self.kept(x), form, backend
+        return norm, before, weights, kept_statistics(norm), self.drop_scale(x), form, backend
 
     def _remember(
         self,

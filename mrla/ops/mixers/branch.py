@@ -242,9 +242,9 @@ class BranchMixer(LayerMixer):
         else:
             branch, memory = self.update_ablated(entering, carried, memory, lag)
         if head is not None:
-            kept = torch.arange(self.num_heads, device=branch.device) != head
-            kept = kept.repeat_interleave(self.channels // self.num_heads)
-            branch = torch.where(kept[:, None, None], branch, torch.zeros_like(branch))
+            present = torch.arange(self.num_heads, device=branch.device) != head
+            present = present.repeat_interleave(self.channels // self.num_heads)
+            branch = torch.where(present[:, None, None], branch, torch.zeros_like(branch))
         return self._leaving(x, normed, branch), memory
 
     def contributions_of_update(
@@ -338,7 +338,7 @@ class BranchMixer(LayerMixer):
             return None
         return Fused(backend, norm)
 
-    def kept(self, x: Tensor) -> Tensor | None:
+    def drop_scale(self, x: Tensor) -> Tensor | None:
         """What DropPath multiplies the branch of each image with, (b,); None where it does nothing."""
         if not isinstance(self.drop_path, DropPath) or not self.drop_path.training:
             return None
@@ -430,4 +430,4 @@ def runs_its_class(mixer: LayerMixer) -> bool:
     """Whether no method that kernels do the work of has been put in the place of the class's own."""
     own = mixer.__dict__
     # One by one: the dynamo of torch 2.11 follows no method of a module's __dict__.
-    return not ("forward" in own or "update" in own or "forward_fused" in own or "kept" in own)
+    return not ("forward" in own or "update" in own or "forward_fused" in own or "drop_scale" in own)

@@ -102,8 +102,8 @@ class MRLALight(BranchMixer):
             return super().forward(x, shortcut, memory, grid=grid)
         backend, norm = fused
         weights = _light_weights(taps, decay, norm)
-        kept, eps = self.kept(x), float(norm.eps)
-        out, mean, variance = light(x, carried, weights, kept_statistics(norm), kept, self.heads, eps, backend)
+        drop_scale, eps = self.drop_scale(x), float(norm.eps)
+        out, mean, variance = light(x, carried, weights, kept_statistics(norm), drop_scale, self.heads, eps, backend)
         track(norm, mean, variance, x.numel() // self.channels)
         return out, None
 
@@ -127,9 +127,9 @@ class MRLALight(BranchMixer):
         if fused is None:
             return super().forward_fused(epilogue, memory)
         backend, norm = fused
-        weights, kept = _light_weights(taps, decay, norm), self.kept(epilogue.branch)
+        weights, drop_scale = _light_weights(taps, decay, norm), self.drop_scale(epilogue.branch)
         statistics, eps = kept_statistics(norm), float(norm.eps)
-        out, mean, variance = light_with_epilogue(epilogue, weights, statistics, kept, self.heads, eps, backend)
+        out, mean, variance = light_with_epilogue(epilogue, weights, statistics, drop_scale, self.heads, eps, backend)
         track(norm, mean, variance, epilogue.branch.numel() // self.channels)
         return out, None
 

@@ -46,7 +46,18 @@ class Stub(Backend):
         return begin_by_torch(epilogue)
 
     def light_forward(
-        self, x, shortcut, weights, statistics, keep, heads, eps, *, branch_norm=None, in_place=False, keep_state=True
+        self,
+        x,
+        shortcut,
+        weights,
+        statistics,
+        drop_scale,
+        heads,
+        eps,
+        *,
+        branch_norm=None,
+        in_place=False,
+        keep_state=True,
     ):
         """As `Backend` says."""
         self.done.append("light_forward")
@@ -55,10 +66,12 @@ class Stub(Backend):
         mean, variance = statistics or moments(update)
         b, c = x.shape[:2]
         means, gates, of_planes = (x.new_zeros(shape) for shape in ((b, c), (b, heads), (b, c, 5)))
-        out = whole + normed(update, weights, mean, variance, eps, keep)
+        out = whole + normed(update, weights, mean, variance, eps, drop_scale)
         return out, LightState(means, gates, of_planes, mean, variance)
 
-    def light_backward(self, gradient, x, shortcut, weights, state, keep, eps, *, batch_statistics, branch_norm=None):
+    def light_backward(
+        self, gradient, x, shortcut, weights, state, drop_scale, eps, *, batch_statistics, branch_norm=None
+    ):
         """As `Backend` says."""
         self.done.append("light_backward")
 
@@ -73,7 +86,7 @@ class Stub(Backend):
                 whole = torch.relu(x + shortcut)
             update = light_update(whole, shortcut, *own[:4], state.gates.shape[1])
             mean, variance = moments(update) if batch_statistics else (state.mean, state.variance)
-            return whole + normed(update, own, mean, variance, eps, keep)
+            return whole + normed(update, own, mean, variance, eps, drop_scale)
 
         of_tail = (None, None) if branch_norm is None else (branch_norm.weight, branch_norm.bias)
         of_x, of_shortcut, of_weight, of_bias, *rest = gradients(run, gradient, x, shortcut, *of_tail, *weights)
@@ -87,7 +100,7 @@ class Stub(Backend):
         values,
         weights,
         statistics,
-        keep,
+        drop_scale,
         form,
         *,
         branch_norm=None,
@@ -101,7 +114,7 @@ class Stub(Backend):
         weighting = "softmax" if form.softmax else "sigmoid"
         update, after = base_update(whole, memory, *weights[:3], form.heads, weighting)
         mean, variance = statistics or moments(update)
-        branch = normed(update, weights, mean, variance, form.eps, keep)
+        branch = normed(update, weights, mean, variance, form.eps, drop_scale)
         branch = torch.relu(branch) if form.rectify else branch
         branch = branch if weights.scale is None else branch * weights.scale[:, None, None]
         nothing = x.new_zeros(x.shape[:2])
@@ -118,10 +131,10 @@ def moments(update: Tensor) -> tuple[Tensor, Tensor]:
     return mean, variance
 
 
-def normed(update, weights, mean, variance, eps, keep) -> Tensor:
+def normed(update, weights, mean, variance, eps, drop_scale) -> Tensor:
     out = (update - mean[:, None, None]) / (variance + eps).sqrt()[:, None, None]
     out = out * weights.norm_weight[:, None, None] + weights.norm_bias[:, None, None]
-    return out if keep is None else out * keep[:, None, None, None]
+    return out if drop_scale is None else out * drop_scale[:, None, None, None]
 
 
 def gradients(run, gradient, *inputs):

@@ -28,7 +28,7 @@ def forward(
     values: Sequence[Tensor],
     weights: BaseWeights,
     statistics: tuple[Tensor, Tensor] | None,
-    keep: Tensor | None,
+    drop_scale: Tensor | None,
     form: BaseForm,
     *,
     branch_norm: ResidualNorm | None = None,
@@ -44,7 +44,7 @@ def forward(
         values: As `forward` had it.
         weights: The mixer's own.
         statistics: The norm's running mean and variance in float32; None for those of this batch.
-        keep: DropPath's factor for each image.
+        drop_scale: DropPath's factor for each image.
         form: What kind of MRLA-base.
         branch_norm: The norm behind the branch.
         in_place: Whether `x` may be overwritten.
@@ -67,7 +67,7 @@ def forward(
     moments = torch.empty((b, c, len(base.MOMENTS)), **per_plane) if by_batch else None
     chunks = chunks_of(b, form.heads)
     images, epilogue = image_fields(x, form.heads, chunks, k), epilogue_fields(branch_norm)
-    scales = {"scale": weights.scale, "drop_scale": keep}
+    scales = {"scale": weights.scale, "drop_scale": drop_scale}
     out = x if in_place and chunks == 1 and not by_batch else torch.empty_like(x)
     launch.run(
         base.apply(kind),
@@ -132,7 +132,7 @@ def backward(
     values: Sequence[Tensor],
     weights: BaseWeights,
     state: BaseState,
-    keep: Tensor | None,
+    drop_scale: Tensor | None,
     form: BaseForm,
     *,
     batch_statistics: bool,
@@ -153,7 +153,7 @@ def backward(
         values: As `forward` had it.
         weights: As `forward` had it.
         state: What `forward` returned.
-        keep: As `forward` had it.
+        drop_scale: As `forward` had it.
         form: As `forward` had it.
         batch_statistics: Whether the mixer's norm took those of the batch.
         wanted: For which earlier values a gradient is to be made here; the others are deferred.
@@ -169,7 +169,7 @@ def backward(
     chunks = chunks_of(b, form.heads)
     images, numbers = image_fields(x, form.heads, chunks, k), plane_number_fields(x, form.heads, k)
     norm = update_norm_fields(weights.norm_weight, weights.norm_bias, (state.mean, state.variance), form.eps)
-    scales = {"scale": weights.scale, "drop_scale": keep}
+    scales = {"scale": weights.scale, "drop_scale": drop_scale}
     per_plane = {"dtype": torch.float32, "device": x.device}
     sums = torch.empty((b, c, len(base.SUMS)), **per_plane)
     value_sums = torch.empty((b, c, num_layers, len(base.VALUE_SUMS)), **per_plane)
@@ -206,7 +206,7 @@ def backward(
         value_sums=value_sums,
         variance=state.variance,
         norm_weight=weights.norm_weight,
-        drop_scale=keep,
+        drop_scale=drop_scale,
         incoming=incoming,
         constant=constant,
         slope=slope,

@@ -23,7 +23,7 @@ def forward(
     shortcut: Tensor | None,
     weights: LightWeights,
     statistics: tuple[Tensor, Tensor] | None,
-    keep: Tensor | None,
+    drop_scale: Tensor | None,
     heads: int,
     eps: float,
     *,
@@ -38,7 +38,7 @@ def forward(
         shortcut: What the block added.
         weights: The mixer's own.
         statistics: The norm's running mean and variance in float32; None for those of this batch.
-        keep: DropPath's factor for each image.
+        drop_scale: DropPath's factor for each image.
         heads: Number of heads.
         eps: The norm's.
         branch_norm: The norm behind the branch.
@@ -111,7 +111,7 @@ def forward(
         decay=weights.decay,
         query=weights.query,
         key=weights.key,
-        drop_scale=keep,
+        drop_scale=drop_scale,
         gates=gates,
         means=means,
     )
@@ -124,7 +124,7 @@ def backward(
     shortcut: Tensor | None,
     weights: LightWeights,
     state: LightState,
-    keep: Tensor | None,
+    drop_scale: Tensor | None,
     eps: float,
     *,
     batch_statistics: bool,
@@ -138,7 +138,7 @@ def backward(
         shortcut: As `forward` had it.
         weights: As `forward` had it.
         state: What `forward` returned.
-        keep: As `forward` had it.
+        drop_scale: As `forward` had it.
         eps: As `forward` had it.
         batch_statistics: Whether the mixer's norm took those of the batch.
         branch_norm: The norm behind the branch.
@@ -186,7 +186,7 @@ def backward(
         mean=state.mean,
         variance=state.variance,
         norm_weight=weights.norm_weight,
-        drop_scale=keep,
+        drop_scale=drop_scale,
         incoming=incoming,
         gate_grads=gate_grads,
         constant=constant,
