@@ -32,7 +32,7 @@ def ablate(model: nn.Module, block: str, *, lag: int | None = None, head: int | 
         ValueError: If there is no such mixer, block before it, or head.
 
     Example:
-        >>> import mrla, timm
+        >>> import mrla, timm, torch
         >>> model = mrla.attach(timm.create_model("resnet18"), init="released").eval()
         >>> image = torch.randn(1, 3, 64, 64)
         >>> whole = model(image)

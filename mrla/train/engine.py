@@ -122,18 +122,6 @@ def quiet_threads() -> Iterator[None]:
 
 
 @contextmanager
-def thread_limit(number: int | None) -> Iterator[None]:
-    """The body on `number` threads of the CPU, or on as many as there are if it is None."""
-    before = torch.get_num_threads()
-    if number is not None:
-        torch.set_num_threads(number)
-    try:
-        yield
-    finally:
-        torch.set_num_threads(before)
-
-
-@contextmanager
 def quiet_lightning() -> Iterator[None]:
     """Without Lightning's lines on devices and its advice on workers and log intervals, which a recipe has decided."""
     loggers = [logging.getLogger(name) for name in ("lightning.pytorch", "lightning.fabric")]

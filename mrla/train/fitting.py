@@ -27,7 +27,6 @@ from .engine import (
     keep_checkpoint,
     quiet_lightning,
     quiet_threads,
-    thread_limit,
     trainer_arguments,
 )
 from .freezing import FrozenAtFirst
@@ -41,6 +40,7 @@ from .run_progress import RunLog, shown_progress
 from .runs import BEST, CHECKPOINTS, RESULT, Run, finished_run, open_run, versions
 from .stopping import stopped_in_order
 from .task import Classification, DivergedError, Task, check_labels
+from .threads import thread_limit
 from .trained import network_weights, read_checkpoint
 
 

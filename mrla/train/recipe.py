@@ -233,6 +233,7 @@ def from_dict(settings: Mapping[str, Any]) -> Recipe:
         ValueError: If a field is missing, unknown or out of range.
 
     Example:
+        >>> from mrla.train.recipes import digits_resnet18
         >>> from_dict(as_dict(digits_resnet18())) == digits_resnet18()
         True
     """

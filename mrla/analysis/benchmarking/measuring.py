@@ -15,8 +15,8 @@ from mrla.files.atomic_write import write_json
 from mrla.files.one_writer import alone_in
 from mrla.messages.brief import Brief
 from mrla.messages.suggestions import nearest
-from mrla.train.engine import thread_limit
 from mrla.train.recipe import MOST_PROCESSES
+from mrla.train.threads import thread_limit
 
 from .arms import NO_NUMBA, check_network, read_arm
 from .candidates import DTYPES, LEARNING_RATE, MOMENTUM, MemoryFormat

@@ -18,7 +18,6 @@ from mrla.models import load
 from mrla.train import get_recipe
 from mrla.train.arm_names import folder_name, parse_arm
 from mrla.train.arms import count_parameters
-from mrla.train.engine import thread_limit
 from mrla.train.history import write_csv
 from mrla.train.packages import need
 from mrla.train.progress_lines import CountedLines
@@ -26,6 +25,7 @@ from mrla.train.recipe import MOST_PROCESSES, Recipe
 from mrla.train.recipe_tasks import packages_of
 from mrla.train.runs import RESULT, finished_run, open_run, versions
 from mrla.train.stopping import stopped_in_order
+from mrla.train.threads import thread_limit
 from mrla.train.work_time import WorkTime
 
 from ..curves import draw_curves

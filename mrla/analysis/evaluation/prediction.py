@@ -15,9 +15,9 @@ from mrla.deploy import is_exported, open_exported
 from mrla.files.atomic_write import write_json, written_whole
 from mrla.files.one_writer import alone_in
 from mrla.models import task_of
-from mrla.train.engine import thread_limit
 from mrla.train.packages import need
 from mrla.train.recipe import Machine
+from mrla.train.threads import thread_limit
 from mrla.train.trained import load_trained
 
 from ..fonts import drawable

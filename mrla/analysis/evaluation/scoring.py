@@ -10,9 +10,9 @@ from mrla.data.sampling import SampleKey
 from mrla.data.sources import DataSource, Split
 from mrla.deploy import ExportedNetwork
 from mrla.train.arms import count_parameters
-from mrla.train.engine import thread_limit
 from mrla.train.fitting import evaluate, evaluate_detector
 from mrla.train.recipe import Machine
+from mrla.train.threads import thread_limit
 
 from ..measure import count_macs, measure_throughput, timing_device
 from .study import StudyImages, open_study

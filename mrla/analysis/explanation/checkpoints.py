@@ -6,9 +6,9 @@ from typing import Any
 
 from mrla.data.images import read_image
 from mrla.data.sources import DataSource, Split
-from mrla.train.engine import thread_limit
 from mrla.train.packages import need
 from mrla.train.recipe import Machine
+from mrla.train.threads import thread_limit
 
 from ..evaluation.image_files import checked_files, classifier_input, preparation
 from ..evaluation.study import Study, open_study

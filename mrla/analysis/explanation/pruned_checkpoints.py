@@ -10,11 +10,11 @@ from mrla.data.sources import DataSource, Split
 from mrla.files.atomic_write import write_json, written_folder
 from mrla.models import save
 from mrla.models.checkpoints.hub_transfer import hub_name
-from mrla.train.engine import thread_limit
 from mrla.train.packages import need
 from mrla.train.recipe import Machine, as_dict
 from mrla.train.recipe_tasks import saved_facts
 from mrla.train.runs import versions
+from mrla.train.threads import thread_limit
 from mrla.train.trained import PRUNED
 
 from ..evaluation.study import Study, open_study

@@ -182,7 +182,7 @@ def register_format(format: Format) -> Format:
         TypeError: If it is no subclass of `ExportFormat`, or lacks one of its methods.
 
     Example:
-        >>> register_format(get_format("onnx"))
+        >>> register_format(type("Another", (get_format("onnx"),), {"suffix": ".other"}))
         Traceback (most recent call last):
         ...
         ValueError: a format of export must have a name of its own: 'onnx' is that of OnnxFormat in ...

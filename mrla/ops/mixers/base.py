@@ -49,6 +49,7 @@ class MRLABase(LayerQueryMixer):
         ValueError: If a given width or count does not divide the channels, or an option is not one of those named.
 
     Example:
+        >>> import torch
         >>> first, second = MRLABase(64, init="released"), MRLABase(64, init="released")
         >>> x = torch.randn(2, 64, 8, 8)
         >>> x, memory = first(x)

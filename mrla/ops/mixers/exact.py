@@ -45,6 +45,7 @@ class LayerAttention(LayerQueryMixer):
         ValueError: If a given width or count does not divide the channels, or an option is not one of those named.
 
     Example:
+        >>> import torch
         >>> x = torch.randn(2, 64, 8, 8)
         >>> torch.equal(LayerAttention(64)(x)[0], x)
         True

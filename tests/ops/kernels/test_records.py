@@ -183,7 +183,9 @@ def everything(method: str, dtype: torch.dtype, training: bool) -> list[Tensor]:
         memory, total = None, torch.zeros(())
         for mixer, x in zip(mixers, maps, strict=False):
             out, memory = (
-                mixer.behind(ResidualEpilogue(x, norm, maps[2], False), memory) if behind else mixer(x, maps[2], memory)
+                mixer.forward_fused(ResidualEpilogue(x, norm, maps[2], False), memory)
+                if behind
+                else mixer(x, maps[2], memory)
             )
             total = total + out.float().square().sum()
             found.append(out)
