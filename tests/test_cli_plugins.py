@@ -71,7 +71,7 @@ def test_train_eval_explain_and_bench_know_a_method_of_ones_own(own_method, caps
 def test_compare_trains_it_in_processes_of_their_own(own_method):
     arms = ["--arms", "plain,dia,base:last=2"]
     assert main(["compare", *arms, "--seeds", "2", *TINY, "--out", "both", *PLUGIN]) == 0
-    content = json.loads(next(Path("both").glob("*.json")).read_text())
+    content = json.loads(Path("both/compare.json").read_text())
     assert content["arms"] == ["plain", "dia", "base:last=2"]
     runs = {folder.name for folder in Path("both/runs").iterdir()}
     assert {"dia-seed0", "base,last=2-seed1"} <= runs
