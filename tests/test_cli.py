@@ -252,7 +252,7 @@ def test_help_loads_nothing_heavy():
         assert not loaded & {"lightning", "sklearn", "matplotlib", "scipy", "torchmetrics", "tensorboard"}, printed
 
 
-MISSING = {"lightning": ("train", "compare", "bench"), "matplotlib": ("compare", "bench"), "sklearn": ("train",)}
+MISSING = {"lightning": ("train", "compare"), "matplotlib": ("compare", "bench"), "sklearn": ("train",)}
 
 
 def test_a_missing_package_is_said_with_the_extra_that_brings_it():
