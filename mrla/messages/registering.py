@@ -51,7 +51,12 @@ def _is_defined_anew(known: object, value: object) -> bool:
 def place_of(value: object) -> str:
     """Where a class, or the class of an object, is written: ``CLASS in FILE``."""
     kind = value if isinstance(value, type) else type(value)
+    return f"{kind.__qualname__} in {file_of(kind)}"
+
+
+def file_of(kind: type) -> str:
+    """The file that defines a class, or its module where there is no file."""
     try:
-        return f"{kind.__qualname__} in {inspect.getfile(kind)}"
+        return inspect.getfile(kind)
     except (OSError, TypeError):  # typed into an interpreter, or built in
-        return f"{kind.__qualname__} in {kind.__module__}"
+        return kind.__module__

@@ -39,7 +39,6 @@ from .mixers.light import MRLALight as MRLALight
 from .mixers.registry import METHODS as METHODS
 from .mixers.registry import NO_METHODS as NO_METHODS
 from .mixers.registry import OWN_METHOD as OWN_METHOD
-from .mixers.registry import file_of as file_of
 from .mixers.registry import is_method as is_method
 from .mixers.registry import method_named as method_named
 from .mixers.registry import options_of as options_of

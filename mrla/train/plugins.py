@@ -7,7 +7,8 @@ from importlib.util import module_from_spec, spec_from_file_location
 from pathlib import Path
 
 from mrla.messages.one_line import one_line
-from mrla.ops import METHODS, file_of, is_method
+from mrla.messages.registering import file_of
+from mrla.ops import METHODS, is_method
 
 _loaded: dict[str, None] = {}
 

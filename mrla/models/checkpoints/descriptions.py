@@ -13,7 +13,8 @@ import torch
 from torch import Tensor, nn
 
 from mrla.messages.one_line import one_line
-from mrla.ops import file_of, method_named
+from mrla.messages.registering import file_of
+from mrla.ops import method_named
 
 from ..attachment import attach, detach, is_attached
 from ..mixed_blocks import MIXER

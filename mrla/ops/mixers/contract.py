@@ -198,9 +198,9 @@ class LayerMixer(nn.Module, ABC):
         """Forward pass with one source block or head ablated; the memory for the next mixer is whole.
 
         Args:
-            x: As in a call, like the next two and `grid`.
-            shortcut: Likewise.
-            memory: Likewise.
+            x: The block's output.
+            shortcut: What the block added.
+            memory: What the mixer before returned.
             lag: The block so many before this one, from 1 to `max_lag`, contributes nothing: base and exact weigh the
                 others alone, light has no lambda term.
             head: This head, from 0, retrieves nothing: its channels of the update are zero.

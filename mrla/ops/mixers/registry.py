@@ -109,14 +109,6 @@ def options_of(mixer: type[LayerMixer]) -> frozenset[str]:
     return frozenset(names - {*ChainSite._fields, "dtype", "uses_shortcut"})  # the last is a class's own to say
 
 
-def file_of(thing: Any) -> str:
-    """The file that defines a class, or its module where there is no file."""
-    try:
-        return inspect.getsourcefile(thing) or thing.__module__
-    except (TypeError, OSError):  # of a notebook's cell
-        return thing.__module__
-
-
 def _keywords(function: Callable[..., Any]) -> set[str]:
     """Names of a function's parameters, those of a `TypedDict` that it unpacks among them."""
     names: set[str] = set()

@@ -37,19 +37,7 @@ def forward(
 ) -> tuple[Tensor, BaseState]:
     """The mixer's output, and what the memory and its gradient need.
 
-    Args:
-        x: The block's output; with `branch_norm` the branch that it is relu(norm(branch) + shortcut) of.
-        shortcut: What the block added; used with `branch_norm` alone.
-        keys: Those of the blocks before.
-        values: As `forward` had it.
-        weights: The mixer's own.
-        statistics: The norm's running mean and variance in float32; None for those of this batch.
-        drop_scale: DropPath's factor for each image.
-        form: What kind of MRLA-base.
-        branch_norm: The norm behind the branch.
-        in_place: Whether `x` may be overwritten.
-        keep_value: Whether anybody reads the block's value later, where the norm goes by its own statistics; an empty
-            tensor stands for it otherwise.
+    Arguments are those of `mrla.ops.Backend.base_forward`.
     """
     from . import base, base_numbers, launch
 
@@ -142,23 +130,7 @@ def backward(
 ) -> tuple[Tensor, Tensor | None, list[Tensor], list[Tensor | None], BaseWeights, tuple[Tensor, Tensor] | None]:
     """Gradients of `x`, the shortcut, earlier keys and values, the weights and, with `branch_norm`, its norm's two.
 
-    Args:
-        gradient: That of the output.
-        grad_key: That of the block's key, from later blocks.
-        grad_value: That of its value, from whoever defers nothing.
-        pending: What later blocks have deferred to this one.
-        x: As `forward` had it; with `branch_norm` the branch before its norm.
-        shortcut: As `forward` had it.
-        keys: As `forward` had it.
-        values: As `forward` had it.
-        weights: As `forward` had it.
-        state: What `forward` returned.
-        drop_scale: As `forward` had it.
-        form: As `forward` had it.
-        batch_statistics: Whether the mixer's norm took those of the batch.
-        wanted: For which earlier values a gradient is to be made here; the others are deferred.
-        grad_update: Where the gradient of y goes for what is deferred; the place of the block's own value may be given.
-        branch_norm: The norm behind the branch.
+    Arguments are those of `mrla.ops.Backend.base_backward`.
     """
     from . import base, base_numbers, launch
 

@@ -33,17 +33,7 @@ def forward(
 ) -> tuple[Tensor, LightState]:
     """The mixer's output and what its gradient needs.
 
-    Args:
-        x: The block's output; with `branch_norm` the branch that it is relu(norm(branch) + shortcut) of.
-        shortcut: What the block added.
-        weights: The mixer's own.
-        statistics: The norm's running mean and variance in float32; None for those of this batch.
-        drop_scale: DropPath's factor for each image.
-        heads: Number of heads.
-        eps: The norm's.
-        branch_norm: The norm behind the branch.
-        in_place: Whether `x` may be overwritten.
-        keep_state: Whether there will be a gradient.
+    Arguments are those of `mrla.ops.Backend.light_forward`.
     """
     from . import launch, light, light_numbers
 
@@ -132,16 +122,7 @@ def backward(
 ) -> tuple[Tensor, Tensor | None, LightWeights, tuple[Tensor, Tensor] | None]:
     """Gradients of `x`, the shortcut, the weights and, with `branch_norm`, weight and bias of its norm.
 
-    Args:
-        gradient: That of the output.
-        x: As `forward` had it; with `branch_norm` the branch before its norm.
-        shortcut: As `forward` had it.
-        weights: As `forward` had it.
-        state: What `forward` returned.
-        drop_scale: As `forward` had it.
-        eps: As `forward` had it.
-        batch_statistics: Whether the mixer's norm took those of the batch.
-        branch_norm: The norm behind the branch.
+    Arguments are those of `mrla.ops.Backend.light_backward`.
     """
     from . import launch, light, light_numbers
 
