@@ -1,4 +1,4 @@
-"""What does recording what a network hears add to the pass that it records?
+"""What does recording the attention over layers add to the pass that it records?
 
     python benchmarks/recording_cost.py [--rounds 25] [--model resnet50] [--size 224] [--batch_size 8] [--out FILE.json]
 
@@ -34,8 +34,8 @@ def passes(method: str, options: argparse.Namespace) -> tuple[Callable[[], Any],
             return model(images)
 
     def recorded() -> Any:
-        with torch.inference_mode(), recording(model) as heard:
-            return model(images), heard.attention_over_layers()
+        with torch.inference_mode(), recording(model) as recorded:
+            return model(images), recorded.attention_over_layers()
 
     if not torch.allclose(plain(), recorded()[0], rtol=1e-3, atol=1e-3 * float(plain().abs().max())):
         raise RuntimeError("a recorded pass must give what the pass gives")

@@ -102,7 +102,7 @@ class ImageRecord:
         place: What messages call the image.
         image_id: Its id.
         height: Its height as described, in pixels.
-        width: Its width, likewise.
+        width: Its width as described, in pixels.
         boxes: x1, y1, x2, y2 of each object, in pixels from the image's corner, inside it.
         labels: Label of each object, from 1.
         areas: Area of each, in square pixels.

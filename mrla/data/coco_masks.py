@@ -12,7 +12,7 @@ def decode_mask(segmentation: Any, height: int, width: int) -> np.ndarray:
     Args:
         segmentation: A list of polygons, or ``size`` and ``counts``, a list or a string.
         height: Height of the image, in pixels.
-        width: Its width, likewise.
+        width: Its width, in pixels.
 
     Returns:
         (h, w) uint8, 1 where the object is.

@@ -30,14 +30,12 @@ class DetectionSamples(KeyedSamples):
 
     A sample is an image (3, h, w), float32 from 0 to 1, and a target:
 
-    | entry | what it is |
-    |---|---|
-    | ``boxes`` | (n, 4) float32: x1, y1, x2, y2 in pixels from the image's corner |
-    | ``labels`` | (n,) int64, from 1: 0 is the background |
-    | ``masks`` | (n, h, w) uint8, where the data have masks |
-    | ``image_id`` | the image's id in the data |
-    | ``area`` | (n,) float32: the object's, as the data give it, in pixels |
-    | ``iscrowd`` | (n,) int64: 1 where finding the object, or not, does not count |
+    - ``boxes``: (n, 4) float32: x1, y1, x2, y2 in pixels from the image's corner
+    - ``labels``: (n,) int64, from 1: 0 is the background
+    - ``masks``: (n, h, w) uint8, where the data have masks
+    - ``image_id``: the image's id in the data
+    - ``area``: (n,) float32: the object's, as the data give it, in pixels
+    - ``iscrowd``: (n,) int64: 1 where finding the object, or not, does not count
 
     A key of `PADDING` gives the first image and a target of no object whose ``image_id`` is `PADDING`: what a network
     finds there must not be counted.

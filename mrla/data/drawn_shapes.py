@@ -1,4 +1,4 @@
-"""Images of overlapping coloured shapes, drawn when they are asked for: boxes and masks with no download."""
+"""Images of overlapping coloured shapes, drawn when they are read: boxes and masks with no download."""
 
 import math
 from typing import Any

@@ -1,4 +1,4 @@
-"""Samples that are asked by key, what is known of their images, and loaders over them."""
+"""Samples that are read by key, what is known of their images, and loaders over them."""
 
 import os
 import warnings
@@ -32,7 +32,7 @@ class ImageFacts:
         in_chans: Channels of an image.
         size: Its height and width, in pixels; None where images differ and the network brings them to its size.
         mean: Mean of each channel that it is normalised with; empty where the network normalises.
-        std: Standard deviation, likewise.
+        std: Standard deviation of each channel; empty where the network normalises.
         category_ids: Of objects, the data's own id of each class; results in COCO's form are written with them.
     """
 
@@ -45,7 +45,7 @@ class ImageFacts:
 
 
 class KeyedSamples(Dataset[Any], ABC):
-    """One part of a source's images, asked by `SampleKey`.
+    """One part of a source's images, read by `SampleKey`.
 
     What a key gives is a function of the key and the seed that the part was opened with, so that a resumed run and any
     number of workers see the same. A key of `PADDING` gives a sample that losses and scores do not count.

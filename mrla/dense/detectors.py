@@ -107,7 +107,7 @@ def detector(
         min_size: What the images' shorter side is brought to, in pixels; of several, one is drawn in training.
         max_size: What the longer side must not exceed, in pixels.
         image_mean: What is subtracted from each channel; the backbone's own where it is not given.
-        image_std: What it is divided by after that; likewise.
+        image_std: What it is divided by after that; the backbone's own where it is not given.
         levels: Which feature maps are taken, as indices into `feature_info`; each of twice the stride of the one
             before. Where not given, those of stride 4 (two-stage detectors only), 8, 16 and 32. Anchors follow the
             strides.

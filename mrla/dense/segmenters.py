@@ -26,7 +26,8 @@ def segmenter(
     """One of torchvision's semantic segmenters on a backbone's last level, whatever stride that has.
 
     It is called as torchvision's are: with a batch of images, ``(b, 3, h, w)``, normalised as the backbone wants them,
-    it returns a dict with `out`, logits of shape ``(b, num_classes, h, w)``, and with `aux` also `aux`, likewise.
+    it returns a dict with `out`, logits of shape ``(b, num_classes, h, w)``, and with `aux` also `aux`,
+    of the same shape.
 
     torchvision's own have a last level of stride 8. A timm network has one where it was built with ``output_stride=8``,
     which dilates its last stages instead of striding; one built without it has stride 32, and coarser masks.

@@ -22,10 +22,10 @@ class Facts:
         dynamic: Dimensions that may have any size, of ``batch``, ``height`` and ``width``.
         class_names: Names of the classes, in the order of the logits.
         mean: Mean of each channel that images are normalised with, where known.
-        std: Standard deviation of each channel, likewise.
+        std: Standard deviation of each channel, by which they are divided after that; where known.
         crop_pct: Part of an image's side that is cut out and fills the input.
         crop_mode: How it is cut out, in timm's words.
-        interpolation: How an image is resized, likewise.
+        interpolation: How an image is resized, in timm's words.
     """
 
     input_size: tuple[int, ...]

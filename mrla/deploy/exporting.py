@@ -93,7 +93,7 @@ def export(
         example: Shape of an input, the batch included, where the network does not tell of it.
         class_names: Names of the classes, in the order of the logits; an empty list for none.
         mean: Mean of each channel that images are normalised with.
-        std: Standard deviation of each channel, likewise.
+        std: Standard deviation of each channel, by which they are divided after that.
         input_size: Image shape (c, h, w) that images are brought to; a network of fixed size takes this one alone.
         crop_pct: Part of an image's side that is cut out and fills the input.
         interpolation: How an image is resized, in timm's words.

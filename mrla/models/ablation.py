@@ -23,7 +23,8 @@ def ablate(model: nn.Module, block: str, *, lag: int | None = None, head: int | 
         model: A network with mixers, in eval mode.
         block: Path of the mixer's block.
         lag: The block so many before it contributes nothing, see `mrla.ops.LayerMixer.forward_ablated`.
-        head: This head retrieves nothing, likewise. With neither the mixer is out, as after `remove_mixers`.
+        head: This head retrieves nothing, see `forward_ablated`. With neither the mixer is out, as after
+            `remove_mixers`.
 
     Yields:
         Nothing.

@@ -50,7 +50,7 @@ class Backend(ABC):
     def supports(self, call: MixerCall) -> bool:
         """Whether the backend can do a call: devices, types, strides, sizes of its tensors.
 
-        It is asked before every call, and while torch compiles; it reads no number of a tensor.
+        It is called before every call of a kernel, and while torch compiles; it reads no number of a tensor.
         """
 
     @abstractmethod
@@ -196,11 +196,11 @@ class Backend(ABC):
 
 
 BACKENDS: dict[str, Backend] = {}
-"""The registered backends by name, in the order in which they are asked."""
+"""The registered backends by name, in the order in which they are tried."""
 
 
 def register_backend(backend: Backend) -> Backend:
-    """Makes a backend one that is asked where it applies, after those that are registered already.
+    """Adds a backend, which is tried after those that are registered already.
 
     Args:
         backend: The backend.
@@ -225,7 +225,7 @@ def use(path: str) -> Iterator[None]:
     way that it was compiled with.
 
     Args:
-        path: ``"fused"``; the name of one backend, which alone is asked; or ``"reference"`` for torch's operators
+        path: ``"fused"``; the name of one backend, which alone is tried; or ``"reference"`` for torch's operators
             everywhere.
 
     Raises:
@@ -243,8 +243,8 @@ def use(path: str) -> Iterator[None]:
     known = (FUSED, REFERENCE, *BACKENDS)
     if path not in known:
         raise ValueError(f"the path must be one of {', '.join(map(repr, known))}: got {path!r}")
-    asked = BACKENDS if path == FUSED else () if path == REFERENCE else (path,)
-    reasons = [BACKENDS[name].unavailable() for name in asked]
+    wanted = BACKENDS if path == FUSED else () if path == REFERENCE else (path,)
+    reasons = [BACKENDS[name].unavailable() for name in wanted]
     if reasons and all(reasons):
         raise ValueError("; ".join(filter(None, reasons)))
     before = _path.set(path)
@@ -257,19 +257,19 @@ def use(path: str) -> Iterator[None]:
 @torch.compiler.assume_constant_result
 def chosen_path() -> str:
     """The way chosen with `use`; ``"reference"`` also where no backend runs here."""
-    return _path.get() if asked_backends() else REFERENCE
+    return _path.get() if backends_in_order() else REFERENCE
 
 
 @torch.compiler.assume_constant_result
-def asked_backends() -> tuple[str, ...]:
-    """The names of the backends that are asked here and now, in order."""
+def backends_in_order() -> tuple[str, ...]:
+    """The names of the backends that are tried here and now, in order."""
     return _available(_path.get(), tuple(BACKENDS.values()))
 
 
 @functools.cache
 def _available(path: str, backends: tuple[Backend, ...]) -> tuple[str, ...]:
-    asked = [backend for backend in backends if path in (FUSED, backend.name)]
-    return tuple(backend.name for backend in asked if backend.unavailable() is None)
+    wanted = [backend for backend in backends if path in (FUSED, backend.name)]
+    return tuple(backend.name for backend in wanted if backend.unavailable() is None)
 
 
 def select(call: MixerCall) -> str | None:
@@ -280,7 +280,7 @@ def select(call: MixerCall) -> str | None:
     """
     if torch.compiler.is_exporting() or torch.jit.is_tracing():
         return None
-    for name in asked_backends():
+    for name in backends_in_order():
         if BACKENDS[name].supports(call):
             return name if torch.compiler.is_compiling() or _is_plain_work(call) else None
     return None

@@ -119,14 +119,14 @@ def base_update(
     """
     check_map(x)
     check_kernels(x.shape[1], query_weight, key_weight, value_weight, heads)
-    before = asked_memory(x, memory, heads, last)
+    before = attended_memory(x, memory, heads, last)
     query, key = (one.unflatten(1, (heads, -1)) for one in slide(pool(x), query_weight, key_weight))
     now = LayerMemory(keys=(*before.keys, key), values=(*before.values, depthwise_value(x, value_weight, value_act)))
     update = weighted_sum(layer_weights(query, now.keys, weighting), now.values)
     return update, recent(now, last)
 
 
-def asked_memory(x: Tensor, memory: LayerMemory | None, heads: int, last: int | None) -> LayerMemory:
+def attended_memory(x: Tensor, memory: LayerMemory | None, heads: int, last: int | None) -> LayerMemory:
     """What block t asks of the memory, which must be of maps like `x`."""
     check_window(last)
     before = recent(memory or LayerMemory(), last)

@@ -7,7 +7,7 @@ from torch import Tensor, nn
 
 
 class MixerCall(NamedTuple):
-    """What a backend is asked whether it supports: the tensors that one mixer's call would read.
+    """The tensors that one mixer's call would read, by which a backend decides whether it supports the call.
 
     The shapes fit one another and the mixer's kernels.
 
@@ -131,7 +131,7 @@ class BaseState(NamedTuple):
     Attributes:
         value: v_t.
         key: k_t, one row an image.
-        query: q_t, likewise.
+        query: q_t, one row an image.
         weights: What each head takes from each block, (b, g, t).
         means: Means of x over space, with zeros on both sides of the channels.
         mean: The norm's.

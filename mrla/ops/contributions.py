@@ -12,7 +12,7 @@ class Contribution(NamedTuple):
     """Per-image attention weights of one mixer, and the factors by which its update reaches later blocks.
 
     Attributes:
-        weights: (b, t, g), what each head takes of the values that are asked, the block's own last: attention's weights
+        weights: (b, t, g), what each head takes of the attended values, the block's own last: attention's weights
             of base and exact, light's gate (t is 1).
         decay: lambda, (c,), of light where something is carried; else None.
         passes_on: (c,), what multiplies the update o_t on its way into the block's output and so into the shortcut of

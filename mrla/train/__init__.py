@@ -26,8 +26,11 @@ if TYPE_CHECKING:
     from .fitting import train as train
 
 
+_LATER = ("evaluate", "fit", "train")
+
+
 def __getattr__(name: str) -> Any:
-    if name not in ("evaluate", "fit", "train"):
+    if name not in _LATER:
         raise AttributeError(f"module 'mrla.train' has no attribute {name!r}")
     from . import fitting
 

@@ -68,7 +68,7 @@ class AveragePrecision:
             self.metric.update(found, there)
 
     def compute(self) -> dict[str, float]:
-        """``box_ap``, ``box_ap50`` and so on, ``mask_ap`` likewise, as fractions.
+        """``box_ap``, ``box_ap50`` and so on, and the same of ``mask_ap``, as fractions.
 
         A size that no object has gives -1, as COCO's tools do.
         """

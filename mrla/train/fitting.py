@@ -78,7 +78,7 @@ def fit(
         optim: Optimizer and learning rate, `mrla.train.Optim`; its `frozen_epochs` and `old_lr_scale` are for a network
             that is trained already.
         label_smoothing: Smoothing of the labels in training.
-        smooth_validation: Whether the validation loss is smoothed likewise.
+        smooth_validation: Whether the validation loss is smoothed too.
         ema_decay: Decay of the moving average of the weights that is validated and saved.
         seed: Decides what is drawn in each step, and the order of a loader that shuffles by the global generator.
         machine: Where and how it is computed, `mrla.train.Machine`.
@@ -240,8 +240,8 @@ def evaluate_detector(
         machine: Where it is computed, `mrla.train.Machine`.
 
     Returns:
-        ``box_ap``, ``box_ap50``, ``box_ap75`` and those by size, ``mask_ap`` likewise: fractions, -1 for a size that no
-        object has.
+        ``box_ap``, ``box_ap50``, ``box_ap75`` and those by size, the same of ``mask_ap``: fractions, -1 for a size
+        that no object has.
 
     Raises:
         ValueError: If the loader has no image.

@@ -34,7 +34,7 @@ class CountedLines:
 
     def __init__(self, what: str):
         self.what, self._lines = what, Lines()
-        self._start: tuple[float, int] | None = None  # when it was first heard of, and how many were done by then
+        self._start: tuple[float, int] | None = None  # of the first report, and how many were done by then
 
     def say(self, done: int, total: int) -> None:
         """Says how many are done, if any are.

@@ -168,7 +168,7 @@ class Recipe:
         epochs: Passes over the training part.
         batch_size: Images in one step, over all devices.
         label_smoothing: Smoothing of the labels in training.
-        smooth_validation: Whether the validation loss is smoothed likewise, as the notebook does.
+        smooth_validation: Whether the validation loss is smoothed too, as the notebook does.
         ema_decay: Decay of the moving average of the weights that is validated and saved, or None for none.
         seed: Decides the starting weights, the order of the data and every augmentation.
         machine: Where and how it is computed.

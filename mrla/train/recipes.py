@@ -88,7 +88,8 @@ def finetune() -> Recipe:
     In the first 2 of 12 epochs mixers and classifier are trained while the rest stays as it is, norms too; the plain
     arm trains its classifier, so that both arms have the same epochs. Size and normalisation are those that the network
     was trained with. The numbers are usual ones, not tuned; ours: not run on photographs, for no weights could be
-    fetched. Run: ``mrla compare --recipe finetune --model NAME|FOLDER --data.root DIR``, or ``mrla train`` likewise.
+    fetched. Run: ``mrla compare --recipe finetune --model NAME|FOLDER --data.root DIR``, or ``mrla train`` with
+    the same flags.
     """
     return Recipe(
         recipe="finetune",
@@ -165,7 +166,8 @@ def shapes_mask_rcnn() -> Recipe:
     """Mask R-CNN with a narrow ResNet-18 on drawn shapes of 96x96: nothing to download, minutes on a CPU.
 
     Ours: sizes and rates chosen so that a comparison of two arms with two seeds ends within minutes on two cores;
-    measured scores are in the README. Run: ``mrla train --recipe shapes_mask_rcnn`` or ``mrla compare`` likewise.
+    measured scores are in the README. Run: ``mrla train --recipe shapes_mask_rcnn``, or ``mrla compare`` with
+    the same flags.
     """
     return Recipe(
         recipe="shapes_mask_rcnn",

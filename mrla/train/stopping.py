@@ -50,7 +50,7 @@ def stopped_in_order(left: Callable[[], str], *, for_good: bool = False) -> Iter
     Where such bodies lie in one another, the innermost one's word is what is told; of SIGTERM it is told here.
 
     Args:
-        left: What there is for who goes on, in words; asked when a signal has come.
+        left: What there is for who goes on, in words; called when a signal has come.
         for_good: Whether signals are ignored after a stop until the process ends.
 
     Yields:
@@ -58,7 +58,7 @@ def stopped_in_order(left: Callable[[], str], *, for_good: bool = False) -> Iter
 
     Raises:
         KeyboardInterrupt: After Ctrl-C, with what is left as its text.
-        Terminated: After SIGTERM, likewise.
+        Terminated: After SIGTERM, with what is left as its text.
     """
     in_main_thread = threading.current_thread() is threading.main_thread()
     before = {number: signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)}

@@ -35,7 +35,7 @@ def check_labels(labels: Any, classes: int) -> None:
 
     Raises:
         ValueError: If they are no whole numbers (b,), or not of those classes; on a GPU, which looking would make wait,
-            the second is not asked.
+            the second is not checked.
 
     Example:
         >>> check_labels(torch.tensor([0, 2]), classes=3)
@@ -124,7 +124,7 @@ class Task(L.LightningModule, ABC):
 
     @abstractmethod
     def val_numbers(self) -> dict[str, float]:
-        """What the last validation gave, likewise; `metric` is there."""
+        """What the last validation gave, over all processes; `metric` is there."""
 
     @abstractmethod
     def save(self, folder: Path, weights: Mapping[str, Tensor]) -> None:

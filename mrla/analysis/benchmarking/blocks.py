@@ -1,4 +1,4 @@
-"""One block of a chain with its mixer, at any place, so that the cost of hearing many blocks can be timed."""
+"""One block of a chain with its mixer, at any place, so that the cost of attending to many blocks can be timed."""
 
 from collections.abc import Sequence
 from typing import Any

@@ -114,7 +114,7 @@ class OwnRuns:
         train_loader: Batches for training.
         val_loader: Batches for validation.
         architecture: The network's name, where timm did not make it.
-        model_args: What it was built with, likewise.
+        model_args: What it was built with, where timm did not make it.
 
     Raises:
         ValueError: If one of the three is missing, the network has mixers or could not be saved, or the recipe asks

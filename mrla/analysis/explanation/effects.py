@@ -54,7 +54,7 @@ class Cut:
         kind: Whether it is a whole mixer, a link to one block before, or a head.
         block: Path of the mixer's block.
         source: Path of the block that contributes nothing, or ``input``; of a link.
-        lag: How many blocks before the source stands, likewise.
+        lag: How many blocks before this one the source stands; of a link.
         head: Number of the head, from 0.
     """
 

@@ -28,7 +28,7 @@ class Judgement:
         gained: How many of them are right only without these mixers.
         lost: How many are right only with them.
         accuracy: Accuracy without these mixers.
-        loss: Mean loss, likewise.
+        loss: Mean loss without these mixers.
         accuracy_change: ``mean``, ``low`` and ``high`` of the change against the whole network; Tango's 95 % interval.
         loss_change: The same of the loss; that of a paired t test.
         shown: Whether the lower end of the accuracy's interval is not below the margin.

@@ -99,7 +99,7 @@ def _list(records: Sequence[Mapping[str, Any]], score: str) -> str:
 
 def _name(record: Mapping[str, Any]) -> str:
     if "source" in record:
-        return f"{record['block']} hearing {record['source']}"
+        return f"{record['block']} attending to {record['source']}"
     return f"head {record['head']} of {record['block']}" if "head" in record else record["block"]
 
 
@@ -109,13 +109,13 @@ def _of_attention(chains: Sequence[Mapping[str, Any]]) -> list[str]:
     for chain in chains:
         mean = np.array(chain["mean"], dtype=float)
         # Column 0 is what came in; block at row r is column r + 1.
-        heard = [
+        attended = [
             (float(column[np.isfinite(column)].mean()), chain["blocks"][at])
             for at in range(len(chain["blocks"]) - 1)
             if np.isfinite(column := mean[at + 1 :, at + 1]).any()
         ]
-        if heard:
-            strength, block = max(heard)
+        if attended:
+            strength, block = max(attended)
             found.append((chain["name"], block, strength))
     if not found:
         return []

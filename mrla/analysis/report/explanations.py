@@ -109,7 +109,7 @@ def cut_tables(cuts: Mapping[str, Any]) -> list[dict[str, Any]]:
 
 def _name(cut: Mapping[str, Any]) -> str:
     if cut.get("source") is not None:
-        return f"{cut['block']} hearing {cut['source']}"
+        return f"{cut['block']} attending to {cut['source']}"
     return f"{cut['block']}, head {cut['head']}" if cut.get("head") is not None else cut["block"]
 
 

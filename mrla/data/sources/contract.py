@@ -68,7 +68,7 @@ class DataSource(ABC):
             augment: Whether images are changed at random as in training; None means so for ``train`` alone.
 
         Returns:
-            The samples, asked by `SampleKey`.
+            The samples, read by `SampleKey`.
 
         Raises:
             ValueError: If the images are not there or not as described: the message names the file or folder.

@@ -30,7 +30,7 @@ class ResizedImages(DataSource):
         root: The folder.
         size: Height and width that images are brought to, in pixels.
         mean: Mean of each channel, for normalisation.
-        std: Standard deviation of each channel, likewise.
+        std: Standard deviation of each channel, for normalisation.
         interpolation: How images are resized, ``bilinear`` or ``bicubic``.
         crop_pct: Part of the resized image that validation looks at.
         auto_augment: timm's name of a further augmentation, such as ``rand-m9-mstd0.5-inc1``, or None.

@@ -20,11 +20,11 @@ class ClassificationTask(NetworkTask):
     facts = ("architecture", "model_args", "class_names", "input_size", "mean", "std")
 
     def owns(self, model: nn.Module) -> bool:
-        """True: those of other tasks are asked for before."""
+        """True: other tasks are tried before this one."""
         return True
 
     def owns_config(self, config: Mapping[str, Any]) -> bool:
-        """True, likewise."""
+        """True: other tasks are tried before this one."""
         return True
 
     def describe(self, model: nn.Module, weights: Mapping[str, Tensor], facts: Mapping[str, Any]) -> dict[str, Any]:

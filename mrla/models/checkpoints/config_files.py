@@ -19,7 +19,7 @@ WEIGHTS_HASH = "weights_sha256"
 
 
 def is_saved(place: str | Path) -> bool:
-    """Whether a place is a folder, or one on the hub, so that `load` and `read_config` can be asked of it."""
+    """Whether a place is a folder, or one on the hub, so that `load` and `read_config` can read it."""
     return hub_name(place) is not None or Path(place).is_dir()
 
 

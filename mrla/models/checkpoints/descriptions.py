@@ -23,7 +23,7 @@ from ..zoo.registration import NAMED
 from .names import TORCHVISION, TimmModel, TorchvisionModel, resolve
 from .network_structure import Ties, new_ties, structure_difference, tie
 
-# What was last asked about a network, and the answer: a training describes the same network at its start and its end.
+# The last question about a network, and its answer: a training describes the same network at its start and its end.
 _REBUILT: WeakKeyDictionary[nn.Module, tuple[str, dict[str, Any], nn.Module]] = WeakKeyDictionary()
 
 
@@ -158,8 +158,8 @@ def _rebuilt(
         question = json.dumps([architecture, arguments, recipe, _global_pool(model)])
     except TypeError as error:
         raise ValueError(f"every argument of the network must be writable as JSON: {error}; pass model_args") from error
-    asked, made_with, twin = _REBUILT.get(model, ("", {}, model))
-    if asked != question:
+    answered, made_with, twin = _REBUILT.get(model, ("", {}, model))
+    if answered != question:
         _, made_with, made_recipe, pool = json.loads(question)  # as config.json will give them back
         with torch.device("meta"):  # nothing is drawn or copied
             twin = create(architecture, made_with)

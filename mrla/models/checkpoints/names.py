@@ -98,7 +98,7 @@ def resolve(name: str | Path, kinds: Sequence[type[Kind]], *, what: str = "model
         if isinstance(found, (TimmModel, TorchvisionModel)) and SavedNetwork in kinds and Path(name).is_dir():
             warnings.warn(
                 f"{name} is the name of a model and of a folder here: the model is taken; ./{name} is the folder",
-                stacklevel=1,  # here, so that it is said once however often it is asked
+                stacklevel=1,  # here, so that it is said once however often a name is resolved
             )
         return found
     raise ValueError(_unknown(str(name), kinds, what, known))

@@ -53,7 +53,7 @@ def save(
             background, so that the name of label n is at n - 1.
         input_size: Image shape (c, h, w) that the network was trained on.
         mean: Mean of each channel that images are normalised with.
-        std: Standard deviation of each channel, likewise.
+        std: Standard deviation of each channel, by which they are divided after that.
 
     Returns:
         The folder.

@@ -39,11 +39,11 @@ class NetworkTask(ABC):
 
     @abstractmethod
     def owns(self, model: nn.Module) -> bool:
-        """Whether a network is of this task; no other task but classification may say so, too."""
+        """Whether a network is of this task; classification may say so of any."""
 
     @abstractmethod
     def owns_config(self, config: Mapping[str, Any]) -> bool:
-        """Whether a config.json, as `read_config` gives it, is of a network of this task; likewise."""
+        """Whether a config.json, as `read_config` gives it, is of this task; classification may say so of any."""
 
     @abstractmethod
     def describe(self, model: nn.Module, weights: Mapping[str, Tensor], facts: Mapping[str, Any]) -> dict[str, Any]:
@@ -85,7 +85,7 @@ class NetworkTask(ABC):
 
     @abstractmethod
     def check(self, config: Mapping[str, Any], model: nn.Module, path: Path) -> None:
-        """Raises a ValueError where what a config.json tells does not fit the network; asked when saved and loaded.
+        """Raises a ValueError where what a config.json tells does not fit the network; called by save and load.
 
         Args:
             config: Content of config.json.

@@ -5,7 +5,7 @@ from typing import Any, Unpack
 from jaxtyping import Float
 from torch import Tensor, nn
 
-from ..base import LayerMemory, asked_memory, base_update, layer_weights, recent
+from ..base import LayerMemory, attended_memory, base_update, layer_weights, recent
 from ..batch_norm import as_float32, kept_statistics, track
 from ..calls import BaseForm, BaseWeights, ResidualEpilogue
 from ..contributions import Contribution
@@ -106,11 +106,11 @@ class MRLABase(LayerQueryMixer):
     def _fused(
         self, x: Tensor, shortcut: Tensor | None, memory: Any, epilogue: tuple[Tensor | None, ...] | None = None
     ) -> tuple[Any, ...] | None:
-        """Norm, memory that is asked, and what else the kernels take, where they can do all of the mixer's work."""
+        """Norm, attended memory, and what else the kernels take, where they can do all of the mixer's work."""
         if not self._has_kernels or x.ndim != 4 or x.shape[1] != self.channels or x.numel() == 0:
             return None
         before = fitting_memory(expected_memory(memory, LayerMemory, self), self.place)
-        before = asked_memory(x, before, self.heads, self.last)
+        before = attended_memory(x, before, self.heads, self.last)
         query, key, value, scale = self.query_weight, self.key_weight, self.value_weight, self.scale
         fused = self.fused_by(x, shortcut, (query, key, value), scale, epilogue, before.values, before.keys)
         if fused is None:
@@ -160,15 +160,15 @@ class MRLABase(LayerQueryMixer):
     ) -> Contribution:
         """What the query takes from each block that it asks."""
         before = fitting_memory(expected_memory(memory, LayerMemory, self), self.place)
-        before = asked_memory(x, before, self.heads, self.last)
+        before = attended_memory(x, before, self.heads, self.last)
         both = slide(pool(x), self.query_weight, self.key_weight)
         query, key = (one.unflatten(1, (self.heads, -1)) for one in both)
         return Contribution(layer_weights(query, (*before.keys, key), self.weighting))
 
     def zero_grad_kernels(self) -> tuple[str, ...]:
-        """A block that asks itself alone: its query; its key too where no later block asks for it."""
-        if self.weighting != "softmax" or not self.asks_itself_alone:
+        """A block that attends to itself alone: its query; its key too where no later block attends to it."""
+        if self.weighting != "softmax" or not self.attends_to_itself_alone:
             return ()
         place = self.place
-        unasked = self.last == 1 or (place is not None and place.index + 1 >= place.length - place.unread)
-        return ("query_weight", "key_weight") if unasked else ("query_weight",)
+        key_unread = self.last == 1 or (place is not None and place.index + 1 >= place.length - place.unread)
+        return ("query_weight", "key_weight") if key_unread else ("query_weight",)

@@ -134,7 +134,7 @@ class LayerMixer(nn.Module, ABC):
 
         Args:
             x: The block's output, in the layout that the mixer was made for.
-            shortcut: What the block added, likewise.
+            shortcut: What the block added, in the same layout.
             memory: What the mixer before returned.
             grid: Rows and columns of patch tokens, where `x` is tokens and their grid is known.
         """

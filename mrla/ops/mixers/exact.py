@@ -83,6 +83,6 @@ class LayerAttention(LayerQueryMixer):
         return Contribution(layer_weights(query.unflatten(1, (self.heads, -1)), by_head, self.weighting))
 
     def zero_grad_kernels(self) -> tuple[str, ...]:
-        """A block that asks itself alone: its query and its key, which no other block uses."""
-        silent = self.weighting == "softmax" and self.asks_itself_alone
+        """A block that attends to itself alone: its query and its key, which no other block uses."""
+        silent = self.weighting == "softmax" and self.attends_to_itself_alone
         return ("query_weight", "key_weight") if silent else ()

@@ -52,17 +52,17 @@ class LayerQueryMixer(BranchMixer):
 
     @property
     def carries_memory(self) -> bool:
-        """The blocks before are asked, of which memory tells."""
+        """It attends to the blocks before, through memory."""
         return True
 
     @property
-    def asks_itself_alone(self) -> bool:
+    def attends_to_itself_alone(self) -> bool:
         """Whether the query has but one block to choose from: the head of a chain, or a window of one."""
         return self.last == 1 or (self.place is not None and self.place.index == 0)
 
     @property
     def max_lag(self) -> int:
-        """The blocks before this one that are asked."""
+        """The blocks before this one that it attends to."""
         before = 0 if self.place is None else self.place.index
         return before if self.last is None else min(before, self.last - 1)
 

@@ -213,7 +213,7 @@ def test_cuts_and_maps_equal_the_json(opened, explained):
     names = {
         "all": "{block}",
         "mixers": "{block}",
-        "links": "{block} hearing {source}",
+        "links": "{block} attending to {source}",
         "heads": "{block}, head {head}",
     }
     expected = {

@@ -1,6 +1,6 @@
 """The kernels of MRLA-base: x + scale * act(norm(sum_s a_s v_s)), each value read where its block has left it.
 
-`num_layers` T is the number of blocks that are asked, this one last. Values and keys come as arrays of T addresses, the
+`num_layers` T is the number of blocks attended to, this one last. Values and keys come as arrays of T addresses, the
 block's own last.
 """
 
