@@ -6,9 +6,11 @@ import sys
 from pathlib import Path
 
 import pytest
+import timm
 
 import mrla
 from mrla.cli import main
+from mrla.data import Digits
 from mrla.ops import METHODS
 from mrla.train import plugins
 
@@ -46,6 +48,7 @@ def forget():
 
 def test_train_eval_explain_and_bench_know_a_method_of_ones_own(own_method, capsys):
     assert main(["train", "--arm", "dia", *TINY, "--out", "run", *PLUGIN]) == 0
+    assert "mrla eval run --plugins my_methods.py" in capsys.readouterr().out
     config = json.loads(Path("run/config.json").read_text())
     assert config["mrla"]["plugin"] == "my_methods.py"
     assert config["mrla"]["attach"]["method"] == "dia"
@@ -135,9 +138,9 @@ def test_a_method_of_the_running_script_is_refused_for_other_processes():
         pass
 
     Mine.__module__ = "__main__"
-    assert plugins.plugins_for(["plain", "light", "eca"]) == []
-    with pytest.raises(ValueError, match=r"'mine' must be in a file of its own.*defined in __main__"):
-        plugins.plugins_for(["plain", "mine"])
+    assert plugins.plugins_for([mrla.ops.MRLALight, Digits]) == []
+    with pytest.raises(ValueError, match=r"Mine must be in a file of its own.*defined in __main__"):
+        plugins.plugins_for([mrla.ops.MRLALight, Mine])
 
 
 def test_a_method_that_a_program_imported_goes_along():
@@ -145,9 +148,20 @@ def test_a_method_that_a_program_imported_goes_along():
     class Mine(mrla.ops.DepthwiseMixer):
         pass
 
-    assert plugins.plugins_for(["mine"]) == [__file__]
+    assert plugins.plugins_for([Mine]) == [__file__]
     Mine.__module__ = "their_package.methods"
-    assert plugins.plugins_for(["mine"]) == ["their_package.methods"]
+    assert plugins.plugins_for([Mine]) == ["their_package.methods"]
+
+
+def test_a_folder_names_the_module_of_a_package():
+    @mrla.register_method("mine")
+    class Mine(mrla.ops.DepthwiseMixer):
+        pass
+
+    Mine.__module__ = "their_package.methods"
+    model = mrla.attach(timm.create_model("test_resnet"), "mine")
+    mrla.save(model, "net")
+    assert json.loads(Path("net/config.json").read_text())["mrla"]["plugin"] == "their_package.methods"
 
 
 @pytest.mark.parametrize(

@@ -7,7 +7,7 @@ from rich.table import Table
 
 from mrla.train.recipe import Machine
 
-from .parsing import add_progress_flag, add_study_flags, command_parser, listed, parse, study_options
+from .parsing import add_progress_flag, add_study_flags, again, command_parser, listed, parse, study_options
 from .printing import console_of_width, progress_bar
 from .tables import counted, number_tables
 
@@ -92,7 +92,8 @@ def explain_command(words: Sequence[str]) -> int:
     # Only where pruning on the same images would take off that mixer at least.
     if ((found.content["cuts"] or {}).get("least") or {}).get("shown"):
         margin = "" if options["margin"] == MARGIN else f" --margin {options['margin']:g}"
-        console.print(f"To see how many of them together: mrla prune {options['checkpoint']}{margin}")
+        prune = f"mrla prune {options['checkpoint']}{margin}"
+        console.print(f"To see how many of them together: {again(prune, words)}")
     return 0
 
 

@@ -185,6 +185,20 @@ def word_after(words: Sequence[str], flag: str) -> str | None:
     return None
 
 
+def again(command: str, words: Sequence[str]) -> str:
+    """A command that is suggested behind another one, with the plugins of that.
+
+    Args:
+        command: What is suggested.
+        words: Those of the command that runs.
+
+    Returns:
+        What to type.
+    """
+    plugins = word_after(words, PLUGINS)
+    return f"{command} {PLUGINS} {shlex.quote(plugins)}" if plugins else command
+
+
 def whole_numbers(flag: str, text: str) -> list[int]:
     """Whole numbers between commas."""
     try:

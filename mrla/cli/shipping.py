@@ -10,7 +10,7 @@ from rich.table import Table
 from mrla.messages.one_line import one_line
 from mrla.messages.suggestions import nearest
 
-from .parsing import add_study_flags, command_parser, listed, parse, study_options
+from .parsing import add_study_flags, again, command_parser, listed, parse, study_options
 from .printing import console_of_width, print_pruning, progress_bar
 
 
@@ -58,7 +58,7 @@ def export_command(words: Sequence[str]) -> int:
     console.print(f"Allowed: {made.bound:.0e}. Of any size: {', '.join(made.facts.dynamic)}.")
     if made.fixed_because is not None:
         console.print(f"Height and width are fixed: {made.fixed_because}")
-    console.print(f"Try it: mrla predict {made.path} IMAGE")
+    console.print(f"Try it: {again(f'mrla predict {made.path} IMAGE', words)}")
     return 0
 
 

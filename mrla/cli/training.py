@@ -13,6 +13,7 @@ from mrla.train.recipe import Machine
 from .parsing import (
     add_data_flags,
     add_progress_flag,
+    again,
     command_parser,
     fitting_epochs,
     listed,
@@ -75,7 +76,7 @@ def train_command(words: Sequence[str]) -> int:
     if run.was_finished:
         console.print(_FINISHED.format(out))
     console.print(f"{run.result['seconds']:.1f} s. Weights, history and checkpoints are in {out}/")
-    console.print(f"Look at it again: mrla eval {out}")
+    console.print(f"Look at it again: {again(f'mrla eval {out}', words)}")
     return 0
 
 

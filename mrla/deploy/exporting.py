@@ -155,7 +155,10 @@ def _check_free(files: Sequence[Path], overwrite: bool) -> None:
         if file.is_dir():
             raise ValueError(f"an exported file must be a file: {file} is a folder; choose another path")
         if file.exists() and not overwrite:
-            raise ValueError(f"an exported file must be new: {file} exists; choose another path or pass overwrite=True")
+            raise ValueError(
+                f"an exported file must be new: {file} exists; choose another path, or overwrite=True (--overwrite on "
+                f"the command line)"
+            )
 
 
 def _shape(model: nn.Module, example: Sequence[int] | None, input_size: Sequence[int] | None) -> tuple[int, ...]:

@@ -54,6 +54,24 @@ def place_of(value: object) -> str:
     return f"{kind.__qualname__} in {file_of(kind)}"
 
 
+def plugin_of(kind: type) -> str | None:
+    """What ``--plugins`` takes to have a class of a user's: a package's module by its name, any other by its file.
+
+    A module of a package may import its siblings, which it could not as a file.
+
+    Args:
+        kind: The class.
+
+    Returns:
+        The name; None for a class of `mrla`, which needs none, and for one that no other process can import.
+    """
+    module = kind.__module__
+    if module.partition(".")[0] in ("mrla", "__main__"):
+        return None
+    name = module if "." in module else file_of(kind)
+    return name if "." in module or name.endswith(".py") else None
+
+
 def file_of(kind: type) -> str:
     """The file that defines a class, or its module where there is no file."""
     try:

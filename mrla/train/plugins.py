@@ -7,8 +7,7 @@ from importlib.util import module_from_spec, spec_from_file_location
 from pathlib import Path
 
 from mrla.messages.one_line import one_line
-from mrla.messages.registering import file_of
-from mrla.ops import METHODS, is_method
+from mrla.messages.registering import plugin_of
 
 _loaded: dict[str, None] = {}
 
@@ -37,34 +36,29 @@ def load_plugins(names: Iterable[str]) -> None:
         _loaded[str(Path(name).resolve()) if name.endswith(".py") else name] = None
 
 
-def plugins_for(methods: Iterable[str]) -> list[str]:
-    """The plugins that another process has to load to know some methods, those loaded here first.
+def plugins_for(classes: Iterable[type]) -> list[str]:
+    """The plugins that another process has to load to know some classes, those loaded here first.
 
     Args:
-        methods: Names of arms; those that are no method, or one of `mrla`'s, need none.
+        classes: Registered classes, such as those of methods and of images; those of `mrla` need no plugin.
 
     Returns:
         Names for `load_plugins`.
 
     Raises:
-        ValueError: If a method is defined where no other process can import it: a notebook or the script that runs.
+        ValueError: If a class is defined where no other process can import it: a notebook or the script that runs.
     """
     plugins = dict(_loaded)
-    for method in methods:
-        if not is_method(method):
+    for kind in classes:
+        if kind.__module__.partition(".")[0] == "mrla":
             continue
-        mixer = METHODS[method]
-        if mixer.__module__.partition(".")[0] == "mrla":
-            continue
-        # A module of a package by its name, since it may import its siblings; any other by its file.
-        module = mixer.__module__
-        name = module if "." in module else file_of(mixer)
-        if module == "__main__" or not ("." in module or name.endswith(".py")):
+        name = plugin_of(kind)
+        if name is None:
             raise ValueError(
-                f"the method {method!r} must be in a file of its own, which the processes of a comparison import: "
-                f"{mixer.__qualname__} is defined in {module}; move it to a file and import that"
+                f"{kind.__qualname__} must be in a file of its own, which the processes of a comparison import: it is "
+                f"defined in {kind.__module__}; move it to a file and import that"
             )
-        if not set(_loaded) & {module, name}:
+        if not set(_loaded) & {kind.__module__, name}:
             plugins[name] = None
     return list(plugins)
 

@@ -431,7 +431,7 @@ def test_what_is_there_is_kept_unless_told_otherwise(tmp_path):
     options = {"format": "torch_export", "input_size": (3, 16, 16)}
     path = tmp_path / "net.pt2"
     path.write_text("mine")
-    with pytest.raises(ValueError, match=r"net\.pt2 exists; choose another path or pass overwrite=True"):
+    with pytest.raises(ValueError, match=r"net\.pt2 exists; choose another path, or overwrite=True"):
         export(toy(), path, **options)
     assert path.read_text() == "mine"
     export(toy(), path, **options, overwrite=True)

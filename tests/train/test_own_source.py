@@ -12,6 +12,7 @@ import torch
 from tiny_runs import CPU, OPTIM, tiny
 
 import mrla
+from mrla.analysis.comparison import runs as comparison_runs
 from mrla.cli import main
 from mrla.data import DATA_KINDS, SampleKey
 from mrla.train.recipe import as_dict, from_dict
@@ -66,7 +67,21 @@ def test_commands_train_on_it_score_it_and_read_its_run_again(stripes, capsys):
     del DATA_KINDS["stripes"]
     assert main(["eval", "run"]) == 2
     said = capsys.readouterr().err
-    assert "or a kind of your own that is registered (see mrla.data.register_source): got 'stripes'" in said
+    assert "or a kind of your own, whose file is imported by a command's --plugins FILE.py: got 'stripes'" in said
+
+
+def test_a_comparison_tells_its_processes_of_the_file(stripes, monkeypatch):
+    told = []
+
+    def start(folder, recipe, plugins):
+        told.append(list(plugins))
+        raise ValueError("enough is seen")
+
+    monkeypatch.setattr(comparison_runs, "_start", start)
+    recipe = replace(tiny(), data=stripes(per_class=8), batch_size=8)
+    with pytest.raises(ValueError, match="enough is seen"):
+        mrla.compare(recipe, seeds=2, out="run")
+    assert told == [[str(Path("stripes.py").resolve())]]
 
 
 def test_its_fields_are_flags_with_the_help_of_its_docstring(stripes, capsys):

@@ -77,7 +77,9 @@ class RecipeRuns:
     def make(self, folders: Folders, on_progress: OnProgress) -> None:
         """Makes every run that is not finished."""
         recipes = {folder: self._of(arm, seed) for (arm, seed), folder in folders.items()}
-        plugins = plugins_for(parse_arm(arm).network for arm, _ in folders)
+        names = {parse_arm(arm).network for arm, _ in folders}
+        methods = [METHODS[name] for name in sorted(names) if is_method(name)]
+        plugins = plugins_for([type(self.recipe.data), *methods])
         waiting = deque(
             folder for folder, recipe in recipes.items() if open_run(folder, as_dict(recipe), self.contents) is None
         )

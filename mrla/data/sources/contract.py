@@ -200,8 +200,10 @@ def source_class(kind: str) -> type[DataSource]:
         Digits(kind='digits', workers=0)
     """
     if kind not in DATA_KINDS:
-        known = f"{', '.join(DATA_KINDS)}, or a kind of your own that is registered (see mrla.data.register_source)"
-        raise ValueError(f"data.kind must be one of {known}: got {kind!r}{nearest(kind, DATA_KINDS)}")
+        own = "or a kind of your own, whose file is imported by a command's --plugins FILE.py"
+        raise ValueError(
+            f"data.kind must be one of {', '.join(DATA_KINDS)}, {own}: got {kind!r}{nearest(kind, DATA_KINDS)}"
+        )
     return DATA_KINDS[kind]
 
 

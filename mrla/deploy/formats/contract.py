@@ -221,7 +221,8 @@ def get_format(name: str) -> type[ExportFormat]:
         '.xml'
     """
     if name not in FORMATS:
-        raise ValueError(f"format must be one of {', '.join(FORMATS)}: got {name!r}{nearest(name, FORMATS)}")
+        known = f"{', '.join(FORMATS)}, or one of your own, whose file is imported by a command's --plugins FILE.py"
+        raise ValueError(f"format must be one of {known}: got {name!r}{nearest(name, FORMATS)}")
     return FORMATS[name]
 
 

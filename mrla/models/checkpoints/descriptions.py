@@ -13,7 +13,7 @@ import torch
 from torch import Tensor, nn
 
 from mrla.messages.one_line import one_line
-from mrla.messages.registering import file_of
+from mrla.messages.registering import file_of, plugin_of
 from mrla.ops import method_named
 
 from ..attachment import attach, detach, is_attached
@@ -118,7 +118,8 @@ def mixer_record(model: nn.Module) -> dict[str, Any]:
     recipe = attach_recipe(model)
     record: dict[str, Any] = {"version": version("mrla"), "attach": recipe}
     if recipe and not (mixer := method_named(recipe["method"])).__module__.startswith("mrla."):
-        record["plugin"] = Path(file_of(mixer)).name
+        plugin = plugin_of(mixer) or file_of(mixer)
+        record["plugin"] = Path(plugin).name if plugin.endswith(".py") else plugin
     return record
 
 
@@ -184,6 +185,11 @@ def build(architecture: str, model_args: Mapping[str, Any], recipe: Mapping[str,
 
     Raises:
         ValueError: If there is no such architecture, or it does not take an argument.
+
+    Example:
+        >>> model = build("test_resnet", {"num_classes": 2}, {"method": "light"})
+        >>> model.num_classes
+        2
     """
     return _attach_as(create(architecture, model_args), recipe)
 
