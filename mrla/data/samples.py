@@ -180,6 +180,13 @@ def loader(
 
     Raises:
         ValueError: If there is not one batch, or it does not divide by the processes.
+
+    Example:
+        >>> from mrla.data import Digits
+        >>> batches = loader(Digits().open("val"), batch_size=8)
+        >>> images, labels = next(iter(batches))
+        >>> tuple(images.shape), tuple(labels.shape)
+        ((8, 1, 8, 8), (8,))
     """
     sampler = EpochSampler(
         size=len(samples),

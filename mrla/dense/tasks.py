@@ -53,12 +53,38 @@ def built_as(model: nn.Module) -> Built | None:
 
 
 def count_objects(model: nn.Module) -> int:
-    """How many classes a detector or segmenter tells apart, the background not included."""
+    """How many classes a detector or segmenter tells apart, the background not included.
+
+    Args:
+        model: A network of `detector` or `segmenter`.
+
+    Returns:
+        The number of classes.
+
+    Example:
+        >>> import timm
+        >>> from mrla.dense import detector
+        >>> count_objects(detector("fcos", timm.create_model("test_resnet"), num_classes=4))
+        3
+    """
     return _built(model).arguments["num_classes"] - 1
 
 
 def finds_masks(model: nn.Module) -> bool:
-    """Whether a detector finds the masks of objects."""
+    """Whether a detector finds the masks of objects.
+
+    Args:
+        model: A network of `detector`.
+
+    Returns:
+        True of a Mask R-CNN.
+
+    Example:
+        >>> import timm
+        >>> from mrla.dense import detector
+        >>> finds_masks(detector("faster_rcnn", timm.create_model("test_resnet"), num_classes=4))
+        False
+    """
     return _built(model).name == "mask_rcnn"
 
 
@@ -226,6 +252,15 @@ def load(folder: str | Path, *, allow_nan: bool = False) -> nn.Module:
 
     Raises:
         ValueError: If the folder or a file is missing, damaged, or of another kind of network.
+
+    Example:
+        >>> import tempfile, mrla, timm
+        >>> from mrla.dense import detector
+        >>> with tempfile.TemporaryDirectory() as folder:
+        ...     place = mrla.save(detector("fcos", timm.create_model("test_resnet"), num_classes=4), folder)
+        ...     model = load(folder)
+        >>> type(model).__name__
+        'FCOS'
     """
     if not isinstance(task_of_config(read_config(folder)), _DenseTask):
         raise ValueError(f"{folder} holds no detector or segmenter: load a classifier with mrla.load")

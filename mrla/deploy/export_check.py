@@ -94,7 +94,7 @@ def compare(exported: Exported, model: nn.Module, bound: float) -> tuple[InputDi
 
     Raises:
         ExportMismatch: As `check_export`.
-        ValueError: Likewise.
+        ValueError: As `check_export`.
     """
     compared, worst = [], None
     for shape in check_shapes(exported.facts):

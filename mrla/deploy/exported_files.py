@@ -64,7 +64,18 @@ class ExportedNetwork(nn.Module):
 
 
 def is_exported(path: str | Path) -> bool:
-    """Whether a file's name says that `mrla.deploy.export` wrote it: ``.onnx``, ``.pt2``, ``.xml`` and the like."""
+    """Whether a file's name says that `mrla.deploy.export` wrote it: ``.onnx``, ``.pt2``, ``.xml`` and the like.
+
+    Args:
+        path: The file; it need not be there.
+
+    Returns:
+        Whether a registered format has that ending.
+
+    Example:
+        >>> is_exported("network.onnx"), is_exported("runs/network")
+        (True, False)
+    """
     return format_of(path) is not None and not is_saved(path)
 
 

@@ -96,7 +96,7 @@ def foldable(model: nn.Module, example: Sequence[int] | None = None) -> list[tup
 
     Raises:
         ValueError: As `fuse`, but nothing is compared.
-        TypeError: Likewise.
+        TypeError: As `fuse`.
 
     Example:
         >>> foldable(nn.Sequential(nn.Conv2d(3, 8, 3), nn.BatchNorm2d(8), nn.ReLU(), nn.BatchNorm2d(8)))

@@ -178,7 +178,20 @@ def detach(model: ModelT) -> ModelT:
 
 
 def is_attached(model: nn.Module) -> bool:
-    """Whether any block of `model` has a mixer."""
+    """Whether any block of `model` has a mixer.
+
+    Args:
+        model: Any network.
+
+    Returns:
+        Whether one has.
+
+    Example:
+        >>> import timm
+        >>> model = timm.create_model("resnet18_cifar")
+        >>> is_attached(model), is_attached(attach(model))
+        (False, True)
+    """
     return any(isinstance(module, LayerMixer) for module in model.modules())
 
 

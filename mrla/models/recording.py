@@ -81,7 +81,7 @@ def recording(model: nn.Module, *, update_norms: bool = False) -> Iterator[Recor
 
     Args:
         model: A network with mixers.
-        terms: Whether the lengths of light's two terms are noted too; it makes every value a second time.
+        update_norms: Whether the lengths of light's two terms are noted too; it makes every value a second time.
 
     Yields:
         What is noted.

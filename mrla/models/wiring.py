@@ -40,6 +40,18 @@ def set_wiring(block: nn.Module, wiring: Wiring | None) -> None:
 
 
 def attach_recipe(model: nn.Module) -> dict[str, Any] | None:
-    """The arguments that `attach` was called with, or None for a plain network."""
+    """The arguments that `attach` was called with, or None for a plain network.
+
+    Args:
+        model: Any network.
+
+    Returns:
+        The arguments by name; `attach` with them makes the same mixers on the plain network.
+
+    Example:
+        >>> import mrla, timm
+        >>> attach_recipe(mrla.attach(timm.create_model("resnet18_cifar"), "base", last=3))["method"]
+        'base'
+    """
     recipe = getattr(model, "mrla_recipe", None)
     return dict(recipe) if isinstance(recipe, dict) else None

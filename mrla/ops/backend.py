@@ -210,6 +210,11 @@ def register_backend(backend: Backend) -> Backend:
 
     Raises:
         ValueError: If its name is taken.
+
+    Example:
+        `docs/extend/backend.md` has a whole one::
+
+            mrla.ops.register_backend(MyBackend())
     """
     register(BACKENDS, backend.name, backend, "a backend", (REFERENCE, FUSED))
     return backend
@@ -227,6 +232,9 @@ def use(path: str) -> Iterator[None]:
     Args:
         path: ``"fused"``; the name of one backend, which alone is tried; or ``"reference"`` for torch's operators
             everywhere.
+
+    Yields:
+        Nothing.
 
     Raises:
         ValueError: If it is another word, or kernels are asked for and no backend runs here.
@@ -256,7 +264,16 @@ def use(path: str) -> Iterator[None]:
 
 @torch.compiler.assume_constant_result
 def chosen_path() -> str:
-    """The way chosen with `use`; ``"reference"`` also where no backend runs here."""
+    """The way chosen with `use`; ``"reference"`` also where no backend runs here.
+
+    Returns:
+        ``"fused"``, ``"reference"`` or a backend's name.
+
+    Example:
+        >>> with use("reference"):
+        ...     chosen_path()
+        'reference'
+    """
     return _path.get() if backends_in_order() else REFERENCE
 
 

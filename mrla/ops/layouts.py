@@ -7,7 +7,9 @@ from jaxtyping import Float
 from torch import Tensor
 
 Layout = Literal["NCHW", "NHWC", "NLC"]
+"""How features lie: maps with channels first or last, or tokens (b, n, c)."""
 Grid = tuple[int, int]
+"""Rows and columns (h, w) of patch tokens."""
 
 
 def resolve_grid(tokens: int, num_prefix_tokens: int = 0, grid: Grid | None = None) -> Grid:

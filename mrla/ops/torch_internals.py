@@ -94,6 +94,20 @@ def unobserved(*modules: nn.Module) -> bool:
     """True if no hook observes these modules, so that their work may be done without calling them.
 
     A ``forward`` that was put on a module counts like a hook.
+
+    Args:
+        modules: The modules.
+
+    Returns:
+        Whether that is so.
+
+    Example:
+        >>> norm = torch.nn.BatchNorm2d(4)
+        >>> unobserved(norm)
+        True
+        >>> handle = norm.register_forward_hook(lambda *_: None)
+        >>> unobserved(norm)
+        False
     """
     everywhere: Any = torch.nn.modules.module
     if (

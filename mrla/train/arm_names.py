@@ -23,7 +23,15 @@ class ArmName(NamedTuple):
 
 
 def known_arms() -> tuple[str, ...]:
-    """The names of all arms without options: those of `mrla`, and of every method that is registered."""
+    """The names of all arms without options: those of `mrla`, and of every method that is registered.
+
+    Returns:
+        The names, ``plain`` first.
+
+    Example:
+        >>> known_arms()[:3]
+        ('plain', 'light', 'base')
+    """
     plain, *inside_blocks = NO_METHODS
     return plain, *METHODS, *inside_blocks
 

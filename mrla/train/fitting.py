@@ -72,7 +72,7 @@ def fit(
         model: A network of timm's registry or torchvision, attached or not; trained in place (a finished folder gives
             its run and leaves the model alone).
         train_loader: Batches of images (b, c, h, w) and labels (b,).
-        val_loader: Likewise, for validation.
+        val_loader: Such batches for validation.
         epochs: Passes over `train_loader`.
         out: Folder of the run.
         optim: Optimizer and learning rate, `mrla.train.Optim`; its `frozen_epochs` and `old_lr_scale` are for a network
@@ -84,7 +84,7 @@ def fit(
         machine: Where and how it is computed, `mrla.train.Machine`.
         class_names: Names of the classes, written beside the weights.
         mean: What images were normalised with, written beside the weights.
-        std: Likewise.
+        std: What they were divided by after that, written beside the weights.
         architecture: Name of a network that timm did not make, such as ``"torchvision/resnet18"``.
         model_args: Arguments that such a network was built with, such as ``{"num_classes": 10}``.
         progress: Whether it is seen how far it has come: a bar on a terminal, elsewhere (a pipe, a notebook) a line for
@@ -176,6 +176,14 @@ def train(recipe: Recipe, out: str | Path, *, progress: bool = True, command: st
         DivergedError: If the loss becomes NaN or infinite; the last checkpoint is kept.
         NotWrittenError: If the disk is full; what is finished is kept.
         KeyboardInterrupt: After Ctrl-C; what is finished is kept. After SIGTERM a SystemExit with code 143.
+
+    Example:
+        A training takes a minute, so this is not run with the tests::
+
+            from mrla.train import get_recipe, train
+
+            run = train(get_recipe("digits_resnet18"), "runs/digits")
+            print(run.result["last"]["val_accuracy"])
     """
     need(*packages_of(recipe))
     recipe = resolve_defaults(recipe)

@@ -37,7 +37,7 @@ class Batches:
 
     @property
     def batch_sampler(self) -> Any:
-        """Likewise."""
+        """Where Lightning calls `set_epoch` of a sampler of batches, if it has it."""
         return self.loader.batch_sampler
 
     def __len__(self) -> int:

@@ -216,6 +216,7 @@ RECIPES: dict[str, Callable[[], Recipe]] = {
         coco_mask_rcnn_r50,
     )
 }
+"""The functions that make the recipes, by name."""
 
 
 def get_recipe(name: str) -> Recipe:

@@ -41,7 +41,7 @@ class Benchmark(Brief):
 
     Attributes:
         folder: Where it is.
-        content: What ``bench.json`` holds; the README of this room lists its keys.
+        content: What ``bench.json`` holds; docs/reference/json_keys.md lists its keys.
     """
 
     folder: Path

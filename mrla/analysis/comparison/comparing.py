@@ -98,7 +98,7 @@ def compare(
             one after the other in this process.
         train_loader: With `model`, in place of the recipe's images: batches of images (b, c, h, w) and labels (b,). It
             should shuffle: where the order is always the same the seeds are near copies, and the result says so.
-        val_loader: Likewise, for validation.
+        val_loader: Such batches for validation.
         architecture: Name of a `model` that timm did not make, such as ``"torchvision/resnet18"``.
         model_args: Arguments that such a network was built with, such as ``{"num_classes": 10}``.
         arms: What is compared, the baseline first: ``plain``, ``light``, ``base``, ``exact``, ``dw``, a method

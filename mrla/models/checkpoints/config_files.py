@@ -19,7 +19,18 @@ WEIGHTS_HASH = "weights_sha256"
 
 
 def is_saved(place: str | Path) -> bool:
-    """Whether a place is a folder, or one on the hub, so that `load` and `read_config` can read it."""
+    """Whether a place is a folder, or one on the hub, so that `load` and `read_config` can read it.
+
+    Args:
+        place: A path, or ``hf-hub:owner/name``.
+
+    Returns:
+        Whether it is; nothing is fetched.
+
+    Example:
+        >>> is_saved("hf-hub:me/resnet50_mrla"), is_saved("no_such_folder")
+        (True, False)
+    """
     return hub_name(place) is not None or Path(place).is_dir()
 
 
@@ -35,6 +46,14 @@ def read_config(folder: str | Path) -> dict[str, Any]:
     Raises:
         ValueError: If the folder or the file is missing or cannot be read, or would have something fetched or opened;
             see `checked_config`.
+
+    Example:
+        >>> import tempfile, mrla, timm
+        >>> with tempfile.TemporaryDirectory() as folder:
+        ...     place = mrla.save(timm.create_model("test_resnet", num_classes=2), folder)
+        ...     config = read_config(folder)
+        >>> config["architecture"], config["num_classes"]
+        ('test_resnet', 2)
     """
     if (on_hub := hub_name(folder)) is not None:
         folder = download(*on_hub, (CONFIG,))

@@ -169,6 +169,12 @@ def convert(checkpoint: str | Path, target: str | Path, arch: str, **overrides: 
 
     Raises:
         ValueError: As `load_reference`, or if `target` is neither or cannot be written.
+
+    Example:
+        It needs a checkpoint of the released code::
+
+            model = convert("r50.pth.tar", "r50", "resnet50_mrlal")
+            same = mrla.load("r50")
     """
     target = Path(target)
     is_file = target.suffix == ".safetensors"

@@ -121,6 +121,14 @@ def register_task(task: type[Task]) -> type[Task]:
     Raises:
         ValueError: If its name is taken; the error names the class that has it, and that class's file.
         TypeError: If it lacks one of the methods.
+
+    Example:
+        A network with an output of its own, known to `mrla.save` and `load`::
+
+            @register_task
+            class Depth(NetworkTask):
+                name = "depth"
+                ...
     """
     register(TASKS, getattr(task, "name", ""), task(), "a task")
     return task
@@ -152,6 +160,10 @@ def task_of_config(config: Mapping[str, Any]) -> NetworkTask:
 
     Returns:
         The task that knows it as its own; classification where none does. The module that registers it is imported.
+
+    Example:
+        >>> task_of_config({"architecture": "resnet18"}).name
+        'classification'
     """
     for key in config.get("mrla") or {}:
         if key in _MODULES:

@@ -49,6 +49,13 @@ def build_deit(
 
     Raises:
         ValueError: If a mixer's option does not fit.
+
+    Example:
+        >>> import torch
+        >>> small = {"img_size": 32, "patch_size": 8, "embed_dim": 32, "depth": 2, "num_heads": 2}
+        >>> model = build_deit(method="light", num_classes=3, **small)
+        >>> tuple(model(torch.randn(1, 3, 32, 32)).shape)
+        (1, 3)
     """
     model = (VisionTransformerDistilled if distilled else VisionTransformer)(**vit_args)
     return attach(model, method, init=init, **{**_RELEASED.get(method, {}), **(mixer or {})})

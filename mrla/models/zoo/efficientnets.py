@@ -52,6 +52,11 @@ def build_efficientnet(
 
     Raises:
         ValueError: If a mixer's option does not fit.
+
+    Example:
+        It is what the named networks are made by::
+
+            model = timm.create_model("efficientnet_b0_mrla_light")
     """
     act_layer = resolve_act_layer(efficientnet_args, "swish")
     batch_norm = partial(nn.BatchNorm2d, **resolve_bn_args(efficientnet_args))

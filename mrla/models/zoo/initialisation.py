@@ -19,6 +19,13 @@ def initialise_as_notebook(model: nn.Module) -> None:
     Args:
         model: The network, changed in place. Random numbers come from torch's global generator, the backbone's first,
             so that a plain and an attached network start with the same backbone.
+
+    Example:
+        >>> import timm
+        >>> model = timm.create_model("resnet18_cifar")
+        >>> initialise_as_notebook(model)
+        >>> model.layer1[0].bn2.weight.unique().tolist()
+        [1.0]
     """
     modules = [module for name, module in model.named_modules() if "mrla" not in name.split(".")]
     for module in modules:

@@ -33,6 +33,11 @@ def build_pvt(
 
     Raises:
         ValueError: If a mixer's option does not fit.
+
+    Example:
+        It is what the named networks are made by::
+
+            model = timm.create_model("pvt_v2_b0_mrla_light")
     """
     return attach(PyramidVisionTransformerV2(**pvt_args), method, init=init, **(mixer or {}))
 

@@ -77,6 +77,14 @@ def build_resnet(
     Raises:
         ValueError: If `init`, `eca` or a mixer's option does not fit, both `se` and `eca` are given, or `mixer` without
             a method.
+
+    Example:
+        >>> import torch
+        >>> from timm.models.resnet import BasicBlock
+        >>> small = {"block": BasicBlock, "layers": (1, 1, 1, 1), "channels": (8, 8, 8, 8)}
+        >>> model = build_resnet(method="light", small_images=True, num_classes=3, **small)
+        >>> tuple(model(torch.randn(1, 3, 32, 32)).shape)
+        (1, 3)
     """
     if init not in ("released", "notebook", "identity"):
         raise ValueError(f"init must be 'released', 'notebook' or 'identity': got {init!r}")

@@ -77,6 +77,10 @@ def method_named(name: str) -> type[LayerMixer]:
 
     Raises:
         ValueError: If no method is registered under the name.
+
+    Example:
+        >>> method_named("base").__name__
+        'MRLABase'
     """
     if name not in METHODS:
         _load_entry_points()
@@ -87,7 +91,18 @@ def method_named(name: str) -> type[LayerMixer]:
 
 
 def is_method(name: str) -> bool:
-    """Whether a method is registered under a name, here or by an installed package."""
+    """Whether a method is registered under a name, here or by an installed package.
+
+    Args:
+        name: The name.
+
+    Returns:
+        Whether it is.
+
+    Example:
+        >>> is_method("light"), is_method("plain")
+        (True, False)
+    """
     if name not in METHODS and name not in NO_METHODS:
         _load_entry_points()
     return name in METHODS
@@ -97,6 +112,16 @@ def options_of(mixer: type[LayerMixer]) -> frozenset[str]:
     """The names of the options that a method takes: what its `build_chain` and its constructor accept.
 
     What `attach` finds out itself (`ChainSite`, the type of the parameters) is not among them.
+
+    Args:
+        mixer: The method's class.
+
+    Returns:
+        The names.
+
+    Example:
+        >>> "last" in options_of(method_named("base"))
+        True
     """
     names = _keywords(mixer.build_chain) - {"sites"}
     for owner in mixer.__mro__:
