@@ -1,0 +1,126 @@
+"""What the reader of a page has already, made small: photographs, networks, runs, archives."""
+
+import json
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import timm
+import torch
+from golden_cases import model_case
+from PIL import Image
+
+import mrla
+from mrla.data import Shapes
+from mrla.data.sources.shapes import write_coco
+from mrla.train import Machine, get_recipe
+from mrla.train.fitting import train
+from mrla.train.recipe import DetectorOptions, Optim
+
+_COLOURS = {"cat": (200, 120, 60), "dog": (60, 120, 200), "horse": (80, 190, 90)}
+
+
+def photos(folder: str = "photos", per_class: int = 8, classes: int = 2) -> None:
+    """``train/`` and ``val/`` with a folder a class: noisy patches of a colour of their own, 48x40 pixels."""
+    draw = np.random.default_rng(0)
+    for split in ("train", "val"):
+        for name, colour in list(_COLOURS.items())[:classes]:
+            place = Path(folder, split, name)
+            place.mkdir(parents=True)
+            for index in range(per_class):
+                pixels = np.clip(draw.normal(colour, 40, (40, 48, 3)), 0, 255).astype(np.uint8)
+                Image.fromarray(pixels).save(place / f"{index}.jpg")
+
+
+def network(folder: str = "small", classes: int = 2) -> None:
+    """A folder of `mrla.save`: an untrained plain ResNet of narrow stages, for images of 32x32."""
+    torch.manual_seed(0)
+    model = timm.create_model("resnet18", channels=(8, 8, 16, 16), num_classes=classes)
+    names = [*_COLOURS, *(f"kind {index}" for index in range(classes))][:classes]
+    mrla.save(model, folder, class_names=names, input_size=(3, 32, 32))
+
+
+def run(folder: str, arm: str = "light") -> None:
+    """A finished run on the digits: one epoch of a narrow network."""
+    recipe = get_recipe("digits_resnet18")
+    optim = replace(recipe.optim, warmup_epochs=0)
+    machine = Machine(accelerator="cpu", threads=1)
+    model_args = {"channels": [8, 8, 8, 8]}
+    changes = {"arm": arm, "model_args": model_args, "epochs": 1, "optim": optim, "machine": machine}
+    train(replace(recipe, **changes), folder, progress=False)
+
+
+def run_on_photos(folder: str, root: str = "photos", arm: str = "light") -> None:
+    """A finished run of the recipe for one's own images, from the network of `network`."""
+    recipe = get_recipe("finetune")
+    network(f"{folder}-start")
+    changes = {"model": f"{folder}-start", "arm": arm, "epochs": 1, "batch_size": 4}
+    optim = replace(recipe.optim, warmup_epochs=0, frozen_epochs=0)
+    data = replace(recipe.data, root=root, workers=0)
+    machine = Machine(accelerator="cpu", threads=1)
+    train(replace(recipe, optim=optim, data=data, machine=machine, **changes), folder, progress=False)
+
+
+def detection_run(folder: str, arm: str = "light") -> None:
+    """A finished run of a detector on a few drawn images."""
+    detector = DetectorOptions(
+        name="mask_rcnn", min_size=64, max_size=64, freeze_stages=-1, norm_eval=False, fpn_channels=16,
+        options={"box_head_dim": 16, "mask_head_dim": 8, "mask_head_layers": 1, "detections_per_image": 10},
+    )  # fmt: skip
+    recipe = replace(
+        get_recipe("shapes_mask_rcnn"), model="test_resnet", model_args={}, arm=arm, detector=detector,
+        data=Shapes(images=8, val_images=4, image_size=64, max_objects=3), optim=Optim(name="adamw", lr=2e-3),
+        epochs=1, batch_size=4, machine=Machine(accelerator="cpu", threads=1),
+    )  # fmt: skip
+    train(recipe, folder, progress=False)
+
+
+def coco(folder: str = "coco") -> None:
+    """A COCO folder of drawn images."""
+    write_coco(Shapes(images=8, val_images=4, image_size=64, max_objects=3), folder)
+
+
+def picture(name: str = "photo.jpg", size: int = 32) -> None:
+    """One image."""
+    pixels = np.random.default_rng(1).integers(0, 256, (size, size, 3), dtype=np.uint8)
+    Image.fromarray(pixels).save(name)
+
+
+def released_checkpoint(name: str = "r50.pth.tar", architecture: str = "resnet50_mrlal") -> None:
+    """A checkpoint as the released code saves one, of weights with which the released network was run."""
+    torch.save({"state_dict": model_case(architecture).state}, name)
+
+
+def cifar_archive(folder: str = "data", per_file: int = 8) -> None:
+    """A CIFAR-10 of a few random images, for torchvision's table of checksums to be told of it."""
+    import hashlib
+    import pickle
+    import tarfile
+
+    from torchvision.datasets import CIFAR10
+
+    root = Path(folder) / CIFAR10.base_folder
+    root.mkdir(parents=True)
+    draw = np.random.default_rng(0)
+
+    def write(name: str, content: dict) -> str:
+        (root / name).write_bytes(pickle.dumps(content, protocol=2))
+        return hashlib.md5((root / name).read_bytes()).hexdigest()
+
+    for part in ("train_list", "test_list"):
+        files = []
+        for name, _ in getattr(CIFAR10, part):
+            labels = draw.integers(0, 10, per_file).tolist()
+            pixels = draw.integers(0, 256, (per_file, 3072), dtype=np.uint8)
+            files.append([name, write(name, {"data": pixels, "labels": labels})])
+        setattr(CIFAR10, part, files)
+    names = {CIFAR10.meta["key"]: [f"class{number}" for number in range(10)]}
+    CIFAR10.meta = {**CIFAR10.meta, "md5": write(CIFAR10.meta["filename"], names)}
+    with tarfile.open(Path(folder) / CIFAR10.filename, "w:gz") as archive:
+        archive.add(root, CIFAR10.base_folder)
+    CIFAR10.tgz_md5 = hashlib.md5((Path(folder) / CIFAR10.filename).read_bytes()).hexdigest()
+
+
+def settings_of(file: str) -> dict:
+    """What a JSON file holds."""
+    return json.loads(Path(file).read_text())
