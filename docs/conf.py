@@ -27,8 +27,6 @@ exclude_patterns = ["README.md", "_build", "notebooks/downloads"]
 # A name in single backticks is a link where it is documented, else code.
 default_role = "py:obj"
 toc_object_entries_show_parents = "hide"
-# A flag keeps its two dashes.
-smartquotes = False
 
 myst_enable_extensions = ["dollarmath", "colon_fence", "deflist"]
 myst_heading_anchors = 3

@@ -3,6 +3,7 @@
 import importlib
 import inspect
 import json
+import re
 import sys
 import types
 from argparse import Action
@@ -137,8 +138,9 @@ def _default(action: Action) -> str:
 
 
 def _cell(text: str) -> str:
-    """A table's cell: bars escaped, lines joined, the code of docstrings in single backticks."""
-    return " ".join(text.split()).replace("``", "`").replace("|", "\\|")
+    """A table's cell: bars escaped, lines joined, the code of docstrings in single backticks, flags as code."""
+    line = " ".join(text.split()).replace("``", "`").replace("|", "\\|")
+    return re.sub(r"(?<![\w`-])--[a-z_.]+", r"`\g<0>`", line)
 
 
 def _command_page() -> str:

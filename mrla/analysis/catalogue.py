@@ -7,7 +7,8 @@ from typing import Any
 import timm
 import torch
 
-from mrla.models import NAMED, NETWORKS, Chain, SavedNetwork, build, find_chains, read_config, resolve
+from mrla.models import NAMED, NETWORKS, Chain, SavedNetwork, find_chains, read_config, resolve
+from mrla.models.checkpoints.descriptions import create_empty
 
 COUNTS = Path(__file__).parent / "catalogue.json"
 """What `count_network` gives for every network: to build them all takes most of a minute. A test counts anew."""
@@ -88,6 +89,4 @@ def describe_chains(network: str, blocks: str | None = None) -> list[Chain]:
     config: dict[str, Any] = {"architecture": network}
     if isinstance(source, SavedNetwork):
         config = read_config(source.place)
-    with torch.device("meta"):  # shapes are all that is needed
-        model = build(config["architecture"], config.get("model_args") or {}, None)
-    return find_chains(model, blocks)
+    return find_chains(create_empty(config["architecture"], config.get("model_args") or {}), blocks)

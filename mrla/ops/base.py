@@ -1,4 +1,4 @@
-"""MRLA-base: a block's query asks the keys and values that every block so far has made once."""
+"""MRLA-base: a block's query attends to the keys and values that every block so far has made once."""
 
 from collections.abc import Sequence
 from typing import Literal, NamedTuple, TypeVar
@@ -127,7 +127,7 @@ def base_update(
 
 
 def attended_memory(x: Tensor, memory: LayerMemory | None, heads: int, last: int | None) -> LayerMemory:
-    """What block t asks of the memory, which must be of maps like `x`."""
+    """The part of the memory that block t attends to, which must be of maps like `x`."""
     check_window(last)
     before = recent(memory or LayerMemory(), last)
     check_pairs("keys and values", before)
@@ -143,7 +143,7 @@ def attended_memory(x: Tensor, memory: LayerMemory | None, heads: int, last: int
 
 
 def recent(memory: MemoryT, last: int | None) -> MemoryT:
-    """The part of `memory` that a block which asks `last` blocks, itself counted, can use: the latest `last` - 1."""
+    """The part of `memory` that a block attending to `last` blocks, itself counted, can use: the latest `last` - 1."""
     if last is None or len(memory[0]) < last:
         return memory
     first = len(memory[0]) - (last - 1)

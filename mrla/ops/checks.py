@@ -1,4 +1,4 @@
-"""What every operator asks of its arguments, said in one place."""
+"""What every operator needs of its arguments, in one place."""
 
 from collections.abc import Iterable, Sequence
 

@@ -1,6 +1,5 @@
 """What the reader of a page has already, made small: photographs, networks, runs, archives."""
 
-import json
 from dataclasses import replace
 from pathlib import Path
 
@@ -15,7 +14,7 @@ from mrla.data import Shapes
 from mrla.data.sources.shapes import write_coco
 from mrla.train import Machine, get_recipe
 from mrla.train.fitting import train
-from mrla.train.recipe import DetectorOptions, Optim
+from mrla.train.recipe import DetectorOptions, Optim, Recipe
 
 _COLOURS = {"cat": (200, 120, 60), "dog": (60, 120, 200), "horse": (80, 190, 90)}
 
@@ -40,14 +39,18 @@ def network(folder: str = "small", classes: int = 2) -> None:
     mrla.save(model, folder, class_names=names, input_size=(3, 32, 32))
 
 
-def run(folder: str, arm: str = "light") -> None:
-    """A finished run on the digits: one epoch of a narrow network."""
+def short_recipe(arm: str = "light") -> Recipe:
+    """One epoch on the digits, of a narrow network."""
     recipe = get_recipe("digits_resnet18")
     optim = replace(recipe.optim, warmup_epochs=0)
     machine = Machine(accelerator="cpu", threads=1)
     model_args = {"channels": [8, 8, 8, 8]}
-    changes = {"arm": arm, "model_args": model_args, "epochs": 1, "optim": optim, "machine": machine}
-    train(replace(recipe, **changes), folder, progress=False)
+    return replace(recipe, arm=arm, model_args=model_args, epochs=1, optim=optim, machine=machine)
+
+
+def run(folder: str, arm: str = "light") -> None:
+    """A finished run of `short_recipe`."""
+    train(short_recipe(arm), folder, progress=False)
 
 
 def run_on_photos(folder: str, root: str = "photos", arm: str = "light") -> None:
@@ -119,8 +122,3 @@ def cifar_archive(folder: str = "data", per_file: int = 8) -> None:
     with tarfile.open(Path(folder) / CIFAR10.filename, "w:gz") as archive:
         archive.add(root, CIFAR10.base_folder)
     CIFAR10.tgz_md5 = hashlib.md5((Path(folder) / CIFAR10.filename).read_bytes()).hexdigest()
-
-
-def settings_of(file: str) -> dict:
-    """What a JSON file holds."""
-    return json.loads(Path(file).read_text())

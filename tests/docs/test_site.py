@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from playwright.sync_api import sync_playwright
+from playwright.sync_api import Page, sync_playwright
 
 DOCS = Path(__file__).parents[2] / "docs"
 LOOKED_AT = (
@@ -39,16 +39,35 @@ def module_of(path: Path) -> Any:
 BUILD, REFERENCE = module_of(DOCS / "build.py"), module_of(DOCS / "extensions" / "reference_pages.py")
 
 
-@pytest.fixture(scope="module")
-def site() -> Path:
-    """The site without its notebooks' outputs; broken links are an error of the build."""
-    assert BUILD.build(notebooks=False) == 0
-    return BUILD.SITE
-
-
 @pytest.mark.sweep
-def test_every_link_leads_somewhere(site):
-    assert list(BUILD.broken_links(site)) == []
+def test_the_site():
+    """One test, for it is built once: notebooks run, warnings are errors, links lead somewhere, a browser shows it."""
+    chromium = shutil.which("chromium")
+    assert BUILD.build() == 0
+    assert list(BUILD.broken_links(BUILD.SITE)) == []
+    if chromium is None:
+        assert not os.environ.get("CI"), "chromium is not installed"
+        return
+    with sync_playwright() as playwright:
+        browser = playwright.chromium.launch(executable_path=chromium, args=["--no-sandbox"])
+        for width in (1280, 390):
+            for scheme in ("light", "dark"):
+                check_in(browser.new_page(viewport={"width": width, "height": 900}, color_scheme=scheme), width)
+        browser.close()
+
+
+def check_in(page: Page, width: int) -> None:
+    """No message of an error, nothing wider than the window, text that stands out from its ground."""
+    problems: list[str] = []
+    page.on("console", lambda message: problems.append(message.text) if message.type == "error" else None)
+    page.on("pageerror", lambda error: problems.append(str(error)))
+    page.on("requestfailed", lambda request: problems.append(request.url))
+    for name in LOOKED_AT:
+        page.goto((BUILD.SITE / name).as_uri())
+        if page.evaluate("document.documentElement.scrollWidth") > width:
+            problems.append("wider than the window")
+        problems += page.evaluate(CONTRAST)
+        assert problems == [], (name, width)
 
 
 def test_a_link_to_nowhere_is_found(tmp_path):
@@ -60,31 +79,6 @@ def test_a_link_to_nowhere_is_found(tmp_path):
     assert list(BUILD.broken_links(tmp_path)) == [
         f"index.html: {link}" for link in ("other.html#gone", "lost.html", "lost.png")
     ]
-
-
-@pytest.mark.sweep
-@pytest.mark.parametrize("scheme", ["light", "dark"])
-@pytest.mark.parametrize("width", [1280, 390])
-def test_pages_in_a_browser(site, width, scheme):
-    """No message of an error, nothing wider than the window, text that stands out from its ground."""
-    chromium = shutil.which("chromium")
-    if chromium is None:
-        reason = "chromium is not installed"
-        pytest.fail(reason) if os.environ.get("CI") else pytest.skip(reason)
-    problems: list[str] = []
-    with sync_playwright() as playwright:
-        browser = playwright.chromium.launch(executable_path=chromium, args=["--no-sandbox"])
-        page = browser.new_page(viewport={"width": width, "height": 900}, color_scheme=scheme)
-        page.on("console", lambda message: problems.append(message.text) if message.type == "error" else None)
-        page.on("pageerror", lambda error: problems.append(str(error)))
-        page.on("requestfailed", lambda request: problems.append(request.url))
-        for name in LOOKED_AT:
-            page.goto((site / name).as_uri())
-            if page.evaluate("document.documentElement.scrollWidth") > width:
-                problems.append("wider than the window")
-            problems += page.evaluate(CONTRAST)
-            assert problems == [], name
-        browser.close()
 
 
 CONTRAST = """() => {

@@ -28,6 +28,7 @@ from mrla.models import (
     load,
     resolve,
 )
+from mrla.models.checkpoints.descriptions import create_empty
 from mrla.models.dry_run import input_sizes
 from mrla.ops import METHODS, LayerMixer, MRLABase, MRLALight, is_method
 from mrla.train.arm_names import parse_arm
@@ -131,8 +132,7 @@ def check_network(name: str) -> None:
         ValueError: If there is none, with the nearest name.
     """
     if isinstance(_source(name), TorchvisionModel):
-        with torch.device("meta"):  # nothing is drawn
-            build(name, {}, None)
+        create_empty(name, {})
 
 
 def build_network(network: str, model: str | nn.Module, *, in_chans: int | None = None, seed: int = 0) -> nn.Module:

@@ -104,9 +104,14 @@ def describe(
         "label_names",
         "license",
     )
+    classes = getattr(model, "num_classes", None)
+    names = known.get("label_names")
+    if names is not None and isinstance(classes, int) and len(names) != classes:
+        # Those of a classifier that reset_classifier has replaced.
+        known = {**known, "label_names": None}
     return {
         "architecture": architecture,
-        **({"num_classes": model.num_classes} if isinstance(getattr(model, "num_classes", None), int) else {}),
+        **({"num_classes": classes} if isinstance(classes, int) else {}),
         "model_args": arguments,
         "pretrained_cfg": {name: known[name] for name in kept if known.get(name) is not None},
         "mrla": {**mixer_record(model), **({"ties": ties._asdict()} if any(ties) else {})},
@@ -162,11 +167,11 @@ def _rebuilt(
     answered, made_with, twin = _REBUILT.get(model, ("", {}, model))
     if answered != question:
         _, made_with, made_recipe, pool = json.loads(question)  # as config.json will give them back
-        with torch.device("meta"):  # nothing is drawn or copied
-            twin = create(architecture, made_with)
-            if pool != _global_pool(twin):  # reset_classifier may have changed it
-                made_with["global_pool"] = pool
-                twin = create(architecture, made_with)
+        twin = create_empty(architecture, made_with)
+        if pool != _global_pool(twin):  # reset_classifier may have changed it
+            made_with["global_pool"] = pool
+            twin = create_empty(architecture, made_with)
+        with torch.device("meta"):
             twin = _attach_as(twin, made_recipe)  # the dear part: a dry run
         _REBUILT[model] = (question, made_with, twin)
     return dict(made_with), twin
@@ -208,8 +213,7 @@ def timm_builds_it(config: Mapping[str, Any]) -> bool:
         return False  # timm reads weights into whole classifiers only
     if architecture not in NAMED:
         return recipe is None
-    with torch.device("meta"):
-        return attach_recipe(create(architecture, config["model_args"])) == recipe
+    return attach_recipe(create_empty(architecture, config["model_args"])) == recipe
 
 
 def create(architecture: str, model_args: Mapping[str, Any]) -> nn.Module:
@@ -229,6 +233,19 @@ def create(architecture: str, model_args: Mapping[str, Any]) -> nn.Module:
     except (ArithmeticError, AssertionError, AttributeError, LookupError, RuntimeError, TypeError, ValueError) as error:
         said = one_line(error)
         raise ValueError(f"{architecture} cannot be built with {dict(model_args)}: {said}") from error
+
+
+def create_empty(architecture: str, model_args: Mapping[str, Any]) -> nn.Module:
+    """The plain network of a name and its arguments on the meta device: as `create`, but no weight is kept or drawn."""
+    try:
+        with torch.device("meta"):
+            return create(architecture, model_args)
+    except ValueError as error:
+        if not isinstance(error.__cause__, NotImplementedError):
+            raise
+    # Its constructor reads numbers of tensors, as torchvision's RegNets do for the widths of their blocks.
+    with torch.random.fork_rng(devices=[]):
+        return create(architecture, model_args).to("meta")
 
 
 def _attach_as(model: nn.Module, recipe: Mapping[str, Any] | None) -> nn.Module:

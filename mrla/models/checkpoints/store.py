@@ -18,7 +18,7 @@ from mrla.files.atomic_write import make_folder, room_for, sweep, unfinished, wr
 from ..mixed_blocks import MIXER
 from .classification import ClassificationTask as _Classification  # noqa: F401  registers the task
 from .config_files import CONFIG, WEIGHTS, WEIGHTS_HASH, read_config
-from .descriptions import create, differences
+from .descriptions import create_empty, differences
 from .hub_transfer import download, hub_name
 from .tasks import task_of, task_of_config
 from .tensor_files import check_values, read_safetensors
@@ -216,9 +216,9 @@ def _check_size(config: Mapping[str, Any], weights: Mapping[str, Tensor], folder
     Raises:
         ValueError: If the plain network has more numbers than there are weights, or cannot be built.
     """
-    with torch.device("meta"), warnings.catch_warnings():
+    with warnings.catch_warnings():
         warnings.simplefilter("ignore")
-        plain = create(config["architecture"], config.get("model_args") or {})
+        plain = create_empty(config["architecture"], config.get("model_args") or {})
     # A name can bring mixers that were taken off again.
     own = {name: tensor for name, tensor in plain.state_dict().items() if MIXER not in name.split(".")}
     wanted, found = (sum(tensor.numel() for tensor in state.values()) for state in (own, weights))

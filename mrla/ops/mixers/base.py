@@ -21,7 +21,7 @@ from .registry import register_method
 
 @register_method("base")
 class MRLABase(LayerQueryMixer):
-    r"""MRLA-base: a block's query asks the keys and values that the blocks so far have made, each once.
+    r"""MRLA-base: a block's query attends to the keys and values that the blocks so far have made once.
 
     .. math:: x_t + \mathrm{ReLU}(\mathrm{BN}(\sum_{s \le t} \mathrm{softmax}_s(q_t \cdot k_s / \sqrt d)\, v_s))
 
@@ -158,7 +158,7 @@ class MRLABase(LayerQueryMixer):
     def contributions_of_update(
         self, x: Float[Tensor, "b c h w"], shortcut: Float[Tensor, "b c h w"] | None, memory: Any
     ) -> Contribution:
-        """What the query takes from each block that it asks."""
+        """What the query takes from each block that it attends to."""
         before = fitting_memory(expected_memory(memory, LayerMemory, self), self.place)
         before = attended_memory(x, before, self.heads, self.last)
         both = slide(pool(x), self.query_weight, self.key_weight)

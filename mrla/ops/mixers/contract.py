@@ -182,7 +182,7 @@ class LayerMixer(nn.Module, ABC):
 
     @property
     def num_heads(self) -> int:
-        """How many heads ask, each for its own channels; 0 of a mixer that has none."""
+        """How many heads attend, each for its own channels; 0 of a mixer that has none."""
         return 0
 
     def forward_ablated(

@@ -73,7 +73,7 @@ class LayerAttention(LayerQueryMixer):
     def contributions_of_update(
         self, x: Float[Tensor, "b c h w"], shortcut: Float[Tensor, "b c h w"] | None, memory: Any
     ) -> Contribution:
-        """What the query takes from each block that it asks."""
+        """What the query takes from each block that it attends to."""
         before = recent(
             fitting_memory(expected_memory(memory, OutputMemory, self), self.place) or OutputMemory(), self.last
         )

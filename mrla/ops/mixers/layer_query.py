@@ -1,4 +1,4 @@
-"""What base and exact share: a block's query asks several blocks, all so far or the last ones."""
+"""What base and exact share: a block's query attends to several blocks, all so far or the last ones."""
 
 from typing import Any, Unpack, get_args
 
@@ -26,7 +26,7 @@ class LayerQueryOptions(BranchOptions, total=False):
 
 
 class LayerQueryMixer(BranchMixer):
-    """What base and exact share: a block's query asks several blocks, all so far or the last ones."""
+    """What base and exact share: a block's query attends to several blocks, all so far or the last ones."""
 
     def __init__(
         self,

@@ -1,4 +1,4 @@
-"""What a mixer asks of the memory that it is called with."""
+"""What a mixer needs of the memory that it is called with."""
 
 from typing import Any
 

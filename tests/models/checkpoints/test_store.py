@@ -77,6 +77,27 @@ def test_reset_classifier_is_remembered(tmp_path):
     assert mrla.load(tmp_path)(torch.randn(1, 3, 64, 64)).shape == (1, 11)
 
 
+def test_class_names_of_a_classifier_that_was_replaced_are_not_saved(tmp_path):
+    mrla.save(MAKERS["plain"](), tmp_path / "three", class_names=["a", "b", "c"])
+    model = mrla.load(tmp_path / "three")
+    model.reset_classifier(2)
+    mrla.save(model, tmp_path / "two")
+    assert read_config(tmp_path / "two")["pretrained_cfg"].get("label_names") is None
+    mrla.save(model, tmp_path / "named", class_names=["d", "e"])
+    assert mrla.load(tmp_path / "named").pretrained_cfg["label_names"] == ["d", "e"]
+
+
+def test_a_network_that_reads_numbers_while_it_is_built(tmp_path):
+    """torchvision's RegNets read the widths of their blocks from tensors, which the meta device has no numbers for."""
+    model = mrla.attach(torchvision.models.regnet_y_400mf(num_classes=3)).eval()
+    before = torch.random.get_rng_state()
+    mrla.save(model, tmp_path, architecture="torchvision/regnet_y_400mf", model_args={"num_classes": 3})
+    again = mrla.load(tmp_path).eval()
+    assert torch.equal(torch.random.get_rng_state(), before)
+    x = torch.randn(2, 3, 64, 64)
+    assert torch.equal(again(x), model(x))
+
+
 def test_damage_is_named(tmp_path):
     model = MAKERS["plain"]()
     with pytest.raises(ValueError, match=r"a saved network is a folder with config\.json"):

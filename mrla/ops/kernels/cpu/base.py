@@ -76,7 +76,7 @@ def update_scale(call, plane):
 
 @primitive
 def mixed(call, plane, values, attn, count, at, inside):
-    """A run of sum_s a_s v_s over the first `count` layers; asks for the next plane of each value on the way."""
+    """A run of sum_s a_s v_s over the first `count` layers; prefetches the next plane of each value."""
     summed = spread(np.float32(0))
     for layer in range(count):
         value = elements(call, values[layer], plane)

@@ -37,7 +37,7 @@ def gate_of(means, query, key, first, last, slid_query, slid_key):
 
 @primitive
 def mix(call, plane, padded, ahead, taps, decay, shift):
-    """One plane of x + (the convolution of x with `taps` + decay * s + shift); asks for what lies `ahead`."""
+    """One plane of x + (the convolution of x with `taps` + decay * s + shift); prefetches what lies `ahead`."""
     x, shortcut = elements(call, call.x, plane), elements(call, call.shortcut, plane)
     out, has_shortcut, height, width = elements(call, call.out, plane), call.shortcut != 0, plane.height, plane.width
     step, start = stride(width), corner(width)
