@@ -50,6 +50,7 @@ napoleon_custom_sections = [("Attributes", "params_style")]
 
 html_theme = "pydata_sphinx_theme"
 html_title = "mrla"
+html_context = {"default_mode": "auto"}
 html_math_renderer = "mathml"
 html_static_path = ["static"]
 html_css_files = ["mrla.css"]
