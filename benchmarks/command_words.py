@@ -35,6 +35,8 @@ TINY = (
     *("--batch_size", "256", "--machine.accelerator", "cpu", "--machine.threads", "1", "--progress", "false"),
 )
 CPU = ("--machine.accelerator", "cpu", "--machine.threads", "1")
+AGAIN = ("--overwrite", "true", "--progress", "false")
+"""Else all but the first are refused because of what the first has written."""
 SHORT = ("--rounds", "1", "--batch_size", "2", "--image_size", "32", "--device", "cpu")
 COMMANDS: dict[str, tuple[str, ...]] = {
     "train": ("train", *TINY),
@@ -42,11 +44,11 @@ COMMANDS: dict[str, tuple[str, ...]] = {
     "eval": ("eval", "run", *CPU),
     "bench": ("bench", "--arms", "plain", "--quantities", "inference", *SHORT),
     "predict": ("predict", "net", "photo.png", *CPU),
-    "explain": ("explain", "run", "--cuts", "mixers", "--max_images", "20", *CPU, "--progress", "false"),
-    "prune": ("prune", "run", "--max_images", "20", *CPU, "--progress", "false"),
+    "explain": ("explain", "run", "--cuts", "mixers", "--max_images", "20", *CPU, *AGAIN),
+    "prune": ("prune", "run", "--max_images", "20", *CPU, *AGAIN),
     "models": ("models",),
     "chains": ("chains", "resnet18"),
-    "export": ("export", "net"),
+    "export": ("export", "net", "--overwrite", "true"),
     "convert": ("convert", "net.pth", "ours", "--arch", "paddle_resnet18"),
 }
 

@@ -3,6 +3,7 @@
 import os
 import sys
 from pathlib import Path
+from typing import Any
 
 HERE = Path(__file__).parent
 sys.path.insert(0, str(HERE / "extensions"))
@@ -65,6 +66,16 @@ html_theme_options = {
     "pygments_light_style": "a11y-high-contrast-light",
     "pygments_dark_style": "a11y-high-contrast-dark",
 }
-# The package's name is no word for a spelling of doctest prompts.
 copybutton_prompt_text = r">>> |\.\.\. |\$ "
 copybutton_prompt_is_regexp = True
+
+
+def _language_of_page(app: Any, page: str, template: str, context: dict[str, Any], doctree: Any) -> None:
+    """A browser chooses the form of Chinese characters by the page's language."""
+    if page.startswith("zh/"):
+        context["language"] = "zh_CN"
+
+
+def setup(app: Any) -> None:
+    """Hooks of this site."""
+    app.connect("html-page-context", _language_of_page)

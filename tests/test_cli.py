@@ -424,6 +424,16 @@ REFUSED = {
     "folder of another run": (["train", "--out", "TRAINED", "--epochs", "4"], r"belongs to a run with other settings"),
     "unwritable folder": (["train", "--out", "TRAINED/config.json/x"], r"output folder must be writable"),
     "data of another kind": (["eval", "TRAINED", "--data.root", "x"], r"digits lie in no folder"),
+    **{
+        f"{command}: {flag}": ([command, "TRAINED", *more, f"--machine.{flag}", given], message)
+        for command, more in {"predict": ["photo.png"], "explain": [], "prune": []}.items()
+        for flag, given, message in [
+            ("accelerator", "cpuu", r"machine.accelerator must be one of auto, .*did you mean 'cpu'\?"),
+            ("precision", "bf16-mixed", r"on one device, in float32: got machine.precision=bf16-mixed; leave it out"),
+            ("devices", "2", r"on one device, in float32: got machine.devices=2; leave it out"),
+            ("strategy", "ddp", r"on one device, in float32: got machine.strategy=ddp; leave it out"),
+        ]
+    },
     "bench no arms": (["bench", "--arms", ""], r"arms must be one or more different names: got none"),
     "bench unknown arm": (["bench", "--arms", "plain,lihgt"], r"got 'lihgt'; did you mean 'light'\?"),
     "bench unknown state": (["bench", "--arms", "light+fusd"], r"got 'fusd' in 'light\+fusd'; did you mean 'fused'\?"),

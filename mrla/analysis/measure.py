@@ -9,7 +9,9 @@ import torch
 from torch import Tensor, nn
 from torch.utils.flop_counter import FlopCounterMode
 
+from mrla.messages.suggestions import nearest
 from mrla.models.modes import in_eval_mode
+from mrla.train.recipe import Machine
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -100,6 +102,37 @@ def timing_device(accelerator: str) -> torch.device:
     """The GPU where a recipe's accelerator may be one and there is one, else the CPU."""
     gpu = accelerator in ("auto", "gpu", "cuda") and torch.cuda.is_available()
     return torch.device("cuda" if gpu else "cpu")
+
+
+def single_device(machine: Machine) -> torch.device:
+    """Where one network is looked at outside of training: a CUDA GPU or the CPU.
+
+    Args:
+        machine: Its accelerator says which: ``auto``, ``cpu``, ``gpu`` or ``cuda``; its threads are set by the caller.
+
+    Returns:
+        The device.
+
+    Raises:
+        ValueError: If the accelerator is another word or not there, or the machine has settings for training alone.
+
+    Example:
+        >>> single_device(Machine(accelerator="cpu", threads=1))
+        device(type='cpu')
+    """
+    usual = vars(Machine())
+    others = [f"machine.{name}={value}" for name, value in vars(machine).items() if value != usual[name]]
+    others = [one for one in others if not one.startswith(("machine.accelerator", "machine.threads"))]
+    if others:
+        raise ValueError(f"this is computed on one device, in float32: got {', '.join(others)}; leave it out")
+    choices = ("auto", "cpu", "gpu", "cuda")
+    if machine.accelerator not in choices:
+        hint = nearest(machine.accelerator, choices)
+        raise ValueError(f"machine.accelerator must be one of {', '.join(choices)}: got {machine.accelerator!r}{hint}")
+    device = timing_device(machine.accelerator)
+    if machine.accelerator in ("gpu", "cuda") and device.type == "cpu":
+        raise ValueError(f"machine.accelerator={machine.accelerator} needs a CUDA GPU: none is here; take cpu or auto")
+    return device
 
 
 def timed(action: Callable[[], object], device: torch.device) -> float:

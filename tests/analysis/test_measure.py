@@ -2,7 +2,8 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from mrla.analysis.measure import count_macs, measure_throughput
+from mrla.analysis.measure import count_macs, measure_throughput, single_device
+from mrla.train import Machine
 
 
 class Recorder(nn.Module):
@@ -90,3 +91,13 @@ def test_rates_are_images_by_seconds(monkeypatch):
 def test_nothing_to_time(images, rounds, got):
     with pytest.raises(ValueError, match=f"there must be images and rounds to time: got .*{got}"):
         measure_throughput({"model": nn.Identity()}, torch.ones(images, 3), rounds=rounds)
+
+
+@pytest.mark.parametrize("accelerator", ["gpu", "cuda"])
+def test_a_gpu_that_is_not_there_is_no_cpu(accelerator, monkeypatch):
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+    with pytest.raises(ValueError, match=rf"machine.accelerator={accelerator} needs a CUDA GPU: none is here"):
+        single_device(Machine(accelerator=accelerator))
+    assert single_device(Machine(accelerator="auto", threads=1)).type == "cpu"
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    assert single_device(Machine(accelerator=accelerator)).type == "cuda"

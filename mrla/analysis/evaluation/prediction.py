@@ -21,7 +21,7 @@ from mrla.train.threads import thread_limit
 from mrla.train.trained import load_trained
 
 from ..fonts import drawable
-from ..measure import timing_device
+from ..measure import single_device
 from .image_files import checked_files, classifier_input, preparation
 
 PREDICTIONS = "predictions.json"
@@ -65,6 +65,8 @@ def predict(
             into the folder.
     """
     need("matplotlib")
+    machine = machine or Machine()
+    device, detects = single_device(machine), False
     if not images:
         raise ValueError("images must be at least one file: got none")
     if not 0 <= score_thresh <= 1:
@@ -72,14 +74,14 @@ def predict(
     if top < 1:
         raise ValueError(f"top must be at least 1: got {top}")
     files = checked_files(images)
-    machine = machine or Machine()
-    detects = False
     if is_exported(checkpoint):
+        if machine.accelerator not in ("auto", "cpu"):
+            raise ValueError(f"an exported file runs on the CPU: got machine.accelerator={machine.accelerator}")
         model, device = open_exported(checkpoint, threads=machine.threads), torch.device("cpu")
         class_names, prepared = model.facts.class_names, model.facts.preprocessing()
     else:
         network, recipe, class_names = load_trained(checkpoint)
-        detects, device = task_of(network).name == "detection", timing_device(machine.accelerator)
+        detects = task_of(network).name == "detection"
         model, prepared = network.to(device).eval(), preparation(network, recipe)
     folder, found = Path(out), []
     # Asked of all classes at once, so that it is said once what cannot be drawn.

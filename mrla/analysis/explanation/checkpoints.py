@@ -12,7 +12,7 @@ from mrla.train.threads import thread_limit
 
 from ..evaluation.image_files import checked_files, classifier_input, preparation
 from ..evaluation.study import Study, open_study
-from ..measure import timing_device
+from ..measure import single_device
 from .cam_targets import Picture
 from .explaining import Explanation, Origin, explain
 from .margins import MARGIN
@@ -66,6 +66,7 @@ def explain_checkpoint(
     """
     need("scipy", "matplotlib", "jinja2", "captum")
     machine = machine or Machine()
+    device = single_device(machine)
     files = checked_files(images)
     study = open_study(
         checkpoint,
@@ -88,7 +89,7 @@ def explain_checkpoint(
     if cuts is None:
         cuts = () if shown is None or study.is_detector else ("mixers", "links")
     prepare = _input_of(study)
-    model.to(timing_device(machine.accelerator))
+    model.to(device)
     with thread_limit(machine.threads):
         return explain(
             model,

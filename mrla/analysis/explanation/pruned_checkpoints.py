@@ -18,7 +18,7 @@ from mrla.train.threads import thread_limit
 from mrla.train.trained import PRUNED
 
 from ..evaluation.study import Study, open_study
-from ..measure import timing_device
+from ..measure import single_device
 from .margins import MARGIN
 from .pruning import Pruning, prune
 
@@ -74,6 +74,7 @@ def prune_checkpoint(
     """
     need("scipy")
     start, machine = time.monotonic(), machine or Machine()
+    device = single_device(machine)
     folder = Path(out) if out is not None else _beside(checkpoint)
     study = open_study(
         checkpoint,
@@ -91,7 +92,7 @@ def prune_checkpoint(
     try:
         # before the work: the folder may be refused
         with written_folder(folder, record=PRUNED, overwrite=overwrite, inputs=study.read) as beside:
-            model.to(timing_device(machine.accelerator))
+            model.to(device)
             with thread_limit(machine.threads):
                 pruned = prune(
                     model, images.batches, keep=keep, margin=margin, max_images=max_images, on_progress=on_progress
