@@ -40,6 +40,9 @@ def test_commands_are_understood(line, monkeypatch, tmp_path, capsys):
     name, *words = shlex.split(line)[1:]
     assert name in COMMANDS
     # These have no configuration to print; the checkpoint is the reader's own.
+    if name == "chains":
+        assert main([name, *words]) == 0
+        return
     if name in ("eval", "convert", "predict", "explain", "prune", "export"):
         assert main([name, *words]) == 2
         assert re.search("does not exist|cannot be read", capsys.readouterr().err)
@@ -50,12 +53,12 @@ def test_commands_are_understood(line, monkeypatch, tmp_path, capsys):
         assert re.search(rf"^ *{flag.lstrip('-').split('.')[-1]}: {re.escape(value)}$", printed, re.MULTILINE), flag
 
 
-def test_both_set_up_commands_install_an_extra_that_exists():
+def test_every_command_that_installs_names_extras_that_exist():
     import tomllib
 
     extras = tomllib.loads((README.parent / "pyproject.toml").read_text())["project"]["optional-dependencies"]
-    installs = [re.search(r"pip install (?:-e )?'\.\[([\w,]+)\]'", line) for line in COMMAND_LINES]
-    found = {extra for match in installs if match for extra in match[1].split(",")}
+    installs = re.finditer(r"pip install (?:-e )?'\.\[([\w,]+)\]'", TEXT)
+    found = {extra for match in installs for extra in match[1].split(",")}
     assert found == {"train", "fast", "test", "docs"}
     assert found <= set(extras)
 

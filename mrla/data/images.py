@@ -1,6 +1,7 @@
 """Image files: which of a folder's are read, and the one way to read one."""
 
 import os
+import re
 import stat
 import warnings
 from collections import Counter
@@ -130,7 +131,9 @@ def read_sizes(path: str | Path) -> tuple[tuple[int, int], tuple[int, int]]:
 
 
 def _undecodable(path: str | Path, error: Exception) -> UndecodableImageError:
-    return UndecodableImageError(f"{path} does not decode as an image ({one_line(error)}); repair or remove it")
+    # Pillow names the open file, whose number says nothing.
+    reason = re.sub(r" <_io\.\w+ name=[^>]*>", "", one_line(error))
+    return UndecodableImageError(f"{path} does not decode as an image ({reason}); repair or remove it")
 
 
 def read_indexed(paths: Sequence[str], index: int) -> Any:

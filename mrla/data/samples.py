@@ -1,7 +1,6 @@
 """Samples that are read by key, what is known of their images, and loaders over them."""
 
 import os
-import warnings
 from abc import ABC, abstractmethod
 from collections import Counter
 from collections.abc import Callable, Sequence
@@ -198,18 +197,20 @@ def loader(
         rank=rank,
         world_size=world_size,
     )
-    with warnings.catch_warnings():
-        # Of more workers than cores, which a recipe for larger machines may ask for: they do no harm.
-        warnings.filterwarnings("ignore", message="This DataLoader will create")
-        return DataLoader(
-            samples,
-            batch_size=sampler.local_batch_size,
-            sampler=sampler,
-            num_workers=workers,
-            collate_fn=samples.collate,
-            persistent_workers=workers > 0,
-            pin_memory=pin_memory,
-        )
+    return _Loader(
+        samples,
+        batch_size=sampler.local_batch_size,
+        sampler=sampler,
+        num_workers=workers,
+        collate_fn=samples.collate,
+        persistent_workers=workers > 0,
+        pin_memory=pin_memory,
+    )
+
+
+class _Loader(DataLoader):
+    def check_worker_number_rationality(self) -> None:
+        """Torch warns of more workers than cores, when it is made and read; a recipe for larger machines has them."""
 
 
 def turns(labels: Sequence[int]) -> list[int]:

@@ -66,22 +66,32 @@ def finished_run(
     Raises:
         ValueError: If the folder belongs to a run with other settings or images, or holds another network.
     """
-    path = folder / CONFIG
-    if path.is_file():
-        record = read_json(path)
-        earlier = record.get("settings")
-        if differences := list(_differences(earlier, json.loads(json.dumps(settings)))):
-            more = f" and {len(differences) - 3} more" if len(differences) > 3 else ""
-            raise ValueError(
-                f"{folder} belongs to a run with other settings ({'; '.join(differences[:3])}{more}); "
-                f"choose another --out, or give the settings that it has"
-            )
-        _check_contents(folder, record.get("images"), contents)
-        result = folder / RESULT
-        return read_json(result) if result.is_file() else None
-    if folder.is_dir() and any(entry.name in (CHECKPOINTS, RESULT, "model.safetensors") for entry in folder.iterdir()):
-        raise ValueError(f"{folder} holds another network and no {CONFIG}; choose another --out")
-    return None
+    if not (folder / CONFIG).is_file():
+        if _has_trained(folder):
+            raise ValueError(f"{folder} holds another network and no {CONFIG}; choose another --out")
+        return None
+    record = read_json(folder / CONFIG)
+    if not _has_begun(folder):
+        return None
+    if differences := list(_differences(record.get("settings"), json.loads(json.dumps(settings)))):
+        more = f" and {len(differences) - 3} more" if len(differences) > 3 else ""
+        raise ValueError(
+            f"{folder} belongs to a run with other settings ({'; '.join(differences[:3])}{more}); "
+            f"choose another --out, or give the settings that it has"
+        )
+    _check_contents(folder, record.get("images"), contents)
+    result = folder / RESULT
+    return read_json(result) if result.is_file() else None
+
+
+def _has_begun(folder: Path) -> bool:
+    """Whether a run has finished an epoch, or one of a comparison's runs has: there is something to go on with."""
+    return _has_trained(folder) or any(_has_trained(run) for run in folder.glob("runs/*"))
+
+
+def _has_trained(folder: Path) -> bool:
+    """Whether a folder holds a trained network, or a state of its training."""
+    return any(True for name in (RESULT, "model.safetensors", f"{CHECKPOINTS}/*") for _ in folder.glob(name))
 
 
 def _check_contents(folder: Path, earlier: Any, contents: Mapping[str, Any] | None) -> None:
@@ -115,7 +125,7 @@ def open_run(
         ValueError: If the folder belongs to a run with other settings or images, or is not writable.
     """
     result = finished_run(folder, settings, contents)
-    if not (folder / CONFIG).is_file():
+    if not (folder / CONFIG).is_file() or not _has_begun(folder):
         make_folder(folder)
         known = {} if contents is None else {"images": contents}
         write_json(folder / CONFIG, {"settings": settings, **known, "versions": versions()})

@@ -1,6 +1,9 @@
+import os
+
 import pytest
 from torch.utils.data import BatchSampler
 
+from mrla.data import Digits, loader
 from mrla.data.sampling import PADDING, EpochSampler, SampleKey
 
 
@@ -105,3 +108,8 @@ def test_no_batch_at_all_is_refused(options, message):
     with pytest.raises(ValueError, match=message) as caught:
         EpochSampler(**options)
     assert "\n" not in str(caught.value)
+
+
+def test_more_workers_than_cores_are_no_warning():
+    batches = loader(Digits().open("val"), batch_size=256, workers=(os.cpu_count() or 1) + 1)
+    assert len(list(batches)) == len(batches)

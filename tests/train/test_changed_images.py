@@ -67,11 +67,28 @@ def test_a_run_and_a_comparison_notice(change, photos, tmp_path):
     out = tmp_path / "out"
     assert open_run(out, {"a": 1}, contents) is None
     open_run(out, {"a": 1}, contents)
+    (out / "checkpoints").mkdir()
+    (out / "checkpoints" / "last.ckpt").touch()
     change(photos)
     with pytest.raises(ValueError, match=SAID[change]) as error:
         finished_run(out, {"a": 1}, RecipeImages(recipe).contents)
     assert "\n" not in str(error.value)
     finished_run(out, {"a": 1}, None)  # nothing is known of a caller's loaders
+
+
+@pytest.mark.usefixtures("runs_in_one_process")
+def test_what_is_mended_before_an_epoch_is_finished_goes_on(photos, tmp_path):
+    """A photograph that stops the first epoch is to be removed; then the same command must do."""
+    recipe = tiny(data=Folder(root=str(photos), size=8, workers=0), epochs=1, optim=SHORT, batch_size=4)
+    broken = photos / "train" / "a" / "broken.png"
+    broken.write_text("no image")
+    with pytest.raises(ValueError, match="does not decode as an image"):
+        train(recipe, tmp_path / "run", progress=False)
+    with pytest.raises(ValueError, match="does not decode as an image"):
+        compare(recipe, seeds=1, out=tmp_path / "compared", progress=False)
+    broken.unlink()
+    train(recipe, tmp_path / "run", progress=False)
+    compare(recipe, seeds=1, out=tmp_path / "compared", progress=False)
 
 
 def test_end_to_end(photos, tmp_path):
