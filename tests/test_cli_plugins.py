@@ -15,7 +15,7 @@ from mrla.ops import METHODS
 from mrla.train import plugins
 
 pytestmark = pytest.mark.usefixtures("in_an_empty_folder")
-PAGE = Path(mrla.__file__).parent / "ops" / "mixers" / "README.md"
+PAGE = Path(__file__).parents[1] / "docs" / "extend" / "method.md"
 TINY = ["--model_args.channels", "[4,4,4,4]", "--epochs", "1", "--optim.warmup_epochs", "0", "--progress", "false"]
 PLUGIN = ["--plugins", "my_methods.py"]
 
@@ -36,8 +36,7 @@ def forgotten(monkeypatch):
 @pytest.fixture
 def own_method():
     """The worked example's class in a file of its own."""
-    (code,) = re.findall(r"```python\n(.*?)```", PAGE.read_text(), re.DOTALL)
-    Path("my_methods.py").write_text(code.partition("\n\nmodel = ")[0] + "\n")
+    Path("my_methods.py").write_text(re.findall(r"```python\n(.*?)```", PAGE.read_text(), re.DOTALL)[0])
 
 
 def forget():

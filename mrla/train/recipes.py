@@ -17,8 +17,8 @@ def digits_resnet18() -> Recipe:
     """A narrow ResNet-18 on scikit-learn's 1,797 scans of digits: the default, nothing to download.
 
     Ours: chosen on the validation part so that a network trains in seconds on one CPU core and both arms end above 97 %
-    (3 warm-up epochs, because with 1 both end lower); measured scores are in the README. Run: ``mrla train`` or
-    ``mrla compare``.
+    (3 warm-up epochs, because with 1 both end lower); measured scores are in docs/tasks/compare.md. Run:
+    ``mrla train`` or ``mrla compare``.
     """
     return Recipe(
         recipe="digits_resnet18",
@@ -166,8 +166,8 @@ def shapes_mask_rcnn() -> Recipe:
     """Mask R-CNN with a narrow ResNet-18 on drawn shapes of 96x96: nothing to download, minutes on a CPU.
 
     Ours: sizes and rates chosen so that a comparison of two arms with two seeds ends within minutes on two cores;
-    measured scores are in the README. Run: ``mrla train --recipe shapes_mask_rcnn``, or ``mrla compare`` with
-    the same flags.
+    measured scores are in docs/tasks/detect.md. Run: ``mrla train --recipe shapes_mask_rcnn``, or ``mrla compare``
+    with the same flags.
     """
     return Recipe(
         recipe="shapes_mask_rcnn",

@@ -51,7 +51,7 @@ class Comparison(Brief):
 
     Attributes:
         folder: Where it is.
-        content: What ``compare.json`` holds; the README lists its keys.
+        content: What ``compare.json`` holds; docs/reference/json_keys.md lists its keys.
         was_finished: Whether it was finished before, so that nothing was trained now.
     """
 

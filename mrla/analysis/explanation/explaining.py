@@ -59,7 +59,7 @@ class Explanation(Brief):
 
     Attributes:
         folder: Where it was written; None where it was not.
-        content: What ``explain.json`` holds; the README of `analysis` lists its keys.
+        content: What ``explain.json`` holds; docs/reference/json_keys.md lists its keys.
     """
 
     folder: Path | None

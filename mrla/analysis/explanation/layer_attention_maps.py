@@ -41,7 +41,7 @@ class LayerAttentionStatistics:
             self._sums[chain] = parts  # type: ignore[assignment]
 
     def records(self, model: nn.Module) -> list[dict[str, Any]]:
-        """What is known, one entry a chain: the README lists the keys."""
+        """What is known, one entry a chain: docs/reference/json_keys.md lists the keys."""
         return [self._record(model, chain, *sums) for chain, sums in self._sums.items()]
 
     def _record(
