@@ -1,6 +1,7 @@
 """`mrla export`, and `mrla predict` on what it wrote."""
 
 import json
+import re
 from pathlib import Path
 
 import numpy as np
@@ -70,9 +71,8 @@ def test_refused_with_one_line_and_exit_code_2(network, tmp_path, capsys):
         assert said.count("\n") == 1
         return said
 
-    assert "--format must be one of onnx, torch_export, openvino: got 'onx'; did you mean 'onnx'?" in refused(
-        str(network), "--format", "onx"
-    )
+    said = refused(str(network), "--format", "onx")
+    assert re.search("format must be one of onnx, torch_export, openvino, .*: got 'onx'; did you mean 'onnx'?", said)
     (tmp_path / "there.onnx").touch()
     assert "there.onnx exists" in refused(str(network), "--out", str(tmp_path / "there.onnx"))
     assert ".onnx" in refused(str(network), "--out", str(tmp_path / "net.pt2"))

@@ -8,7 +8,6 @@ from typing import Any
 from rich.table import Table
 
 from mrla.messages.one_line import one_line
-from mrla.messages.suggestions import nearest
 
 from .parsing import add_study_flags, again, command_parser, listed, parse, study_options
 from .printing import console_of_width, print_pruning, progress_bar
@@ -16,7 +15,7 @@ from .printing import console_of_width, print_pruning, progress_bar
 
 def export_command(words: Sequence[str]) -> int:
     """Write a trained network as a file for another engine, run that file, and compare its outputs."""
-    from mrla.deploy.formats import FORMATS
+    from mrla.deploy.formats import FORMATS, get_format
 
     parser = command_parser("export", export_command)
     parser.add_argument("checkpoint", type=str, help="A folder of a run or of mrla.save, hf-hub:owner/name, or a .ckpt")
@@ -33,15 +32,13 @@ def export_command(words: Sequence[str]) -> int:
     )
     parser.add_argument("--overwrite", type=bool, default=False, help="Whether a file that is there is replaced")
     options = parse(parser, words)
-    if options["format"] not in FORMATS:
-        near = nearest(options["format"], FORMATS)
-        raise ValueError(f"--format must be one of {', '.join(FORMATS)}: got {options['format']!r}{near}")
+    suffix = get_format(options["format"]).suffix
     from mrla.analysis.evaluation.exported_checkpoints import export_checkpoint
     from mrla.deploy import ExportMismatch
 
     checkpoint = Path(options["checkpoint"])
     name = checkpoint.stem if checkpoint.is_file() else checkpoint.name
-    out = options["out"] or f"{name}{FORMATS[options['format']].suffix}"
+    out = options["out"] or f"{name}{suffix}"
     arguments = {name: options[name] for name in ("format", "fuse", "dynamic_size", "tolerance", "overwrite")}
     try:
         made = export_checkpoint(options["checkpoint"], out, **arguments)

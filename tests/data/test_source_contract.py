@@ -250,6 +250,6 @@ def test_a_kind_that_is_not_registered_is_refused_with_the_nearest():
     with pytest.raises(ValueError, match=r"one of digits, cifar10, .*shapes.*: got 'foldr'; did you mean 'folder'\?"):
         source_class("foldr")
     with pytest.raises(
-        ValueError, match=r"of digits, .*, shapes, or a kind of your own that is registered .*: got 'quilts'$"
+        ValueError, match=r"of digits, .*, shapes, or a kind of your own, .* --plugins FILE.py: got 'quilts'$"
     ):
         source_class("quilts")

@@ -372,7 +372,10 @@ def test_what_torch_cannot_follow_is_named(middle, tmp_path):
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        ({"format": "tflite"}, r"format must be one of onnx, torch_export, openvino: got 'tflite'"),
+        (
+            {"format": "tflite"},
+            r"format must be one of onnx, torch_export, openvino, or .* --plugins FILE.py: got 'tflite'",
+        ),
         ({"format": "openvino"}, r"must end in \.xml: got .*net\.onnx.*or pass format='onnx'"),
         ({"tolerance": 0.0}, r"tolerance must be above 0"),
         ({"class_names": NAMES}, r"class_names must name each of the network's 4 outputs: got 7"),
