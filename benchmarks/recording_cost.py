@@ -34,8 +34,8 @@ def passes(method: str, options: argparse.Namespace) -> tuple[Callable[[], Any],
             return model(images)
 
     def recorded() -> Any:
-        with torch.inference_mode(), recording(model) as recorded:
-            return model(images), recorded.attention_over_layers()
+        with torch.inference_mode(), recording(model) as recorder:
+            return model(images), recorder.attention_over_layers()
 
     if not torch.allclose(plain(), recorded()[0], rtol=1e-3, atol=1e-3 * float(plain().abs().max())):
         raise RuntimeError("a recorded pass must give what the pass gives")

@@ -24,12 +24,12 @@ extensions = [
     "mathml",
     "reference_pages",
 ]
-exclude_patterns = ["README.md", "_build", "notebooks/downloads"]
+exclude_patterns = ["README.md", "_build"]
 # A name in single backticks is a link where it is documented, else code.
 default_role = "py:obj"
 toc_object_entries_show_parents = "hide"
 
-myst_enable_extensions = ["dollarmath", "colon_fence", "deflist"]
+myst_enable_extensions = ["dollarmath", "colon_fence"]
 myst_heading_anchors = 3
 
 # Notebooks run when the site is built, and again only when their cells have changed; `build.py` sets the variable.

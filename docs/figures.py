@@ -33,24 +33,12 @@ TRUE_DIFFERENCE, SPREAD, RANDOM_SEED = 0.3, 0.5, 0
 
 def attention_exact() -> Figure:
     """Every block makes the keys and values of all blocks anew."""
-    figure, axes = _four_blocks("exact")
-    for target in range(4):
-        for source in range(target):
-            _arc(axes, source, target, BLOCKS[target])
-        _own(axes, target, BLOCKS[target])
-    _legend(axes, "colour: the block whose kernels\nmake key and value")
-    return figure
+    return _attention_to_all("exact", maker=lambda source, target: target)
 
 
 def attention_base() -> Figure:
     """Every block makes one key and one value, and later blocks read them."""
-    figure, axes = _four_blocks("base")
-    for target in range(4):
-        for source in range(target):
-            _arc(axes, source, target, BLOCKS[source])
-        _own(axes, target, BLOCKS[target])
-    _legend(axes, "colour: the block whose kernels\nmake key and value")
-    return figure
+    return _attention_to_all("base", maker=lambda source, target: source)
 
 
 def attention_light() -> Figure:
@@ -163,6 +151,17 @@ def _four_blocks(method: str) -> tuple[Figure, "Axes"]:
         _box(axes, block - 0.28, -0.28, 0.56, 0.56, "white", BLOCKS[block])
         axes.text(block, -0.02, str(block + 1), ha="center", va="center", size=12, color=INK)
     return figure, axes
+
+
+def _attention_to_all(method: str, maker: Callable[[int, int], int]) -> Figure:
+    """Arrows from every block to every later one, in the colour of the block that makes key and value."""
+    figure, axes = _four_blocks(method)
+    for target in range(4):
+        for source in range(target):
+            _arc(axes, source, target, BLOCKS[maker(source, target)])
+        _own(axes, target, BLOCKS[target])
+    _legend(axes, "colour: the block whose kernels\nmake key and value")
+    return figure
 
 
 def _arc(axes: "Axes", source: int, target: int, colour: str) -> None:

@@ -53,6 +53,17 @@ def in_an_empty_folder(tmp_path, monkeypatch):
 
 
 @pytest.fixture
+def without_downloads(monkeypatch):
+    """Code for readers runs as it is printed: weights that timm would fetch are random ones."""
+    import timm
+
+    create_model = timm.create_model
+    monkeypatch.setattr(
+        timm, "create_model", lambda name, pretrained=False, **arguments: create_model(name, **arguments)
+    )
+
+
+@pytest.fixture
 def small_files():
     """`small_files(size)`: a body in which no file takes more bytes, as on a disk that is full."""
 

@@ -5,7 +5,6 @@ import shlex
 from pathlib import Path
 
 import pytest
-import timm
 
 from mrla.cli import COMMANDS, main
 
@@ -20,13 +19,7 @@ def test_it_is_short():
     assert not [line for line in lines if len(line) > 120]
 
 
-def test_python_blocks_run_in_order(monkeypatch, in_an_empty_folder):
-    create_model = timm.create_model
-
-    def without_download(name, pretrained=False, **arguments):
-        return create_model(name, pretrained=False, **arguments)
-
-    monkeypatch.setattr(timm, "create_model", without_download)
+def test_python_blocks_run_in_order(in_an_empty_folder, without_downloads):
     blocks = re.findall(r"```python\n(.*?)```", TEXT, re.DOTALL)
     assert blocks
     names: dict[str, object] = {}

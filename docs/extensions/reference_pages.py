@@ -97,22 +97,23 @@ def constant_text(name: str, found: Any) -> list[str]:
 class _Built(Exception):
     """A parser was built and would have parsed."""
 
+    def __init__(self, parser: ArgumentParser):
+        super().__init__()
+        self.parser = parser
 
-def parser_of(name: str, words: tuple[str, ...] = ()) -> ArgumentParser:
-    """The parser that a command builds for some words, before it parses them."""
+
+def parser_of(name: str) -> ArgumentParser:
+    """The parser that a command builds, before it parses."""
     from mrla.cli import COMMANDS
 
-    found: list[ArgumentParser] = []
-
     def stop(parser: ArgumentParser, *_: Any, **__: Any) -> None:
-        found.append(parser)
-        raise _Built
+        raise _Built(parser)
 
     with mock.patch.object(ArgumentParser, "parse_args", stop):
         try:
-            COMMANDS[name](list(words))
-        except _Built:
-            return found[0]
+            COMMANDS[name]([])
+        except _Built as built:
+            return built.parser
     raise RuntimeError(f"mrla {name} has parsed nothing")
 
 

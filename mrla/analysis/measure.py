@@ -120,10 +120,8 @@ def single_device(machine: Machine) -> torch.device:
         >>> single_device(Machine(accelerator="cpu", threads=1))
         device(type='cpu')
     """
-    usual = vars(Machine())
-    others = [f"machine.{name}={value}" for name, value in vars(machine).items() if value != usual[name]]
-    others = [one for one in others if not one.startswith(("machine.accelerator", "machine.threads"))]
-    if others:
+    usual = vars(Machine(accelerator=machine.accelerator, threads=machine.threads))
+    if others := [f"machine.{name}={value}" for name, value in vars(machine).items() if value != usual[name]]:
         raise ValueError(f"this is computed on one device, in float32: got {', '.join(others)}; leave it out")
     choices = ("auto", "cpu", "gpu", "cuda")
     if machine.accelerator not in choices:

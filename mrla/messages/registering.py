@@ -54,8 +54,17 @@ def place_of(value: object) -> str:
     return f"{kind.__qualname__} in {file_of(kind)}"
 
 
+IMPORTED = "whose file is imported by a command's --plugins FILE.py"
+"""Of what is registered by a user, for the error of a name that is not known."""
+
+
+def is_ours(kind: type) -> bool:
+    """Whether a class is one of `mrla`'s, which every process knows."""
+    return kind.__module__.partition(".")[0] == "mrla"
+
+
 def plugin_of(kind: type) -> str | None:
-    """What ``--plugins`` takes to have a class of a user's: a package's module by its name, any other by its file.
+    """What ``--plugins`` takes to have a user's class: a package's module by its name, any other by its file.
 
     A module of a package may import its siblings, which it could not as a file.
 
@@ -63,10 +72,10 @@ def plugin_of(kind: type) -> str | None:
         kind: The class.
 
     Returns:
-        The name; None for a class of `mrla`, which needs none, and for one that no other process can import.
+        The name; None for a class that no other process can import.
     """
     module = kind.__module__
-    if module.partition(".")[0] in ("mrla", "__main__"):
+    if module == "__main__":
         return None
     name = module if "." in module else file_of(kind)
     return name if "." in module or name.endswith(".py") else None

@@ -7,7 +7,7 @@ from importlib.util import module_from_spec, spec_from_file_location
 from pathlib import Path
 
 from mrla.messages.one_line import one_line
-from mrla.messages.registering import plugin_of
+from mrla.messages.registering import is_ours, plugin_of
 
 _loaded: dict[str, None] = {}
 
@@ -50,7 +50,7 @@ def plugins_for(classes: Iterable[type]) -> list[str]:
     """
     plugins = dict(_loaded)
     for kind in classes:
-        if kind.__module__.partition(".")[0] == "mrla":
+        if is_ours(kind):
             continue
         name = plugin_of(kind)
         if name is None:

@@ -1,7 +1,5 @@
-import hashlib
 import pickle
 import struct
-import tarfile
 import tempfile
 from collections import Counter
 from dataclasses import replace
@@ -11,6 +9,7 @@ import numpy as np
 import pytest
 import torch
 from PIL import Image, PngImagePlugin
+from small_cifar import PER_FILE, make_cifar, md5
 from torchvision import datasets
 
 from mrla.data.images import UndecodableImageError
@@ -18,40 +17,6 @@ from mrla.data.samples import IGNORE_LABEL, loader
 from mrla.data.sampling import PADDING, SampleKey
 from mrla.data.sources import Cifar10, Cifar100, Digits, Folder, kinds_for
 from mrla.data.sources.cifar import _read
-
-PER_FILE = 3
-"""Images in each file of a made-up CIFAR archive."""
-
-
-def md5(content: bytes) -> str:
-    return hashlib.md5(content).hexdigest()
-
-
-def make_cifar(root: Path, dataset, monkeypatch) -> None:
-    """The folder and the archive of a CIFAR of a few random images, with torchvision's table of checksums to match."""
-    classes = 10 if dataset is datasets.CIFAR10 else 100
-    labels = "labels" if classes == 10 else "fine_labels"
-    folder = root / dataset.base_folder
-    folder.mkdir(parents=True)
-    draw = np.random.default_rng(0)
-
-    def write(name: str, content: dict) -> str:
-        (folder / name).write_bytes(pickle.dumps(content, protocol=2))
-        return md5((folder / name).read_bytes())
-
-    for part in ("train_list", "test_list"):
-        table = []
-        for name, _ in getattr(dataset, part):
-            pixels = draw.integers(0, 256, (PER_FILE, 3072), dtype=np.uint8)
-            table.append([name, write(name, {"data": pixels, labels: draw.integers(0, classes, PER_FILE).tolist()})])
-        monkeypatch.setattr(dataset, part, table)
-    names = [f"class{number}" for number in range(classes)]
-    meta = {**dataset.meta, "md5": write(dataset.meta["filename"], {dataset.meta["key"]: names})}
-    monkeypatch.setattr(dataset, "meta", meta)
-    archive = root / dataset.filename
-    with tarfile.open(archive, "w:gz") as tar:
-        tar.add(folder, dataset.base_folder)
-    monkeypatch.setattr(dataset, "tgz_md5", md5(archive.read_bytes()))
 
 
 @pytest.fixture(params=["cifar10", "cifar100"])
@@ -61,7 +26,6 @@ def cifar(request, tmp_path, monkeypatch):
         request.param
     ]
     make_cifar(tmp_path / "data", dataset, monkeypatch)
-    _read.cache_clear()
     yield describe(root=str(tmp_path / "data"), workers=0), dataset
     _read.cache_clear()
 

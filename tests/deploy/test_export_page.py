@@ -14,6 +14,10 @@ BLOCKS = re.findall(r"```python\n(.*?)```", PAGE, re.DOTALL)
 (CONFIGURATION,) = re.findall(r"<!-- config\.pbtxt -->\n```\n(.*?)```", PAGE, re.DOTALL)
 
 
+def test_every_python_block_is_run():
+    assert len(BLOCKS) == PAGE.count("```python") == 2
+
+
 def test_the_page(tmp_path, monkeypatch, capsys):
     monkeypatch.chdir(tmp_path)
     model = timm.create_model("resnet18", layers=(1, 1, 1, 1), channels=(8,) * 4, num_classes=37)

@@ -1,4 +1,4 @@
-"""What the reader of a page has already, made small: photographs, networks, runs, archives."""
+"""What the reader of a page has already, made small: photographs, networks, runs."""
 
 from dataclasses import replace
 from pathlib import Path
@@ -14,7 +14,7 @@ from mrla.data import Shapes
 from mrla.data.sources.shapes import write_coco
 from mrla.train import Machine, get_recipe
 from mrla.train.fitting import train
-from mrla.train.recipe import DetectorOptions, Optim, Recipe
+from mrla.train.recipe import Recipe
 
 _COLOURS = {"cat": (200, 120, 60), "dog": (60, 120, 200), "horse": (80, 190, 90)}
 
@@ -64,20 +64,6 @@ def run_on_photos(folder: str, root: str = "photos", arm: str = "light") -> None
     train(replace(recipe, optim=optim, data=data, machine=machine, **changes), folder, progress=False)
 
 
-def detection_run(folder: str, arm: str = "light") -> None:
-    """A finished run of a detector on a few drawn images."""
-    detector = DetectorOptions(
-        name="mask_rcnn", min_size=64, max_size=64, freeze_stages=-1, norm_eval=False, fpn_channels=16,
-        options={"box_head_dim": 16, "mask_head_dim": 8, "mask_head_layers": 1, "detections_per_image": 10},
-    )  # fmt: skip
-    recipe = replace(
-        get_recipe("shapes_mask_rcnn"), model="test_resnet", model_args={}, arm=arm, detector=detector,
-        data=Shapes(images=8, val_images=4, image_size=64, max_objects=3), optim=Optim(name="adamw", lr=2e-3),
-        epochs=1, batch_size=4, machine=Machine(accelerator="cpu", threads=1),
-    )  # fmt: skip
-    train(recipe, folder, progress=False)
-
-
 def coco(folder: str = "coco") -> None:
     """A COCO folder of drawn images."""
     write_coco(Shapes(images=8, val_images=4, image_size=64, max_objects=3), folder)
@@ -92,33 +78,3 @@ def picture(name: str = "photo.jpg", size: int = 32) -> None:
 def released_checkpoint(name: str = "r50.pth.tar", architecture: str = "resnet50_mrlal") -> None:
     """A checkpoint as the released code saves one, of weights with which the released network was run."""
     torch.save({"state_dict": model_case(architecture).state}, name)
-
-
-def cifar_archive(folder: str = "data", per_file: int = 8) -> None:
-    """A CIFAR-10 of a few random images, for torchvision's table of checksums to be told of it."""
-    import hashlib
-    import pickle
-    import tarfile
-
-    from torchvision.datasets import CIFAR10
-
-    root = Path(folder) / CIFAR10.base_folder
-    root.mkdir(parents=True)
-    draw = np.random.default_rng(0)
-
-    def write(name: str, content: dict) -> str:
-        (root / name).write_bytes(pickle.dumps(content, protocol=2))
-        return hashlib.md5((root / name).read_bytes()).hexdigest()
-
-    for part in ("train_list", "test_list"):
-        files = []
-        for name, _ in getattr(CIFAR10, part):
-            labels = draw.integers(0, 10, per_file).tolist()
-            pixels = draw.integers(0, 256, (per_file, 3072), dtype=np.uint8)
-            files.append([name, write(name, {"data": pixels, "labels": labels})])
-        setattr(CIFAR10, part, files)
-    names = {CIFAR10.meta["key"]: [f"class{number}" for number in range(10)]}
-    CIFAR10.meta = {**CIFAR10.meta, "md5": write(CIFAR10.meta["filename"], names)}
-    with tarfile.open(Path(folder) / CIFAR10.filename, "w:gz") as archive:
-        archive.add(root, CIFAR10.base_folder)
-    CIFAR10.tgz_md5 = hashlib.md5((Path(folder) / CIFAR10.filename).read_bytes()).hexdigest()

@@ -2,7 +2,8 @@
 
 What a reader would have (photographs, a trained network, a notebook's archive) is made small by hidden comments:
 
-    <!-- setup                      Python, run before the block behind it; the functions of scenes.py are known
+    <!-- setup                      Python, run before the block behind it; the functions of scenes.py are known,
+                                   and `cifar_archive(FOLDER)`
     photos("photos")
     -->
     <!-- run with: --epochs 1 -->   words added to each mrla command of the block behind it
@@ -17,7 +18,8 @@ from typing import Any, NamedTuple
 
 import pytest
 import scenes
-import timm
+from small_cifar import make_cifar
+from torchvision.datasets import CIFAR10
 
 from mrla.cli import COMMANDS, main
 
@@ -108,13 +110,13 @@ def check_other_command(line: str) -> None:
 
 @pytest.mark.sweep
 @pytest.mark.parametrize("page", PAGES, ids=lambda page: str(page.relative_to(DOCS)))
-def test_blocks_run_in_order(page, in_an_empty_folder, monkeypatch, runs_in_one_process):
-    create_model = timm.create_model
-    monkeypatch.setattr(
-        timm, "create_model", lambda name, pretrained=False, **arguments: create_model(name, **arguments)
-    )
+def test_blocks_run_in_order(page, in_an_empty_folder, without_downloads, runs_in_one_process, monkeypatch):
+    def cifar_archive(folder: str) -> None:
+        make_cifar(Path(folder), CIFAR10, monkeypatch, per_file=8)
+
     monkeypatch.syspath_prepend(Path.cwd())  # as for a script in that folder
     names: dict[str, Any] = {name: made for name, made in vars(scenes).items() if not name.startswith("_")}
+    names["cifar_archive"] = cifar_archive
     for number, block in enumerate(blocks_of(page.read_text()), start=1):
         if block.language == "bash":
             run_commands(block)

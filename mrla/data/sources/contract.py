@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any, ClassVar, Literal, Self, TypeVar, get_args
 
-from mrla.messages.registering import register
+from mrla.messages.registering import IMPORTED, register
 from mrla.messages.suggestions import nearest
 
 from ..samples import ImageFacts, KeyedSamples
@@ -200,10 +200,8 @@ def source_class(kind: str) -> type[DataSource]:
         Digits(kind='digits', workers=0)
     """
     if kind not in DATA_KINDS:
-        own = "or a kind of your own, whose file is imported by a command's --plugins FILE.py"
-        raise ValueError(
-            f"data.kind must be one of {', '.join(DATA_KINDS)}, {own}: got {kind!r}{nearest(kind, DATA_KINDS)}"
-        )
+        known = f"{', '.join(DATA_KINDS)}, or a kind of your own, {IMPORTED}"
+        raise ValueError(f"data.kind must be one of {known}: got {kind!r}{nearest(kind, DATA_KINDS)}")
     return DATA_KINDS[kind]
 
 

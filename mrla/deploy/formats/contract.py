@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 from torch.export import ExportedProgram
 
-from mrla.messages.registering import place_of, register
+from mrla.messages.registering import IMPORTED, place_of, register
 from mrla.messages.suggestions import nearest
 
 from ..export_facts import Facts
@@ -221,7 +221,7 @@ def get_format(name: str) -> type[ExportFormat]:
         '.xml'
     """
     if name not in FORMATS:
-        known = f"{', '.join(FORMATS)}, or one of your own, whose file is imported by a command's --plugins FILE.py"
+        known = f"{', '.join(FORMATS)}, or one of your own, {IMPORTED}"
         raise ValueError(f"format must be one of {known}: got {name!r}{nearest(name, FORMATS)}")
     return FORMATS[name]
 

@@ -13,7 +13,7 @@ import torch
 from torch import Tensor, nn
 
 from mrla.messages.one_line import one_line
-from mrla.messages.registering import file_of, plugin_of
+from mrla.messages.registering import file_of, is_ours, plugin_of
 from mrla.ops import method_named
 
 from ..attachment import attach, detach, is_attached
@@ -122,7 +122,7 @@ def mixer_record(model: nn.Module) -> dict[str, Any]:
     """What config.json says of a network's mixers: this version, the arguments of `attach`, whose method it is."""
     recipe = attach_recipe(model)
     record: dict[str, Any] = {"version": version("mrla"), "attach": recipe}
-    if recipe and not (mixer := method_named(recipe["method"])).__module__.startswith("mrla."):
+    if recipe and not is_ours(mixer := method_named(recipe["method"])):
         plugin = plugin_of(mixer) or file_of(mixer)
         record["plugin"] = Path(plugin).name if plugin.endswith(".py") else plugin
     return record
